@@ -1,0 +1,85 @@
+"""Every error that this package raises on purpose; each message is one sentence that a user can act on.
+
+TextualInversionError
+├── EmbeddingError            an embedding file or its contents
+│   ├── UnsafeFileError       the file tries to do more than hold data
+│   ├── UnknownLayoutError    no reader recognises the layout
+│   │   └── NoEmbeddingError  an ordinary picture
+│   └── NameTakenError        a file of that name exists
+├── InvalidNameError          a name that cannot become a file name or a prompt word
+├── PromptError               a prompt or a template that cannot be used
+├── CheckpointError           a checkpoint that is not one, or misses tensors
+│   └── UnsupportedCheckpointError   a checkpoint of a family that is not handled
+├── DatasetError              a folder or a picture that training cannot use
+├── ConfigError               a setting outside its range
+└── TrainingError             training cannot go on
+    ├── NonFiniteLossError    the loss became NaN or infinite
+    └── ZeroGradientError     no gradient reaches the vectors
+"""
+
+from __future__ import annotations
+
+
+class TextualInversionError(Exception):
+    """Base class: catch it to catch everything this package raises on purpose."""
+
+
+class EmbeddingError(TextualInversionError):
+    """An embedding file or its contents cannot be used."""
+
+
+class UnsafeFileError(EmbeddingError):
+    """A file that tries to do more than hold data, such as a pickle that imports."""
+
+
+class UnknownLayoutError(EmbeddingError):
+    """A readable file in which no reader recognises an embedding."""
+
+
+class NoEmbeddingError(UnknownLayoutError):
+    """A picture that carries no embedding, as previews do; a folder of embeddings may hold many."""
+
+
+class NameTakenError(EmbeddingError):
+    """A file of that name exists and overwriting was not asked for."""
+
+
+class InvalidNameError(TextualInversionError):
+    """A name that cannot become a file name or a word of a prompt."""
+
+
+class PromptError(TextualInversionError):
+    """A prompt or a prompt template that cannot be used."""
+
+
+class CheckpointError(TextualInversionError):
+    """A checkpoint file that is not one, or that misses tensors."""
+
+
+class UnsupportedCheckpointError(CheckpointError):
+    """A checkpoint of a family that this version does not handle."""
+
+
+class DatasetError(TextualInversionError):
+    """A folder or a picture that training cannot use."""
+
+
+class ConfigError(TextualInversionError):
+    """A setting outside its range."""
+
+
+class TrainingError(TextualInversionError):
+    """Training cannot go on; the last good vectors are kept."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss became NaN or infinite."""
+
+
+class ZeroGradientError(TrainingError):
+    """No gradient reaches the vectors, so they would never learn."""
+
+
+def legible(text: str) -> str:
+    """`text`, such as a path, for pages and JSON: what a file's name has in it that is no letter of any encoding is spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,154 @@
+"""The visible part of a picture that carries an embedding: a ground, the name and what is known of it. Knows nothing of files."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy
+
+from textual_inversion.embedding import Embedding
+from textual_inversion.formats.layout import as_step, as_text
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_SIDE = 512
+_MIN_SIDE, _MAX_SIDE = 384, 1024
+_MARGIN = 28  # as all sizes here, for a side of 512
+_NAME_SIZES = (60, 52, 44, 38, 32)
+_NAME_LINES = 3
+_FACTS_SIZE, _CHECKPOINT_SIZE = 25, 21
+_WHITE, _PALE, _DIM = (255, 255, 255), (226, 230, 240), (176, 184, 200)
+_CUT = "..."  # the sign for it is missing in some fonts
+
+
+def draw_face(embedding: Embedding, picture: Image.Image | None = None) -> Image.Image:
+    """The card, mode RGB, 384 to 1024 pixels a side: `picture`, or a pattern that the vectors determine, with the texts over it."""
+    card = _pattern(embedding) if picture is None else _fitted(picture)
+    unit = min(card.size) / _SIDE
+    lines = _lines(embedding, unit, card.width)
+    height = sum(mask.height + gap for mask, _, gap in lines)
+    top = max(0, card.height - height - round(_MARGIN * unit))
+    card = _darkened(card, top)
+    for mask, colour, gap in lines:
+        card.paste(colour, (round(_MARGIN * unit), top), mask)
+        top += mask.height + gap
+    return card
+
+
+def _lines(embedding: Embedding, unit: float, width: int) -> list[tuple[Image.Image, tuple[int, int, int], int]]:
+    """Mask, colour and the gap below of each line, all of them as wide as the card allows."""
+    from textual_inversion.formats.picture_text import draw_line
+
+    room = width - 2 * round(_MARGIN * unit)
+    size, names = _broken(as_text(embedding.name) or "embedding", unit, room)
+    found = [(draw_line(name, size), _WHITE, 0) for name in names]
+    found[-1] = (*found[-1][:2], round(8 * unit))
+    small = [(_facts(embedding), _FACTS_SIZE, _PALE), (as_text(embedding.provenance.checkpoint_name) or "", _CHECKPOINT_SIZE, _DIM)]
+    for text, points, colour in small:
+        if text.strip():
+            size = round(points * unit)
+            found.append((draw_line(_shortened(text, size, room), size), colour, round(4 * unit)))
+    return found
+
+
+def _facts(embedding: Embedding) -> str:
+    count, step = embedding.num_vectors, as_step(embedding.provenance.step)
+    facts = [embedding.family, f"{count} vector{'s' * (count != 1)}"]
+    if step is not None:
+        facts.append(f"{step:,} step{'s' * (step != 1)}")
+    return " · ".join(facts)
+
+
+def _broken(name: str, unit: float, room: int) -> tuple[int, list[str]]:
+    """The name's size and lines: large in one line, else smaller, else in up to three lines, else cut."""
+    from textual_inversion.formats.picture_text import line_width
+
+    for points in _NAME_SIZES:
+        if line_width(name, size := round(points * unit)) <= room:
+            return size, [name]
+    lines: list[str] = []
+    while name and len(lines) < _NAME_LINES:
+        length = _fitting(name, size, room)
+        if length < len(name):
+            length = _break_after(name, length)
+        lines.append(name[:length].strip() or "_")
+        name = name[length:]
+    if name:
+        lines[-1] = _shortened(lines[-1] + name, size, room)
+    return size, lines
+
+
+def _break_after(text: str, length: int) -> int:
+    """Where to break: after a space, dash, dot or underscore in the second half of what fits, else at its end."""
+    places = [text.rfind(sign, 0, length) + 1 for sign in " -._"]
+    return best if (best := max(places)) > length // 2 else length
+
+
+def _shortened(text: str, size: int, room: int) -> str:
+    length = _fitting(text, size, room)
+    return text if length == len(text) else text[: _fitting(text, size, room, _CUT)].rstrip() + _CUT
+
+
+def _fitting(text: str, size: int, room: int, suffix: str = "") -> int:
+    """How many letters of `text`, at least one, fit into `room` with `suffix` after them."""
+    from textual_inversion.formats.picture_text import line_width
+
+    low, high = 1, min(len(text), 4 * room // size + 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if line_width(text[:middle] + suffix, size) <= room else (low, middle - 1)
+    return low
+
+
+def _darkened(card: Image.Image, top: int) -> Image.Image:
+    """The card with a shade that grows from above `top` to its lower edge, so that white letters are legible on anything."""
+    from PIL import Image
+
+    rows = numpy.arange(card.height)
+    begin = max(0, top - card.height // 3)
+    ramp = numpy.clip((rows - begin) / max(1, top - begin), 0, 1)
+    keep = 1 - 0.78 * ramp * ramp * (3 - 2 * ramp)
+    pixels = numpy.asarray(card, dtype=numpy.float64) * keep[:, None, None]
+    return Image.fromarray(pixels.round().astype(numpy.uint8))
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    """The middle of `picture`, at most twice as long as wide or high, at a size that the texts and the data fit."""
+    from PIL import Image, ImageOps
+
+    width, height = picture.size
+    width, height = min(width, 2 * height), min(height, 2 * width)
+    factor = min(max(1.0, _MIN_SIDE / min(width, height)), _MAX_SIDE / max(width, height))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return ImageOps.fit(_opaque(picture), size, Image.Resampling.LANCZOS)
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if "A" not in picture.getbands() and "transparency" not in picture.info:
+        return picture.convert("RGB")
+    ground = Image.new("RGBA", picture.size, (24, 26, 32, 255))
+    return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+
+
+def _pattern(embedding: Embedding) -> Image.Image:
+    """Soft waves of colour; equal vectors give equal ones."""
+    from PIL import Image
+
+    digest = hashlib.sha256()
+    for encoder in sorted(embedding.vectors):
+        digest.update(embedding.vectors[encoder].contiguous().numpy().astype("<f4").tobytes())
+    chance = iter(value / 255 for value in digest.digest())
+    y, x = numpy.mgrid[0:_SIDE, 0:_SIDE] / _SIDE  # h w
+    field = numpy.zeros_like(x)
+    for _ in range(4):
+        angle, pace, phase = next(chance) * 2 * numpy.pi, 2 + 4 * next(chance), next(chance) * 2 * numpy.pi
+        field = field + numpy.sin(pace * (x * numpy.cos(angle) + y * numpy.sin(angle)) + phase + 0.9 * field)
+    hue, turn = next(chance), 0.05 + 0.05 * next(chance)
+    shift = numpy.array([0.0, 0.33, 0.67])
+    waves = numpy.cos(2 * numpy.pi * (hue + shift + turn * field[..., None]))  # h w 3
+    light = 0.52 + 0.1 * numpy.sin(field * 2 + 1)[..., None]
+    return Image.fromarray((255 * numpy.clip(light + 0.3 * waves, 0, 1)).round().astype(numpy.uint8))

@@ -1,0 +1,200 @@
+"""The parts of a PNG file, found without decoding its pixels. Knows nothing of embeddings.
+
+An own walk, so that a text can be read without Pillow, whose limits on texts are lower than embeddings need.
+The format: https://www.w3.org/TR/png-3/
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy
+
+from textual_inversion.errors import EmbeddingError
+from textual_inversion.formats.files import FileBytes
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_TEXT_BYTES = 24 * 2**20  # 16 MB in base64, and a little
+_MAX_CHUNKS = 20_000
+_MAX_KEYWORD = 80  # with the zero byte after it
+_TEXT_KINDS = (b"tEXt", b"zTXt", b"iTXt")
+_CUT_OFF = "it is a PNG picture that is cut off or damaged; fetch it again."
+_AVERAGE = 3  # the filter that only a loop can undo
+_MAX_AVERAGED = 2**14  # pixels
+_CHANNELS = {2: 3, 6: 4}  # colour types RGB and RGBA
+
+
+class Span(NamedTuple):
+    """The data of one chunk: its kind, and the bytes from `begin` up to `end` of the file; its checksum follows."""
+
+    kind: bytes
+    begin: int
+    end: int
+
+
+class Png(NamedTuple):
+    """What a PNG holds.
+
+    Attributes:
+        width, height: in pixels, at least 1.
+        rgb: whether the pixels are RGB or RGBA with 8 bits a channel.
+        channels: 3 or 4 where `rgb` is true.
+        interlaced: whether the rows come in seven passes.
+        header: the IHDR chunk.
+        pixels: the IDAT chunks.
+        texts: keyword -> text chunk, for the keywords that were asked for.
+    """
+
+    width: int
+    height: int
+    rgb: bool
+    channels: int
+    interlaced: bool
+    header: Span
+    pixels: list[Span]
+    texts: dict[bytes, Span]
+
+
+def read_png(source: FileBytes, keywords: tuple[bytes, ...]) -> Png:
+    """Walk over all chunks; only the headers and the keywords of texts are read.
+
+    Raises:
+        EmbeddingError: cut off, damaged, over 20,000 chunks, or a keyword of `keywords` that occurs twice.
+    """
+    chunks = _walk(source)
+    header = chunks[0]
+    if header.kind != b"IHDR" or header.end - header.begin != 13:
+        raise EmbeddingError(_CUT_OFF)
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", read_chunk(source, header))
+    pixels = [chunk for chunk in chunks if chunk.kind == b"IDAT"]
+    if not width or not height or not pixels:
+        raise EmbeddingError(_CUT_OFF)
+    texts: dict[bytes, Span] = {}
+    for chunk in chunks:
+        keyword = _keyword(source, chunk)
+        if keyword in texts:
+            raise EmbeddingError(f"it has two texts named {keyword.decode()}, so programs could read different things from it.")
+        if keyword in keywords:
+            texts[keyword] = chunk
+    return Png(width, height, depth == 8 and colour in _CHANNELS, _CHANNELS.get(colour, 0), interlace != 0, header, pixels, texts)
+
+
+def read_chunk(source: FileBytes, chunk: Span) -> bytes:
+    """The data of `chunk`; raises `EmbeddingError` when it does not match its checksum."""
+    data = source.read(chunk.begin, chunk.end)
+    (expected,) = struct.unpack(">I", source.read(chunk.end, chunk.end + 4).rjust(4, b"\0"))
+    if zlib.crc32(data, zlib.crc32(chunk.kind)) != expected:
+        raise EmbeddingError(_CUT_OFF)
+    return data
+
+
+def read_text(source: FileBytes, chunk: Span) -> bytes:
+    """The text of a tEXt, zTXt or iTXt chunk, unpacked.
+
+    Raises:
+        EmbeddingError: damaged, or over 24 MB.
+    """
+    if chunk.end - chunk.begin > MAX_TEXT_BYTES:
+        raise EmbeddingError(_too_long())
+    _, _, rest = read_chunk(source, chunk).partition(b"\0")
+    if chunk.kind == b"tEXt":
+        return rest
+    packed = chunk.kind == b"zTXt"
+    if chunk.kind == b"iTXt":
+        packed, method = rest[:1] == b"\1", rest[1:2]
+        rest = method + b"".join(rest[2:].split(b"\0", 2)[2:])  # after the language and the translated keyword
+    if not packed:
+        return rest[1:]
+    if rest[:1] != b"\0":
+        raise EmbeddingError("its text is packed in a way that PNG does not know; the picture is damaged.")
+    return inflate(rest[1:], MAX_TEXT_BYTES)
+
+
+def inflate(data: bytes, limit: int) -> bytes:
+    """`data` as zlib unpacks it, whatever follows after its end.
+
+    Raises:
+        EmbeddingError: damaged, cut off, or more than `limit` bytes, of which no more are made.
+    """
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise EmbeddingError("its packed data is damaged; fetch the picture again.") from error
+    if len(text) > limit:
+        raise EmbeddingError(_too_long())
+    if not unpacker.eof:
+        raise EmbeddingError("its packed data is cut off; fetch the picture again.")
+    return text
+
+
+def first_row(source: FileBytes, png: Png) -> numpy.ndarray | None:
+    """The uppermost row of pixels, uint8 [width, channels], without decoding the others; None where that takes a decoder."""
+    if not png.rgb or png.interlaced:
+        return None
+    data = _inflate_start(source, png, 1 + png.width * png.channels)
+    if data is None or data[0] > 4 or (data[0] == _AVERAGE and png.width > _MAX_AVERAGED):
+        return None
+    row = numpy.frombuffer(data, numpy.uint8, offset=1).reshape(png.width, png.channels)
+    if data[0] in (1, 4):  # with nothing above it, Paeth's filter is the one that adds what is left of it
+        return numpy.add.accumulate(row, axis=0, dtype=numpy.uint8)
+    return _undo_average(row) if data[0] == _AVERAGE else row
+
+
+def only_pixels(source: FileBytes, png: Png) -> bytes:
+    """A PNG file of the same pixels and nothing else; raises `EmbeddingError` when that is over 64 MB."""
+    chunks = [png.header, *png.pixels]
+    return SIGNATURE + b"".join(source.read(chunk.begin - 8, chunk.end + 4) for chunk in chunks) + b"\0\0\0\0IEND\xae\x42\x60\x82"
+
+
+def _walk(source: FileBytes) -> list[Span]:
+    """All chunks up to the last, IEND."""
+    chunks: list[Span] = []
+    begin = len(SIGNATURE)
+    while len(chunks) < _MAX_CHUNKS:
+        head = source.read(begin, begin + 8)
+        if len(head) != 8:
+            raise EmbeddingError(_CUT_OFF)
+        length, kind = struct.unpack(">I4s", head)
+        end = begin + 8 + length
+        if not kind.isalpha() or end + 4 > source.size:
+            raise EmbeddingError(_CUT_OFF)
+        chunks.append(Span(kind, begin + 8, end))
+        if kind == b"IEND":
+            return chunks
+        begin = end + 4
+    raise EmbeddingError(f"it is a PNG picture of over {_MAX_CHUNKS} parts; a carrier of an embedding has a few hundred.")
+
+
+def _keyword(source: FileBytes, chunk: Span) -> bytes | None:
+    if chunk.kind not in _TEXT_KINDS:
+        return None
+    return source.read(chunk.begin, min(chunk.end, chunk.begin + _MAX_KEYWORD)).partition(b"\0")[0]
+
+
+def _inflate_start(source: FileBytes, png: Png, length: int) -> bytes | None:
+    """The first `length` bytes of the unpacked pixels; None where they are damaged, which the decoder explains."""
+    unpacker = zlib.decompressobj()
+    data = bytearray()  # not bytes, which would be copied for each of thousands of chunks
+    try:
+        for chunk in png.pixels:
+            for begin in range(chunk.begin, chunk.end, 2**15):
+                data += unpacker.decompress(source.read(begin, min(begin + 2**15, chunk.end)), length - len(data))
+                if len(data) == length:
+                    return bytes(data)
+    except zlib.error:
+        return None
+    return None
+
+
+def _undo_average(row: numpy.ndarray) -> numpy.ndarray:
+    values = row.astype(int).tolist()
+    for left, here in zip(values, values[1:]):
+        here[:] = [(value + before // 2) % 256 for value, before in zip(here, left)]
+    return numpy.array(values, numpy.uint8)
+
+
+def _too_long() -> str:
+    return f"its text unpacks to over {MAX_TEXT_BYTES // 2**20} MB; an embedding's has a few, so it may be made to fill the memory."

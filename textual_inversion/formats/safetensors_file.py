@@ -1,0 +1,142 @@
+"""The safetensors container, read and written byte by byte. Knows nothing of embeddings.
+
+An own reader because the bytes that are checked are then the bytes that are used, and because a WebUI may replace the
+library's functions; an own writer because the library's orders metadata at random, so equal embeddings would differ in hash.
+The format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+
+from textual_inversion.errors import EmbeddingError
+from textual_inversion.formats.dtypes import element_size, tensor_from
+from textual_inversion.formats.files import FileBytes
+from textual_inversion.formats.layout import Contents, StoredTensor
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_HEADER_BYTES = 4 * 2**20  # a LoRA's header may list every tag of its captions
+MAX_TENSORS = 10_000
+_MAX_BRACKETS = 200_000  # each may become a dict or a list, which take many times the memory of their text
+#: As the header spells them -> as they are shown. Other types are named in lower case, as no embedding has them.
+_DTYPES = {
+    "F64": "fp64",
+    "F32": "fp32",
+    "F16": "fp16",
+    "BF16": "bf16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+}
+
+
+def is_safetensors(source: FileBytes) -> bool:
+    """Whether the file begins as a safetensors file does: eight bytes of length, then a JSON object."""
+    return source.read(8, 9) == b"{"
+
+
+def read_safetensors(source: FileBytes) -> Contents:
+    """The tensors, not read yet, and the metadata of a safetensors file.
+
+    Raises:
+        EmbeddingError: the header is damaged, too large, or promises other data than the file holds.
+    """
+    header, start = _read_header(source)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise EmbeddingError("the safetensors header has metadata that is not text; the file is damaged.")
+    if len(header) > MAX_TENSORS:
+        raise EmbeddingError(f"the file holds {len(header)} tensors; an embedding has a few.")
+    spans = {key: _span(key, entry) for key, entry in header.items()}
+    end = 0
+    for begin, stop in sorted((span.begin, span.end) for span in spans.values()):
+        if begin != end:
+            raise EmbeddingError("the safetensors header lists tensors that overlap or leave gaps; the file is damaged.")
+        end = stop
+    if start + end != source.size:
+        found = source.size - start
+        raise EmbeddingError(f"the safetensors header promises {end} bytes of data but {found} follow; the file is cut off or damaged.")
+    return Contents("safetensors", {key: _stored(source, start, span) for key, span in spans.items()}, metadata)
+
+
+def write_safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file of fp32 `tensors`; the same input gives the same bytes."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    parts: list[bytes] = []
+    offset = 0
+    for key, tensor in sorted(tensors.items()):
+        parts.append(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
+        header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, offset + len(parts[-1])]}
+        offset += len(parts[-1])
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # readers that map the file want aligned data
+    return struct.pack("<Q", len(text)) + text + b"".join(parts)
+
+
+def _read_header(source: FileBytes) -> tuple[dict[str, Any], int]:
+    """The header as a dict, and where the data after it begins."""
+    (length,) = struct.unpack("<Q", source.read(0, 8))
+    if length > source.size - 8:
+        raise EmbeddingError(f"the safetensors header claims {length} bytes, the file has {source.size}; the file is cut off or damaged.")
+    if length > MAX_HEADER_BYTES:
+        raise EmbeddingError(f"the safetensors header has {length} bytes; an embedding's has some hundreds, {MAX_HEADER_BYTES} are read.")
+    text = source.read(8, 8 + length)
+    if text.count(b"{") + text.count(b"[") > _MAX_BRACKETS:
+        raise EmbeddingError(f"the safetensors header holds more than {_MAX_BRACKETS} objects and lists; an embedding's has a few.")
+    try:
+        header = _JSON.decode(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise EmbeddingError("the safetensors header is not valid JSON; the file is damaged.") from error
+    if not isinstance(header, dict):
+        raise EmbeddingError("the safetensors header is not a JSON object; the file is damaged.")
+    return header, 8 + length
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return result
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique)  # made once, because a library has thousands of headers
+
+
+class _Span(NamedTuple):
+    """One header entry: type as shown, shape, and the bytes from `begin` up to `end` of the data."""
+
+    dtype: str
+    shape: list[int]
+    begin: int
+    end: int
+
+
+def _span(key: str, entry: object) -> _Span:
+    values = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = values.get("dtype"), values.get("shape"), values.get("data_offsets")
+    if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise EmbeddingError(f"the safetensors header describes {key[:60]!r} wrongly; the file is damaged.")
+    begin, end = offsets
+    known = _DTYPES.get(dtype)
+    if known is not None and end - begin != math.prod(shape) * element_size(known):
+        raise EmbeddingError(f"{key[:60]!r} has shape {shape[:4]} as {dtype} but {end - begin} bytes; the file is damaged.")
+    return _Span(known or dtype[:20].lower(), shape, begin, end)
+
+
+def _counts(value: object) -> TypeGuard[list[int]]:
+    """Whether `value` is a short list of whole numbers that can be sizes or offsets."""
+    return isinstance(value, list) and len(value) <= 8 and all(type(item) is int and 0 <= item < 2**40 for item in value)
+
+
+def _stored(source: FileBytes, start: int, span: _Span) -> StoredTensor:
+    def read() -> torch.Tensor:
+        return tensor_from(source.read(start + span.begin, start + span.end), span.dtype, span.shape)
+
+    return StoredTensor(tuple(span.shape), span.dtype, read)

@@ -1,0 +1,248 @@
+"""A pickle walked as data: a small stack machine that calls nothing. Knows nothing of files, zips or embeddings.
+
+Python's own unpickler calls what it finds; even with an allow-list its BUILD changes objects and its memo can be made to take
+any amount of memory. Here every opcode is an entry of a table, every import is one of inert.py's tags, and what would be a
+call becomes a description (`TensorSpec`) that the caller checks before it builds anything.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from collections.abc import Callable
+from io import BytesIO
+from typing import IO, Any, cast
+
+from textual_inversion.errors import EmbeddingError, UnsafeFileError
+from textual_inversion.formats.inert import ALLOWED, Import, Opaque, StorageSpec, change_state, describe_call, storage_from
+
+MAX_OPCODES = 50_000
+_MAX_LINE = 1_000  # bytes of an argument that ends with its line: names and numbers
+_MAX_KEY = 2**31
+
+
+class _Mark:
+    """The stack's MARK."""
+
+
+class _ShortLines:
+    """A stream in which no line is long: Python takes minutes over the digits of a long number."""
+
+    def __init__(self, stream: BytesIO) -> None:
+        self.read, self.tell = stream.read, stream.tell
+        self._readline = stream.readline
+
+    def readline(self) -> bytes:
+        return self._readline(_MAX_LINE)
+
+
+def walk_pickle(stream: BytesIO, storages: list[StorageSpec] | None = None) -> Any:
+    """The value of the one pickle at the stream's position, which moves to the byte after it.
+
+    Dicts, lists, tuples, numbers and texts come back as themselves, the rest as the classes of inert.py. What tensor data the
+    pickle refers to is added to `storages`.
+
+    Raises:
+        UnsafeFileError: the pickle imports, calls or changes something beyond the allow-list.
+        EmbeddingError: the pickle is damaged.
+    """
+    machine = _Machine([] if storages is None else storages)
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", _ShortLines(stream)))):
+            if count > MAX_OPCODES:
+                raise EmbeddingError(f"its pickle has more than {MAX_OPCODES} instructions; an embedding has some hundreds.")
+            handler = _HANDLERS.get(opcode.name)
+            if handler is None:
+                raise UnsafeFileError(f"its pickle uses {opcode.name}, which no embedding needs; it was not run.")
+            handler(machine, argument)
+    except (ValueError, IndexError, KeyError, TypeError, EOFError, OverflowError, RecursionError, struct.error) as error:
+        raise EmbeddingError("its pickle is cut off or damaged.") from error
+    return machine.result
+
+
+class _Machine:
+    """Stack, memo and result; the handlers below are its instructions."""
+
+    def __init__(self, storages: list[StorageSpec]) -> None:
+        self.storages = storages
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.result: Any = None
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> Any:
+        if isinstance(self.stack[-1], _Mark):
+            raise ValueError("a mark where a value belongs")
+        return self.stack.pop()
+
+    def pop_to_mark(self) -> list[Any]:
+        """The values above the topmost mark, which goes too."""
+        items: list[Any] = []
+        while not isinstance(self.stack[-1], _Mark):
+            items.append(self.stack.pop())
+        self.stack.pop()
+        return items[::-1]
+
+    def pop_items(self, count: int) -> list[Any]:
+        return [self.pop() for _ in range(count)][::-1]
+
+    def set_items(self, flat: list[Any]) -> None:
+        """Put alternating keys and values into the dict on top of the stack."""
+        top = self.stack[-1]
+        if type(top) is not dict or len(flat) % 2:
+            raise ValueError("items for something that is not a dict")
+        for key, value in zip(flat[::2], flat[1::2], strict=True):
+            if not isinstance(key, str) and not (type(key) is int and abs(key) < _MAX_KEY):  # large numbers can be made to collide
+                raise ValueError("a key that is neither text nor a small number")
+            top[key] = value
+
+    def extend(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise ValueError("items for something that is not a list")
+        self.stack[-1].extend(items)
+
+
+def _add_items(machine: _Machine, _: None) -> None:
+    machine.pop_to_mark()
+    if not isinstance(machine.stack[-1], Opaque):
+        raise ValueError("items for something that is not a set")
+
+
+def _frozen_set(machine: _Machine, _: None) -> None:
+    machine.pop_to_mark()
+    machine.push(Opaque())
+
+
+def _literal(machine: _Machine, value: Any) -> None:
+    if isinstance(value, int) and value.bit_length() > 128:
+        raise ValueError("a number too large to be shown")  # Python refuses to print it, and nothing honest holds it
+    machine.push(value)
+
+
+def _import(machine: _Machine, module: str, name: str) -> None:
+    """Push the tag of an allowed name."""
+    tag = ALLOWED.get(f"{module}.{name}")
+    if tag is None:
+        raise UnsafeFileError(
+            f"its pickle imports {f'{module}.{name}'[:80]!r}, which is code, not data; it was not run; best delete the file."
+        )
+    machine.push(tag)
+
+
+def _global(machine: _Machine, argument: str) -> None:
+    module, _, name = argument.partition(" ")
+    _import(machine, module, name)
+
+
+def _stack_global(machine: _Machine, _: None) -> None:
+    module, name = machine.pop_items(2)
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise ValueError("a name that is no text")  # and must not be made one: lists within lists spell out without end
+    _import(machine, module, name)
+
+
+def _reduce(machine: _Machine, _: None) -> None:
+    """What would call a function: push the description of its result."""
+    function, arguments = machine.pop_items(2)
+    if not isinstance(function, Import) or not isinstance(arguments, tuple):
+        raise UnsafeFileError("its pickle calls something that is not on the list of harmless names; it was not run, and is best deleted.")
+    machine.push(describe_call(function, arguments))
+
+
+def _build(machine: _Machine, _: None) -> None:
+    """What would change an object."""
+    state = machine.pop()
+    change_state(machine.stack[-1], state)
+
+
+def _persistent(machine: _Machine, _: None) -> None:
+    """A storage, or a module's class."""
+    found = storage_from(machine.pop())
+    if isinstance(found, StorageSpec):
+        machine.storages.append(found)
+    machine.push(found)
+
+
+def _pop(machine: _Machine, _: None) -> None:
+    machine.stack.pop()
+
+
+def _pop_mark(machine: _Machine, _: None) -> None:
+    machine.pop_to_mark()
+
+
+def _memoize(machine: _Machine, _: None) -> None:
+    machine.memo[len(machine.memo)] = machine.stack[-1]
+
+
+def _put(machine: _Machine, index: int) -> None:
+    machine.memo[index] = machine.stack[-1]
+
+
+def _stop(machine: _Machine, _: None) -> None:
+    machine.result = machine.pop()
+    if machine.stack:
+        raise ValueError("values left on the stack")
+
+
+def _list_to_dict(machine: _Machine, _: None) -> None:
+    flat = machine.pop_to_mark()
+    machine.push({})
+    machine.set_items(flat)
+
+
+def _constant(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
+    return lambda machine, _: machine.push(make())
+
+
+def _tuple(count: int) -> Callable[[_Machine, Any], None]:
+    return lambda machine, _: machine.push(tuple(machine.pop_items(count)))
+
+
+_LITERALS = (
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8"
+)
+_HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
+    **{name: _literal for name in _LITERALS.split()},
+    "PROTO": lambda machine, _: None,
+    "FRAME": lambda machine, _: None,
+    "NONE": _constant(lambda: None),
+    "NEWTRUE": _constant(lambda: True),
+    "NEWFALSE": _constant(lambda: False),
+    "EMPTY_DICT": _constant(dict),
+    "EMPTY_LIST": _constant(list),
+    "EMPTY_TUPLE": _constant(tuple),
+    "EMPTY_SET": _constant(Opaque),
+    "ADDITEMS": _add_items,
+    "FROZENSET": _frozen_set,
+    "MARK": _constant(_Mark),
+    "TUPLE1": _tuple(1),
+    "TUPLE2": _tuple(2),
+    "TUPLE3": _tuple(3),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
+    "LIST": lambda machine, _: machine.push(machine.pop_to_mark()),
+    "DICT": _list_to_dict,
+    "APPEND": lambda machine, _: machine.extend([machine.pop()]),
+    "APPENDS": lambda machine, _: machine.extend(machine.pop_to_mark()),
+    "SETITEM": lambda machine, _: machine.set_items(machine.pop_items(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
+    "POP": _pop,
+    "POP_MARK": _pop_mark,
+    "GET": lambda machine, index: machine.push(machine.memo[index]),
+    "BINGET": lambda machine, index: machine.push(machine.memo[index]),
+    "LONG_BINGET": lambda machine, index: machine.push(machine.memo[index]),
+    "PUT": _put,
+    "BINPUT": _put,
+    "LONG_BINPUT": _put,
+    "MEMOIZE": _memoize,
+    "GLOBAL": _global,
+    "STACK_GLOBAL": _stack_global,
+    "REDUCE": _reduce,
+    "NEWOBJ": _reduce,
+    "BUILD": _build,
+    "BINPERSID": _persistent,
+    "STOP": _stop,
+}
