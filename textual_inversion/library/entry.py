@@ -1,0 +1,150 @@
+"""An entry of a library: a name for prompts, what it means, and why it cannot be used. Knows nothing of folders.
+
+Also the rules that need several entries: duplicate names, and embeddings that come as two files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from textual_inversion.errors import legible
+from textual_inversion.formats import FileInfo
+from textual_inversion.library.sidecars import About, read_sidecars
+
+_NEGATIVE = "-neg"
+#: Stem of the second file of an SDXL embedding, as diffusers' example names it: `learned_embeds_2`, `learned_embeds_2-steps-500`.
+_SECOND = re.compile(r"(.+)_2(-steps-\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One embedding of a library.
+
+    Attributes:
+        name: the word for prompts: the file's name without ending or, where the file holds several embeddings, its own word; cleaned.
+        path: the file.
+        info: what it holds; None when it cannot be read.
+        reason: one sentence why it cannot be used; empty when it can.
+        preview: picture beside it (`X.png`, `X.preview.png`, also jpg, jpeg, webp), or the file itself if that is a picture.
+        second: the file with the other half of an SDXL embedding; None where one file holds all.
+        negative: name of the embedding that belongs into the negative prompt with this one (DreamArtist's `X-neg`); mostly empty.
+        is_negative: whether this is such a one.
+        beside: files with notes and metadata, read by `about` only.
+    """
+
+    name: str
+    path: Path
+    info: FileInfo | None
+    reason: str
+    preview: Path | None = None
+    second: Path | None = None
+    negative: str = ""
+    is_negative: bool = False
+    beside: tuple[Path, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether a prompt can use it with the library's checkpoint."""
+        return not self.reason
+
+    @property
+    def about(self) -> About:
+        """What `X.txt`, `X.description.txt`, `X.json` and `X.civitai.info` beside the file say now."""
+        return read_sidecars(self.beside)
+
+    @property
+    def notes(self) -> str:
+        """The same as text; empty when there is nothing."""
+        return self.about.text
+
+
+def misfit(info: FileInfo, width: dict[str, int] | None) -> str:
+    """Why the embedding does not fit a checkpoint of these widths; empty when it does."""
+    if info.unusable:
+        return f"{info.unusable.rstrip('.')}."
+    if width is None or info.widths == width:
+        return ""
+    if len(width) == len(info.widths) == 1 and set(width.values()) == set(info.widths.values()):
+        return ""  # tables of unusual widths may be named differently by a file and by a checkpoint
+    return f"made for {info.family}: {_wide(info.widths)}; this checkpoint takes {_wide(width, unit='')}."
+
+
+def _wide(width: dict[str, int], unit: str = " wide") -> str:
+    return " + ".join(str(value) for _, value in sorted(width.items(), reverse=True)) + unit
+
+
+def mark_duplicates(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, best placed first; those whose name a better placed one has get that as their reason."""
+    winners: dict[str, Entry] = {}
+    for usable in (True, False):
+        for entry in entries:
+            if entry.usable is usable:
+                winners.setdefault(entry.name, entry)
+    marked = []
+    for entry in entries:
+        winner = winners[entry.name]
+        if entry is not winner and entry.usable:
+            where = f"{legible(str(winner.path))} has" if winner.path != entry.path else "another word in its file gives"
+            entry = replace(entry, reason=f"{where} the same name and comes first; rename one of them.")
+        marked.append(entry)
+    return marked
+
+
+def join_halves(entries: Sequence[Entry], width: dict[str, int] | None) -> list[Entry]:
+    """The entries, those that hold one text encoder of an SDXL embedding each joined to one; the second half's own row says so."""
+    places = {entry.path: place for place, entry in enumerate(entries)}
+    joined = list(entries)
+    for place, second in enumerate(entries):
+        found = _SECOND.fullmatch(second.path.stem)
+        if not found or not _holds(second.info, {"clip_g": 1280}):
+            continue
+        first_place = places.get(second.path.with_name(f"{found[1]}{found[2] or ''}{second.path.suffix}"))
+        first = entries[first_place] if first_place is not None else second
+        info = _joined(first.info, second.info)
+        if first_place is not None and info:
+            joined[first_place] = replace(first, info=info, reason=misfit(info, width), second=second.path)
+            joined[place] = replace(second, reason=f"it is the second half of {first.name!r}, which is listed as one SDXL embedding.")
+    return joined
+
+
+def _holds(info: FileInfo | None, widths: dict[str, int]) -> bool:
+    return info is not None and info.widths == widths and info.word is None and not info.unusable
+
+
+def _joined(first: FileInfo | None, second: FileInfo | None) -> FileInfo | None:
+    """Both halves as one, if they say the same of themselves."""
+    if first is None or second is None or not _holds(first, {"clip_l": 768}):
+        return None
+    if (first.layout, _own_name(first), first.num_vectors) != (second.layout, _own_name(second), second.num_vectors):
+        return None
+    return replace(
+        first,
+        widths={**first.widths, **second.widths},
+        counts={**first.counts, **second.counts},
+        dtype=", ".join(sorted({first.dtype, second.dtype})),
+        size=first.size + second.size,
+    )
+
+
+def _own_name(info: FileInfo) -> str | None:
+    """The name inside the file, if it tells more than the file's own, which converting writes there."""
+    return None if info.stored_name == info.path.stem else info.stored_name
+
+
+def link_negatives(entries: Iterable[Entry]) -> list[Entry]:
+    """The entries, `X` and `X-neg` of one folder told of each other, as DreamArtist writes them."""
+    entries = list(entries)
+    negatives: dict[str, list[int]] = {}
+    for place, entry in enumerate(entries):
+        if entry.usable and entry.name.endswith(_NEGATIVE):
+            negatives.setdefault(entry.name.removesuffix(_NEGATIVE), []).append(place)
+    for place, entry in enumerate(entries):
+        for negative in negatives.get(entry.name, ()) if entry.usable else ():
+            other = entries[negative]
+            if entry.path.parent == other.path.parent and entry.info and other.info and entry.info.widths == other.info.widths:
+                entries[place] = replace(entry, negative=other.name)
+                entries[negative] = replace(other, is_negative=True)
+    return entries

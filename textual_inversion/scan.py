@@ -1,0 +1,244 @@
+"""Every file of a folder with its verdict, moving dangerous files aside, and writing honest ones as safetensors.
+
+Knows nothing of checkpoints, pages or terminals. Looking changes nothing; the two functions that act touch one file each, never
+one that was changed since it was judged or that lies behind a link, and never overwrite.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import torch
+
+from textual_inversion.embedding import Embedding, word_name
+from textual_inversion.errors import ConfigError, EmbeddingError, NameTakenError, TextualInversionError
+from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS, FileInfo, load, save
+from textual_inversion.verdict import judge
+
+QUARANTINE, ORIGINALS = "quarantine", "originals"
+UNSAFE_ENDING, ORIGINAL_ENDING = ".unsafe", ".original"  # no program loads files of these endings
+_LONGEST_NAME = 240  # bytes; file systems take 255
+_Stamp = tuple[int, int, int, int]  # device, inode, size, mtime_ns
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """One file of a folder.
+
+    Attributes:
+        folder: the folder that was scanned.
+        path: the file, or a folder below it that cannot be read.
+        kind: one of `verdict.KINDS`.
+        sentence: the verdict, without the file's name.
+        found: what each embedding in it is; empty for what is no embedding.
+        dangerous: whether `quarantine` moves it.
+        ordinary: a picture without an embedding.
+        stamp: the file as it was when it was judged; None when there was none.
+    """
+
+    folder: Path
+    path: Path
+    kind: str
+    sentence: str
+    found: tuple[FileInfo, ...] = ()
+    dangerous: bool = False
+    ordinary: bool = False
+    stamp: _Stamp | None = None
+
+    @property
+    def convertible(self) -> bool:
+        """Whether `to_safetensors` has something to do: an honest file that programs unpickle."""
+        return self.kind == "ok" and self.path.suffix.lower() not in (".safetensors", *PICTURE_ENDINGS)
+
+
+def scan_folder(folder: str | Path, progress: Progress | None = None) -> Iterator[Verdict]:
+    """Judge every file under `folder` whose ending may be an embedding's, in the order of their paths; changes nothing.
+
+    Args:
+        folder: searched with its subfolders, links to folders included.
+        progress: called before each file with (files done, files in all, file's name).
+
+    Raises:
+        ConfigError: there is no such folder, or it cannot be listed.
+    """
+    folder = Path(folder)
+    if not os.path.isdir(folder):
+        raise ConfigError(f"There is no folder {folder}; give the folder of your embeddings.")
+    paths, unreadable = _files(folder)
+    if folder in unreadable:
+        raise ConfigError(f"The folder {folder} cannot be listed: {unreadable[folder]}.")
+    yield from (
+        Verdict(folder, path, "unchecked", f"unchecked: the folder cannot be listed: {reason}.") for path, reason in unreadable.items()
+    )
+    for done, path in enumerate(paths):
+        if progress:
+            progress(done, len(paths), path.name)
+        stamp = _stamp(path)  # before it is read, so that a change while it is read shows
+        judged = judge(path)
+        found = tuple(one.info for one in judged.found)
+        yield Verdict(folder, path, judged.kind, judged.sentence, found, judged.dangerous, judged.ordinary, stamp)
+
+
+def quarantine(verdict: Verdict, folder: str | Path | None = None) -> Path:
+    """Move a dangerous file out of every program's reach, under its own name and subfolder with `.unsafe` added; returns where it is.
+
+    Args:
+        verdict: of a dangerous file.
+        folder: where to; None takes `quarantine` in the scanned folder.
+
+    Raises:
+        EmbeddingError: it is not dangerous, changed since it was judged, is or lies behind a link, or cannot be moved; it stays.
+    """
+    if not verdict.dangerous:
+        raise EmbeddingError("it is not dangerous, so it stays where it is.")
+    return _move(verdict, Path(folder) if folder else verdict.folder / QUARANTINE, UNSAFE_ENDING)
+
+
+def to_safetensors(verdict: Verdict, *, replace: bool = False) -> list[Path]:
+    """Write the embeddings of an honest file beside it as safetensors and return the new files; one that is there already stays.
+
+    Several embeddings in a file become a file each, named after its word.
+
+    Args:
+        verdict: of a file whose `convertible` is true.
+        replace: afterwards move the original to `originals` in the scanned folder, where no program loads it.
+
+    Raises:
+        EmbeddingError: a file of that name holds something else, the original changed since it was judged or holds what would be
+            lost (with `replace`), or a file cannot be written or moved; the original stays.
+    """
+    if not verdict.convertible:
+        raise EmbeddingError("there is nothing to convert.")
+    _check_same(verdict)
+    if replace and (lost := [info.word for info in verdict.found if info.unusable]):
+        raise EmbeddingError(f"{lost[0]!r} in it cannot be converted, so it was not replaced.")
+    written = [path for info in verdict.found if not info.unusable and (path := _convert(verdict.path, info.word))]
+    if replace:
+        _move(verdict, verdict.folder / ORIGINALS, ORIGINAL_ENDING)
+    return written
+
+
+def _files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Files to judge under `folder`, sorted, and the folders that cannot be listed with the reason."""
+    found: list[Path] = []
+    unreadable: dict[Path, str] = {}
+    seen: set[str] = set()
+
+    def note(error: OSError) -> None:
+        unreadable[Path(error.filename or folder)] = _why(error)
+
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=note):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()  # a link back to it would never end
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [Path(root, name) for name in files if name.lower().endswith(READ_ENDINGS)]
+    return sorted(found), unreadable
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _check_same(verdict: Verdict) -> None:
+    """Refuse a file that is not the one that was judged, or not in the scanned folder."""
+    path = verdict.path
+    try:
+        if stat.S_ISLNK(os.lstat(path).st_mode):
+            raise EmbeddingError(f"it is a link to {os.path.realpath(path)}, which stays untouched.")
+    except OSError as error:
+        raise EmbeddingError(f"it cannot be found any more: {_why(error)}.") from error
+    inside = Path(os.path.realpath(path.parent))
+    top = Path(os.path.realpath(verdict.folder))
+    if inside != top and top not in inside.parents:
+        raise EmbeddingError(f"a link leads to it in {inside}, outside of the scanned folder; scan that folder itself.")
+    if verdict.stamp is None or _stamp(path) != verdict.stamp:
+        raise EmbeddingError("it changed since it was judged; scan again.")
+
+
+def _convert(path: Path, word: str | None) -> Path | None:
+    """Write one embedding of the file beside it; None when the same one is there already."""
+    embedding = load(path, word=word)
+    target = path.with_name(f"{word_name(word) if word else path.stem}.safetensors")
+    try:
+        save(embedding, target)
+    except NameTakenError as error:
+        if _same_vectors(target, embedding):
+            return None
+        raise EmbeddingError(f"{target.name} is there already and holds something else; rename one of them.") from error
+    if not _same_vectors(target, embedding):
+        raise EmbeddingError(f"{target.name} does not read back as it was written; check the disk.")
+    return target
+
+
+def _same_vectors(path: Path, embedding: Embedding) -> bool:
+    try:
+        there = load(path).vectors
+    except TextualInversionError:
+        return False
+    return there.keys() == embedding.vectors.keys() and all(torch.equal(there[key], rows) for key, rows in embedding.vectors.items())
+
+
+# moving ---------------------------------------------------------------------------------------------------------------
+
+
+def _move(verdict: Verdict, folder: Path, ending: str) -> Path:
+    """Move the judged file below `folder`, its subfolder kept and `ending` added; never overwrites, and all or nothing."""
+    _check_same(verdict)
+    place = folder / verdict.path.relative_to(verdict.folder).parent
+    target: Path | None = None
+    try:
+        os.makedirs(place, exist_ok=True)
+        target = _reserve(place, verdict.path.name, ending)
+        _replace(verdict.path, target)
+    except (OSError, ValueError) as error:
+        if target is not None and os.path.lexists(verdict.path):
+            target.unlink(missing_ok=True)
+        raise EmbeddingError(f"it was not moved to {place}: {_why(error)}.") from error
+    return target
+
+
+def _reserve(folder: Path, name: str, ending: str) -> Path:
+    """An empty new file for `name` in `folder`, so that nobody else takes the place."""
+    while len(os.fsencode(name)) > _LONGEST_NAME:
+        name = name[1:]
+    for number in count(1):
+        path = folder / f"{name}{'' if number == 1 else f'-{number}'}{ending}"
+        try:
+            path.open("xb").close()
+        except FileExistsError:
+            continue
+        break
+    return path
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Put `source` in the place of our own `target`, also on another disk."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with source.open("rb") as old, target.open("wb") as new:
+            while part := old.read(2**20):
+                new.write(part)
+            new.flush()
+            os.fsync(new.fileno())
+        source.unlink()
+
+
+def _why(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
