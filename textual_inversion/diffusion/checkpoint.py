@@ -1,0 +1,294 @@
+"""Reads checkpoint files in the LDM layout: memory-mapped, sizes and family read off the shapes. Knows nothing of forwards or training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from textual_inversion.errors import CheckpointError, UnsupportedCheckpointError
+
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+_MAX_HEADER = 100 * 2**20
+_TABLE = "text_model.embeddings.token_embedding.weight"
+#: The tensors that hold the token tables of SD1, SD2 and SDXL, best placed first -> their text encoders.
+_TOKEN_TABLES = {
+    "conditioner.embedders.0.transformer." + _TABLE: "clip_l",
+    "conditioner.embedders.1.model.token_embedding.weight": "clip_g",
+    "cond_stage_model.model.token_embedding.weight": "clip_h",
+    TEXT + _TABLE: "clip_l",
+}
+# the first SD1 files were written before transformers put `text_model.` in front of these
+_OLD_TEXT = tuple(TEXT + part for part in ("embeddings.", "encoder.", "final_layer_norm."))
+# what training scripts leave in a checkpoint and nobody needs to draw or train
+_IGNORED = ("model_ema.", "embeddings.position_ids")
+_SCHEDULE_KEYS = frozenset(
+    [
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+        "logvar",
+        "lvlb_weights",
+        "scale_factor",
+    ]
+)
+
+# part of a tensor's name that tells a checkpoint of another kind -> what that is
+_FOREIGN = {
+    "double_blocks.": "is a Flux checkpoint",
+    "joint_blocks.": "is an SD3 checkpoint",
+    ".quant_state.": "holds quantized weights (nf4 or fp4)",
+}
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A checkpoint file and the shapes in it; no weights are read before they are asked for.
+
+    Attributes:
+        path: the file.
+        shapes: tensor name -> shape; names are those of today's layout.
+        stored_names: tensor name -> name in the file, where an old layout has another.
+    """
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    stored_names: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> CheckpointFile:
+        """Read the header of a `.safetensors` file.
+
+        Raises:
+            CheckpointError: no such file, another kind of file, or a damaged header.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise CheckpointError(f"There is no checkpoint file {path}; give the path of a .safetensors file.")
+        if path.suffix.lower() == ".gguf":
+            raise UnsupportedCheckpointError(
+                f"{path.name} is a GGUF file, whose weights are quantized; choose a Stable Diffusion 1.x checkpoint as .safetensors."
+            )
+        if path.suffix.lower() != ".safetensors":
+            raise CheckpointError(f"{path.name} is not a .safetensors file; convert it to .safetensors, the only kind read so far.")
+        stored = _read_header(path)
+        renamed = {TEXT + "text_model." + key[len(TEXT) :]: key for key in stored if key.startswith(_OLD_TEXT)}
+        old = set(renamed.values())
+        shapes = {key: shape for key, shape in stored.items() if key not in old}
+        return cls(path, shapes | {key: stored[name] for key, name in renamed.items()}, renamed)
+
+    @classmethod
+    def open_vae(cls, path: str | os.PathLike[str]) -> CheckpointFile:
+        """Read the header of a VAE that lies in a file of its own, or of the checkpoint that holds one.
+
+        Raises:
+            CheckpointError: what `open` raises, or there is no VAE in it.
+        """
+        file = cls.open(path)
+        if file.under(VAE):
+            return file
+        if "encoder.conv_in.weight" not in file.shapes:
+            sample = ", ".join(sorted(file.shapes)[:3]) or "nothing"
+            raise CheckpointError(f"{file.path.name} is no VAE: it holds {sample}; expected encoder.conv_in.weight; choose another VAE.")
+        return cls(file.path, {VAE + key: shape for key, shape in file.shapes.items()}, {VAE + key: key for key in file.shapes})
+
+    @property
+    def name(self) -> str:
+        """File name without ending, as the WebUIs show it."""
+        return self.path.stem
+
+    @cached_property
+    def hash(self) -> str:
+        """First 10 hex digits of the file's sha256, as A1111 shows it. Reads the whole file, once while it stays the same."""
+        status = self.path.stat()
+        return _short_hash(str(self.path), status.st_size, status.st_mtime_ns)
+
+    def under(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors whose names start with `prefix`, by the rest of the name."""
+        return {key[len(prefix) :]: shape for key, shape in self.shapes.items() if key.startswith(prefix)}
+
+    def unexpected(self) -> list[str]:
+        """Names in the file that belong to no part of the model."""
+        known = (UNET, VAE, TEXT)
+        return sorted(k for k in self.shapes if not k.startswith(known) and k not in _SCHEDULE_KEYS and not any(i in k for i in _IGNORED))
+
+    @contextmanager
+    def reader(self) -> Iterator[TensorReader]:
+        """Open the file for reading tensors; they are mapped from the disk, not loaded at once.
+
+        Raises:
+            CheckpointError: the file is cut off, or its header contradicts itself.
+        """
+        try:
+            opened = safe_open(self.path, framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path.name} is damaged or cut off ({error}); download it again.") from error
+        with opened as file:
+            yield TensorReader(self, file)
+
+
+@lru_cache(maxsize=64)
+def _short_hash(path: str, _size: int, _modified: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class TensorReader:
+    """Tensors of an open checkpoint file."""
+
+    source: CheckpointFile
+    file: safe_open
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor called `name`, as stored."""
+        stored = self.source.stored_names.get(name, name)
+        try:
+            return self.file.get_tensor(stored)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.source.path.name}: {stored} cannot be read ({error}); download the file again.") from error
+
+    def fill(self, module: nn.Module, prefix: str, *, device: torch.device | str, dtype: torch.dtype) -> list[str]:
+        """Give a module built on the meta device its weights, frozen, and return the names in the file that it has no place for.
+
+        Raises:
+            CheckpointError: tensors that the module needs and the file lacks, or that have another shape, listed by key.
+        """
+        found = self.source.under(prefix)
+        wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+        problems = _problems(wanted, found, prefix)
+        if problems:
+            listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+            raise CheckpointError(f"{self.source.path.name} does not fit its own layout: {listed}. Download it again or take another.")
+        state = {key: self._weight(prefix + key, shape, device, dtype) for key, shape in wanted.items()}
+        module.load_state_dict(state, strict=True, assign=True)
+        module.requires_grad_(False).eval()
+        return sorted(prefix + key for key in set(found) - set(wanted) if not any(part in key for part in _IGNORED))
+
+    def _weight(self, name: str, shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
+        stored = self.tensor(name).reshape(shape)
+        if not stored.is_floating_point():
+            kind = str(stored.dtype).removeprefix("torch.")
+            raise UnsupportedCheckpointError(
+                f"{self.source.path.name} stores {name} as {kind}; quantized checkpoints cannot be trained on, so take one in fp16 or fp32."
+            )
+        # a tensor that already has the right type would keep the file mapped: copy it
+        return stored.to(device=device, dtype=dtype, copy=True)
+
+
+def _problems(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], prefix: str) -> list[str]:
+    missing = [f"{prefix}{key} is missing" for key in wanted if key not in found]
+    # the VAE's attention is stored as 1x1 convolutions or as linear layers: the same numbers
+    wrong = [
+        f"{prefix}{key} is {list(found[key])}, expected {list(shape)}"
+        for key, shape in wanted.items()
+        if key in found and _trimmed(found[key]) != _trimmed(shape)
+    ]
+    return missing + wrong
+
+
+def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+
+def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape, from the header of a safetensors file: 8 bytes of length, then JSON."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_MAX_HEADER, path.stat().st_size - 8):
+                raise ValueError("its first bytes are no header")
+            header = json.loads(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header lists no tensors")
+        return {key: _shape(key, entry) for key, entry in header.items() if key != "__metadata__"}
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read ({error.strerror}); check the file and its folder.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is not a .safetensors checkpoint, or damaged ({error}); download it again.") from error
+
+
+def _shape(key: str, entry: object) -> tuple[int, ...]:
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"its header describes {key[:60]!r} without a shape")
+    return tuple(shape)
+
+
+def check_family(file: CheckpointFile) -> str:
+    """The family, `SD1`, of a checkpoint whose parts can be loaded here.
+
+    Raises:
+        UnsupportedCheckpointError: SD2, SDXL, SD3, Flux, quantized or inpainting.
+        CheckpointError: only a part of a checkpoint, or no Stable Diffusion checkpoint at all.
+    """
+    keys = file.shapes
+    name = file.path.name
+    if any(key.startswith("conditioner.embedders.") for key in keys):
+        raise UnsupportedCheckpointError(f"{name} is an SDXL checkpoint; this version trains SD1 checkpoints only, so choose one of those.")
+    if any(key.startswith("cond_stage_model.model.") for key in keys):
+        raise UnsupportedCheckpointError(f"{name} is an SD2 checkpoint; this version trains SD1 checkpoints only, so choose one of those.")
+    _check_native(file)
+    parts = {"UNet": UNET, "VAE": VAE, "text encoder": TEXT}
+    missing = [part for part, prefix in parts.items() if not file.under(prefix)]
+    if len(missing) == len(parts):
+        sample = ", ".join(sorted(keys)[:3]) or "nothing"
+        raise CheckpointError(f"{name} is no Stable Diffusion checkpoint: it holds {len(keys)} tensors such as {sample}; expected {UNET}….")
+    if missing:
+        raise CheckpointError(f"{name} has no {' and no '.join(missing)}; a whole checkpoint with UNet, VAE and text encoder is needed.")
+    channels = keys.get(UNET + "input_blocks.0.0.weight", (0, 4))[1:2]
+    if channels != (4,):
+        found = f"{channels[0]} channels" if channels else "no channels"
+        raise UnsupportedCheckpointError(
+            f"{name} has a UNet for {found}, as inpainting checkpoints do; this version needs one for 4, so choose another checkpoint."
+        )
+    return "SD1"
+
+
+def _check_native(file: CheckpointFile) -> None:
+    for part, kind in _FOREIGN.items():
+        if any(part in key for key in file.shapes):
+            raise UnsupportedCheckpointError(f"{file.path.name} {kind}, which is not handled; choose a Stable Diffusion 1.x checkpoint.")
+
+
+def token_tables(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Text encoder -> its token table [l, d] as stored, of an SD1, SD2 or SDXL checkpoint; mapped from the disk, the rest is left unread.
+
+    Raises:
+        UnsupportedCheckpointError: SD3, Flux or quantized.
+        CheckpointError: no checkpoint file, none of its tensors is a token table, or one is of another shape or quantized.
+    """
+    file = CheckpointFile.open(path)
+    _check_native(file)
+    found = {encoder: key for key, encoder in reversed(_TOKEN_TABLES.items()) if key in file.shapes}
+    if not found:
+        sample = ", ".join(sorted(file.shapes)[:3])[:200] or "nothing"
+        raise CheckpointError(f"{file.path.name} holds no token table of a text encoder, but {sample}; give a whole checkpoint.")
+    with file.reader() as reader:
+        tables = {encoder: reader.tensor(key) for encoder, key in found.items()}
+    for encoder, table in tables.items():
+        if table.ndim != 2 or 0 in table.shape or not table.is_floating_point():
+            kind = f"{str(table.dtype).removeprefix('torch.')} of shape {list(table.shape)}"
+            raise CheckpointError(f"{file.path.name} has a token table for {encoder} that is {kind}; expected floats of [tokens, width].")
+    return tables

@@ -1,0 +1,184 @@
+"""The frozen CLIP text encoder with a place for learned vectors. Knows nothing of prompts, files or training.
+
+Architecture: Radford et al. (arXiv 2103.00020), with the module names of transformers' `CLIPTextModel`, as SD1 checkpoints hold it.
+Legend: b batch, l tokens, d width, n vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from textual_inversion.diffusion.layers import attention
+
+HEAD_WIDTH = 64  # of every CLIP and OpenCLIP text encoder
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Sizes of a text encoder; the defaults are CLIP-L's.
+
+    Attributes:
+        vocab_size: rows of the token table.
+        width: d.
+        layers: transformer layers.
+        max_tokens: length l of a chunk with its start and end tokens.
+        quick_gelu: CLIP-L's activation x·sigmoid(1.702 x); OpenCLIP's are plain GELU.
+    """
+
+    vocab_size: int = 49408
+    width: int = 768
+    layers: int = 12
+    max_tokens: int = 77
+    quick_gelu: bool = True
+
+    @property
+    def heads(self) -> int:
+        """Attention heads; each is 64 wide."""
+        return max(1, self.width // HEAD_WIDTH)
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> CLIPConfig:
+        """Read the sizes off a text encoder's tensors (names from `text_model.` on). A missing name raises `KeyError` with that name."""
+        vocab_size, width = shapes["text_model.embeddings.token_embedding.weight"]
+        layers = 0
+        while f"text_model.encoder.layers.{layers}.layer_norm1.weight" in shapes:
+            layers += 1
+        return cls(vocab_size, width, layers, shapes["text_model.embeddings.position_embedding.weight"][0])
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token ids with the places where learned vectors go; shapes never change between steps, so a CUDA graph can hold them.
+
+    Attributes:
+        ids: int64 [b, l]; what stands at spliced places does not matter.
+        index: int64 [b, l]; the row of `vectors` at each spliced place, 0 elsewhere.
+        mask: bool [b, l]; True where a vector takes the token's place.
+    """
+
+    ids: torch.Tensor
+    index: torch.Tensor
+    mask: torch.Tensor
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The same batch on another device."""
+        return TokenBatch(self.ids.to(device), self.index.to(device), self.mask.to(device))
+
+    def __getitem__(self, rows: torch.Tensor | slice) -> TokenBatch:
+        """Some of the rows."""
+        return TokenBatch(self.ids[rows], self.index[rows], self.mask[rows])
+
+
+class Table(nn.Embedding):
+    """Rows that are looked up; on the meta device none are drawn, as that would import PyTorch's compiler for over a second."""
+
+    def reset_parameters(self) -> None:
+        """Draw the first rows where there is memory for them."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class Embeddings(nn.Module):
+    """Token table and positions."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.token_embedding = Table(config.vocab_size, config.width)
+        self.position_embedding = Table(config.max_tokens, config.width)
+
+    def forward(self, tokens: TokenBatch, vectors: torch.Tensor) -> torch.Tensor:
+        """Rows of the table with `vectors` [n, d] spliced in: where(mask, vectors[index], table[ids]) -> [b, l, d]"""
+        rows = self.token_embedding(tokens.ids)
+        chosen = vectors[tokens.index].to(rows.dtype)  # b l d; cast after the choice, so that gradients of a row are added up in fp32
+        spliced = torch.where(tokens.mask[..., None], chosen, rows)
+        return spliced + self.position_embedding.weight[: tokens.ids.shape[1]]
+
+
+class SelfAttention(nn.Module):
+    """Causal self-attention."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(config.width, config.width) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, l, d] -> [b, l, d]"""
+        return self.out_proj(attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True))
+
+
+class MLP(nn.Module):
+    """Feed-forward of one layer."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.quick_gelu = config.quick_gelu
+        self.fc1 = nn.Linear(config.width, config.width * 4)
+        self.fc2 = nn.Linear(config.width * 4, config.width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, l, d] -> [b, l, d]"""
+        x = self.fc1(x)
+        return self.fc2(x * torch.sigmoid(1.702 * x) if self.quick_gelu else F.gelu(x))
+
+
+class EncoderLayer(nn.Module):
+    """Attention and feed-forward, each behind a layer norm."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.width)
+        self.self_attn = SelfAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.width)
+        self.mlp = MLP(config)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, l, d] -> [b, l, d]"""
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class TextModel(nn.Module):
+    """The layers under the name `text_model`."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))})
+        self.final_layer_norm = nn.LayerNorm(config.width)
+
+
+class CLIPTextEncoder(nn.Module):
+    """Tokens to the hidden states that condition the UNet."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text_model = TextModel(config)
+
+    @property
+    def token_table(self) -> torch.Tensor:
+        """The rows that words start from, [vocab_size, d]."""
+        return self.text_model.embeddings.token_embedding.weight
+
+    def forward(self, tokens: TokenBatch, vectors: torch.Tensor, clip_skip: int = 1) -> torch.Tensor:
+        """Encode.
+
+        Args:
+            tokens: [b, l].
+            vectors: learned vectors [n, d], n at least 1; fp32, the only leaf that ever needs a gradient.
+            clip_skip: 1 takes the last layer, 2 the one before, and so on, as A1111 counts; the final norm is applied in each case.
+
+        Returns:
+            [b, l, d]
+        """
+        x = self.text_model.embeddings(tokens, vectors)
+        layers = list(self.text_model.encoder["layers"].children())
+        for layer in layers[: max(1, len(layers) + 1 - clip_skip)]:
+            x = layer(x)
+        return self.text_model.final_layer_norm(x)

@@ -1,0 +1,133 @@
+"""Prompts to the hidden states that condition the UNet, for SD1. Knows nothing of noise, pictures or training loops.
+
+Legend: b batch, k chunks, l = 77 k tokens, d width, n vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from textual_inversion.diffusion.clip import CLIPTextEncoder, TokenBatch
+from textual_inversion.embedding import Embedding
+from textual_inversion.errors import EmbeddingError
+from textual_inversion.prompts.chunks import Chunk, chunk_prompt
+from textual_inversion.prompts.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class VectorTable:
+    """The vectors of all embeddings that a prompt may name, below each other.
+
+    Attributes:
+        vectors: fp32 [n, d] of all embeddings together, at least one row.
+        offsets: name -> its first row.
+        sizes: name -> its number of rows.
+    """
+
+    vectors: torch.Tensor
+    offsets: dict[str, int]
+    sizes: dict[str, int]
+
+    @classmethod
+    def of(cls, embeddings: Mapping[str, Embedding], encoder: str, width: int, device: torch.device | str) -> VectorTable:
+        """Stack the vectors that `embeddings` have for `encoder`.
+
+        Raises:
+            EmbeddingError: one that was made for another width.
+        """
+        rows, offsets, sizes, start = [], {}, {}, 0
+        for name, embedding in embeddings.items():
+            vectors = embedding.vectors.get(encoder)
+            if vectors is None or vectors.shape[1] != width:
+                raise EmbeddingError(
+                    f"The embedding {name!r} was made for {embedding.family}; this checkpoint's {encoder} is {width} wide."
+                )
+            rows.append(vectors)
+            offsets[name], sizes[name] = start, len(vectors)
+            start += len(vectors)
+        stacked = torch.cat(rows) if rows else torch.zeros(1, width)
+        return cls(stacked.to(device), offsets, sizes)
+
+
+@dataclass(frozen=True)
+class TokenizedPrompts:
+    """Prompts ready for the text encoder; all tensors on its device.
+
+    Attributes:
+        tokens: [b * k, 77].
+        weights: emphasis [b * k, 77]; None when no prompt has any.
+        chunks: k.
+    """
+
+    tokens: TokenBatch
+    weights: torch.Tensor | None
+    chunks: int
+
+
+class TextConditioner:
+    """SD1's conditioning: CLIP-L's hidden states with A1111's chunks and emphasis."""
+
+    encoder_name = "clip_l"
+
+    def __init__(self, text_encoder: CLIPTextEncoder, tokenizer: Tokenizer) -> None:
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+
+    @property
+    def width(self) -> int:
+        """Width d of the token table."""
+        return self.text_encoder.config.width
+
+    def tokenize(self, prompts: Sequence[str], table: VectorTable, chunks: int = 0) -> TokenizedPrompts:
+        """Cut prompts into chunks and find the embeddings in them.
+
+        Args:
+            prompts: b texts.
+            table: the embeddings that they may name.
+            chunks: at least so many chunks each, so that prompts of different length fit one batch.
+        """
+        cut = [chunk_prompt(prompt, self.tokenizer, table.sizes) for prompt in prompts]
+        count = max(chunks, *(len(parts) for parts in cut))
+        empty = chunk_prompt("", self.tokenizer, {})[0]
+        rows = [chunk for parts in cut for chunk in [*parts, *[empty] * (count - len(parts))]]
+        return self._batch(rows, table, count)
+
+    def _batch(self, rows: list[Chunk], table: VectorTable, count: int) -> TokenizedPrompts:
+        ids = torch.tensor([row.ids for row in rows])
+        index, mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        for row, chunk in enumerate(rows):
+            for splice in chunk.splices:
+                index[row, splice.position] = table.offsets[splice.name] + splice.index
+                mask[row, splice.position] = True
+        device = self.text_encoder.token_table.device
+        emphasised = any(weight != 1.0 for row in rows for weight in row.weights)
+        weights = torch.tensor([row.weights for row in rows]).to(device, non_blocking=True) if emphasised else None
+        # prompts can be new in every step, and a copy that blocks would make the processor wait for the device
+        tokens = TokenBatch(*(part.to(device, non_blocking=True) for part in (ids, index, mask)))
+        return TokenizedPrompts(tokens, weights, count)
+
+    def encode(self, prompts: TokenizedPrompts, vectors: torch.Tensor, clip_skip: int = 1) -> torch.Tensor:
+        """Hidden states [b, 77 k, d] of tokenized prompts; differentiable in `vectors` [n, d]."""
+        hidden = self.text_encoder(prompts.tokens, vectors, clip_skip)  # b*k 77 d
+        if prompts.weights is not None:
+            hidden = emphasise(hidden, prompts.weights)
+        return hidden.unflatten(0, (-1, prompts.chunks)).flatten(1, 2)
+
+
+def emphasise(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """A1111's "Original" emphasis: scale each token's state, then bring each chunk back to its mean.
+
+    Args:
+        hidden: [b, 77, d].
+        weights: [b, 77].
+
+    Returns:
+        [b, 77, d]
+    """
+    scaled = hidden * weights[..., None].to(hidden.dtype)
+    # the means in fp32: half types would round their ratio twice
+    before, after = (states.mean(dim=(1, 2), keepdim=True, dtype=torch.float32) for states in (hidden, scaled))
+    return scaled * (before / after).to(hidden.dtype)

@@ -1,0 +1,182 @@
+"""Draws pictures from prompts with classifier-free guidance. Knows nothing of training or pages.
+
+Legend: b batch, c channels, h w latent size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from textual_inversion.diffusion.conditioning import VectorTable
+from textual_inversion.diffusion.model import StableDiffusion
+from textual_inversion.diffusion.samplers import SAMPLERS as _SAMPLERS
+from textual_inversion.embedding import Embedding
+from textual_inversion.errors import ConfigError
+from textual_inversion.prompts.names import names_in
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SAMPLERS = tuple(_SAMPLERS)
+_PIXELS_AT_ONCE = 512 * 512  # more at once is hardly faster, and needs memory that many devices lack
+_RANGES = (("steps", 1, 150), ("cfg_scale", 1, 30), ("width", 64, 2048), ("height", 64, 2048), ("count", 1, 64), ("clip_skip", 1, 12))
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What to draw.
+
+    Attributes:
+        prompt: text with emphasis, embedding names and `<name:weight>`.
+        negative_prompt: what to lead away from.
+        steps: sampler steps, 1 to 150.
+        sampler: one of `SAMPLERS`.
+        cfg_scale: guidance, 1 (none) to 30.
+        width, height: pixels, multiples of 8, 64 to 2048.
+        seed: of the first picture, 0 to 2**32 - 1; each further one takes the next.
+        count: pictures, 1 to 64.
+        clip_skip: as A1111 counts, 1 to 12.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    steps: int = 20
+    sampler: str = "DPM++ 2M Karras"
+    cfg_scale: float = 7.0
+    width: int = 512
+    height: int = 512
+    seed: int = 0
+    count: int = 1
+    clip_skip: int = 1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (*_RANGES, ("seed", 0, 2**32 - 1)):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name.replace('_', ' ').capitalize()} is {getattr(self, name)}; it must be from {low} to {high}.")
+        if self.width % 8 or self.height % 8:
+            raise ConfigError(f"The size is {self.width} x {self.height}; both must be multiples of 8.")
+        if self.sampler not in SAMPLERS:
+            raise ConfigError(f"There is no sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}.")
+
+
+class Interrupted(Exception):
+    """Raised inside a sampler when the caller wants no more steps; never leaves this module."""
+
+
+def generate(
+    model: StableDiffusion,
+    settings: GenerationSettings,
+    embeddings: Mapping[str, Embedding],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Image.Image]:
+    """Draw `settings.count` pictures, as many at once as are about as large as one of 512 x 512.
+
+    Args:
+        model: a loaded checkpoint.
+        embeddings: name -> embedding, those that the prompts may name; only those that they do name are taken out.
+        progress: called with steps done and steps in all, each counted once for every picture.
+        should_stop: asked after each step; when it says yes, only pictures that are whole come back.
+
+    Raises:
+        EmbeddingError: an embedding that the checkpoint cannot take.
+    """
+    prompts = [(settings.prompt, (settings.seed + index) % 2**32) for index in range(settings.count)]
+    at_once = max(1, _PIXELS_AT_ONCE // (settings.width * settings.height))
+    parts = [prompts[begin : begin + at_once] for begin in range(0, len(prompts), at_once)]
+    pictures: list[Image.Image] = []
+
+    def tell(done: int, total: int) -> None:
+        if progress:
+            progress(len(pictures) * total + done * len(part), len(prompts) * total)
+
+    for part in parts:
+        drawn = draw_prompts(model, part, settings, embeddings, progress=tell, should_stop=should_stop)
+        if not drawn:
+            break
+        pictures += drawn
+    return pictures
+
+
+@torch.no_grad()
+def draw_prompts(
+    model: StableDiffusion,
+    prompts: Sequence[tuple[str, int]],
+    settings: GenerationSettings,
+    embeddings: Mapping[str, Embedding],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Image.Image]:
+    """Draw one picture for each (prompt, seed) in one batch; otherwise as `generate`, whose prompt, seed and count it ignores."""
+    conditioner = model.conditioner
+    texts = [settings.negative_prompt] * len(prompts) + [prompt for prompt, _ in prompts]
+    named = {name: embeddings[name] for name in names_in(texts, embeddings)}
+    table = VectorTable.of(named, conditioner.encoder_name, conditioner.width, model.device)
+    context = conditioner.encode(conditioner.tokenize(texts, table), table.vectors, settings.clip_skip)
+    noise = _NoiseSource(model, [seed for _, seed in prompts], settings)
+    sample, sigmas_for = _SAMPLERS[settings.sampler]
+    sigmas = sigmas_for(model.schedule, settings.steps)
+
+    def after_step(done: int) -> None:
+        if progress:
+            progress(done, settings.steps)
+        if should_stop and should_stop():
+            raise Interrupted
+
+    denoise = GuidedDenoiser(model, context, settings.cfg_scale)
+    # the first noise level carries a little of the picture: A1111 and k-diffusion start from sigma alone
+    try:
+        latents = sample(denoise, noise() * sigmas[0], sigmas, noise, after_step)
+    except Interrupted:
+        return []
+    return [picture for latent in latents.split(4) for picture in to_pictures(model.vae.decode(latent.float()))]
+
+
+class GuidedDenoiser:
+    """The picture behind noisy latents, led by a prompt (classifier-free guidance, arXiv 2207.12598).
+
+    Args:
+        context: [2b, l, d], the b negative prompts, then the b prompts.
+    """
+
+    def __init__(self, model: StableDiffusion, context: torch.Tensor, scale: float) -> None:
+        self.model, self.context, self.scale = model, context, scale
+
+    def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        """x = picture + sigma * noise [b, c, h, w] -> picture [b, c, h, w], fp32"""
+        model = self.model
+        noise_level = torch.tensor(sigma, device=x.device)
+        scaled = (x / (noise_level**2 + 1).sqrt()).to(model.dtype)
+        timesteps = model.schedule.timestep_of(noise_level).expand(2 * len(x))
+        negative, positive = model.unet(torch.cat((scaled, scaled)), timesteps, self.context).float().chunk(2)
+        return model.prediction.denoised(x, negative + self.scale * (positive - negative), noise_level)
+
+
+class _NoiseSource:
+    """Noise drawn on the CPU from one generator a picture: the same on every device and for every batch size."""
+
+    def __init__(self, model: StableDiffusion, seeds: Sequence[int], settings: GenerationSettings) -> None:
+        self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        scale = model.vae.config.downscale
+        self.shape = (model.vae.config.latent_channels, settings.height // scale, settings.width // scale)
+        self.device = model.device
+
+    def __call__(self) -> torch.Tensor:
+        return torch.stack([torch.randn(self.shape, generator=generator) for generator in self.generators]).to(self.device)
+
+
+def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:
+    """[b, 3, H, W] from -1 to 1 -> b RGB pictures."""
+    from PIL import Image  # here, so that the model and the training step need torch and safetensors only
+
+    whole = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in whole]

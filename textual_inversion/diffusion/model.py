@@ -1,0 +1,207 @@
+"""A loaded checkpoint: the frozen parts and what belongs to them. Knows nothing of training.
+
+Legend: b batch, c channels, h w latent size, d width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from textual_inversion.diffusion.checkpoint import TEXT, UNET, VAE, CheckpointFile, TensorReader, check_family
+from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder
+from textual_inversion.diffusion.conditioning import TextConditioner
+from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS, Epsilon, NoiseSchedule, Prediction
+from textual_inversion.diffusion.unet import UNet, UNetConfig
+from textual_inversion.diffusion.vae import VAE as AutoEncoder
+from textual_inversion.diffusion.vae import VAEConfig
+from textual_inversion.errors import CheckpointError, ConfigError
+from textual_inversion.prompts.tokenizer import default_tokenizer
+
+TINY_CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "tiny" / "tiny.safetensors"
+_LEAST_SIGNAL = 4.9e-8  # A1111's value where a checkpoint ends in pure noise, whose sigma would be infinite
+_NATIVE_SIZE = {True: 128, False: 512}  # of tiny checkpoints, of the others
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class StableDiffusion:
+    """A checkpoint in memory; every weight is frozen.
+
+    Attributes:
+        file: the file that it was read from.
+        family: `SD1`.
+        unet, vae, text_encoder: the modules. The VAE is always fp32: in fp16 it overflows on some checkpoints.
+        conditioner: prompts to hidden states.
+        schedule: the noise schedule, on the model's device.
+        prediction: what the UNet predicts.
+        unexpected: names in the file that were not used.
+    """
+
+    file: CheckpointFile
+    family: str
+    unet: UNet
+    vae: AutoEncoder
+    text_encoder: CLIPTextEncoder
+    conditioner: TextConditioner
+    schedule: NoiseSchedule
+    prediction: Prediction
+    unexpected: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """File name without ending."""
+        return self.file.name
+
+    @property
+    def hash(self) -> str:
+        """First 10 hex digits of the file's sha256."""
+        return self.file.hash
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.text_encoder.token_table.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute type of UNet and text encoder."""
+        return self.text_encoder.token_table.dtype
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Text encoder -> width d of its token table: what an embedding must have."""
+        return {self.conditioner.encoder_name: self.conditioner.width}
+
+    @property
+    def default_size(self) -> int:
+        """Side in pixels of the pictures that the checkpoint was made for."""
+        return _NATIVE_SIZE[self.unet.config.model_channels < 320]
+
+
+def best_device() -> str:
+    """`cuda` or `mps` where there is one, else `cpu`."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_device(name: str) -> None:
+    """Try a torch device's name; empty = the best there is.
+
+    Raises:
+        ConfigError: no such device, or this PyTorch cannot use it.
+    """
+    try:
+        torch.zeros(1, device=name or best_device()).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # an AssertionError where PyTorch has no CUDA at all
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"The device {name!r} cannot be used ({reason}); try cpu, cuda or cuda:0, or leave it out.") from error
+
+
+def compute_dtype(precision: str, device: str | torch.device) -> torch.dtype:
+    """The type for the frozen model: `auto` is bf16 where CUDA has it, else fp16 on CUDA, fp32 elsewhere.
+
+    Raises:
+        ConfigError: another word than `auto`, `fp32`, `bf16` and `fp16`.
+    """
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision != "auto":
+        if precision not in named:
+            raise ConfigError(f"Precision is {precision!r}; it must be one of auto, {', '.join(named)}.")
+        return named[precision]
+    if torch.device(device).type != "cuda":
+        return torch.float32
+    # not torch.cuda.is_bf16_supported, which says yes where bf16 is only emulated, and slow
+    has_bf16 = bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
+    return torch.bfloat16 if has_bf16 else torch.float16
+
+
+def check_half(dtype: torch.dtype, device: str | torch.device) -> None:
+    """Try `dtype` on the processor, where PyTorch before 2.3 cannot compute in fp16.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if dtype is not torch.float16 or torch.device(device).type != "cpu":
+        return
+    try:
+        one = torch.ones(1, 1, 1, 1, dtype=dtype)
+        torch.nn.functional.conv2d(one, one)
+    except RuntimeError as error:
+        raise ConfigError(f"PyTorch {torch.__version__} cannot compute in fp16 on the processor; choose precision auto or fp32.") from error
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str] = TINY_CHECKPOINT, *, vae: str | os.PathLike[str] | None = None, device: str = "", precision: str = "auto"
+) -> StableDiffusion:
+    """Load a checkpoint.
+
+    Args:
+        path: an SD1 checkpoint in the LDM layout, `.safetensors`; the one that ships with the package by default.
+        vae: a `.safetensors` file with a VAE in the LDM layout that stands in for the checkpoint's own.
+        device: torch device; empty = the best there is.
+        precision: compute type of UNet and text encoder: `auto`, `fp32`, `bf16` or `fp16`.
+
+    Raises:
+        CheckpointError: not a checkpoint, damaged, or tensors missing.
+        UnsupportedCheckpointError: a family that is not handled.
+        ConfigError: a precision that is none, or that the processor cannot compute in.
+    """
+    device = device or best_device()
+    dtype = compute_dtype(precision, device)
+    check_half(dtype, device)
+    file = CheckpointFile.open(path)
+    family = check_family(file)
+    vae_file = file if vae is None else CheckpointFile.open_vae(vae)
+    with file.reader() as reader, vae_file.reader() as vae_reader:
+        loader = _Loader(reader, device)
+        unet, more = loader.part(UNET, lambda shapes: UNet(UNetConfig.from_shapes(shapes)), dtype)
+        autoencoder, more_vae = _Loader(vae_reader, device).part(VAE, _build_vae, torch.float32)
+        text, more_text = loader.part(TEXT, lambda shapes: CLIPTextEncoder(CLIPConfig.from_shapes(shapes)), dtype)
+        schedule = _read_schedule(reader).to(device)
+    if torch.device(device).type == "cuda":
+        for module in (unet, autoencoder):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    conditioner = TextConditioner(text, default_tokenizer())
+    unexpected = tuple(file.unexpected() + more + more_vae + more_text)
+    return StableDiffusion(file, family, unet, autoencoder, text, conditioner, schedule, Epsilon(), unexpected)
+
+
+def _build_vae(shapes: Mapping[str, tuple[int, ...]]) -> AutoEncoder:
+    return AutoEncoder(VAEConfig.from_shapes(shapes))
+
+
+@dataclass(frozen=True)
+class _Loader:
+    reader: TensorReader
+    device: str
+
+    def part(self, prefix: str, build: Callable[[Mapping[str, tuple[int, ...]]], Module], dtype: torch.dtype) -> tuple[Module, list[str]]:
+        source = self.reader.source
+        try:
+            with torch.device("meta"):
+                module = build(source.under(prefix))
+        except KeyError as error:
+            raise CheckpointError(f"{source.path.name} misses {prefix}{error.args[0]}; download it again or take another.") from error
+        except (IndexError, ValueError, ZeroDivisionError) as error:
+            raise CheckpointError(f"{source.path.name} has tensors of unusual shapes under {prefix} ({error}); take another.") from error
+        return module, self.reader.fill(module, prefix, device=self.device, dtype=dtype)
+
+
+def _read_schedule(reader: TensorReader) -> NoiseSchedule:
+    if reader.source.shapes.get("alphas_cumprod") != (TRAIN_TIMESTEPS,):
+        return NoiseSchedule.scaled_linear()
+    alphas = reader.tensor("alphas_cumprod").float()
+    if not (bool((alphas.diff() <= 0).all()) and 0 < alphas[0] < 1 and alphas[-1] >= 0):
+        name, first, last = reader.source.path.name, float(alphas[0]), float(alphas[-1])
+        raise CheckpointError(
+            f"{name}: alphas_cumprod runs from {first:g} to {last:g}; expected it to fall from about 1 to 0; take another."
+        )
+    return NoiseSchedule(alphas.clamp(min=_LEAST_SIGNAL))

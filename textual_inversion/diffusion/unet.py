@@ -1,0 +1,331 @@
+"""The frozen denoiser of Stable Diffusion, with the module names of LDM checkpoints. Knows nothing of files, noise schedules or training.
+
+Architecture: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models (arXiv 2112.10752), with SDXL's additions
+(arXiv 2307.01952).
+Legend: b batch, c channels, h w latent size, l tokens, d width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from textual_inversion.diffusion.layers import GroupNorm, attention, map_from_tokens, tokens_from_map
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of a UNet; the defaults are SD1.5's.
+
+    Attributes:
+        in_channels: 4, or 9 for inpainting checkpoints.
+        out_channels: channels of the prediction.
+        model_channels: channels of the first level.
+        channel_mult: channels of each level, as multiples of `model_channels`.
+        num_res_blocks: residual blocks on each level (the way up has one more).
+        transformer_depth: transformer blocks after each residual block, level by level (0 = no attention there).
+        middle_depth: transformer blocks in the middle.
+        context_dim: width d of the conditioning.
+        linear_projection: SD2 and SDXL project with linear layers and have heads 64 wide; SD1 has convolutions and 8 heads.
+        label_channels: width of SDXL's pooled vector with size conditioning (0 = none).
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    transformer_depth: tuple[int, ...] = (1, 1, 1, 0)
+    middle_depth: int = 1
+    context_dim: int = 768
+    linear_projection: bool = False
+    label_channels: int = 0
+
+    def heads(self, channels: int) -> int:
+        """Attention heads of a transformer with `channels` channels."""
+        return channels // 64 if self.linear_projection else 8
+
+    @classmethod
+    def from_shapes(cls, shapes: Shapes) -> UNetConfig:
+        """Read the sizes off a UNet's tensors (LDM names without prefix). A missing name raises `KeyError` with that name."""
+        base = shapes["input_blocks.0.0.weight"]
+        levels: list[list[tuple[int, int]]] = [[]]  # level -> (channels, depth) of each residual block
+        index = 1
+        while f"input_blocks.{index}.0.op.weight" in shapes or f"input_blocks.{index}.0.in_layers.2.weight" in shapes:
+            block = f"input_blocks.{index}"
+            if f"{block}.0.op.weight" in shapes:
+                levels.append([])
+            else:
+                levels[-1].append((shapes[f"{block}.0.out_layers.3.weight"][0], _depth(shapes, f"{block}.1")))
+            index += 1
+        projection = shapes["middle_block.1.proj_in.weight"]
+        return cls(
+            in_channels=base[1],
+            out_channels=shapes["out.2.weight"][0],
+            model_channels=base[0],
+            channel_mult=tuple(blocks[0][0] // base[0] for blocks in levels),
+            num_res_blocks=tuple(len(blocks) for blocks in levels),
+            transformer_depth=tuple(blocks[0][1] for blocks in levels),
+            middle_depth=_depth(shapes, "middle_block.1"),
+            context_dim=shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
+            linear_projection=len(projection) == 2,
+            label_channels=shapes["label_emb.0.0.weight"][1] if "label_emb.0.0.weight" in shapes else 0,
+        )
+
+
+def _depth(shapes: Shapes, prefix: str) -> int:
+    depth = 0
+    while f"{prefix}.transformer_blocks.{depth}.norm1.weight" in shapes:
+        depth += 1
+    return depth
+
+
+def timestep_embedding(timesteps: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:
+    """Cosines then sines of the timestep at `channels / 2` frequencies from 1 to 1/10000.
+
+    Args:
+        timesteps: [b], any number type, 0 to 999.
+        channels: an even number.
+
+    Returns:
+        [b, channels] of `dtype`
+    """
+    half = channels // 2
+    frequencies = torch.exp(torch.arange(half, device=timesteps.device, dtype=torch.float32) * (-math.log(10000.0) / half))
+    angles = timesteps.float()[:, None] * frequencies[None]  # b c/2
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(dtype)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the time embedding added in between."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(GroupNorm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, out_channels))
+        # index 2 is LDM's dropout, which never acts on a frozen model; it keeps the convolution's name at 3
+        self.out_layers = nn.Sequential(
+            GroupNorm(out_channels), nn.SiLU(), nn.Identity(), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        )
+        self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """x [b, in, h, w], time [b, time_channels] -> [b, out, h, w]"""
+        h = self.in_layers(x) + self.emb_layers(time)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class CrossAttention(nn.Module):
+    """Attention of picture tokens to `context`: themselves or the conditioning."""
+
+    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_dim, channels, bias=False)
+        self.to_v = nn.Linear(context_dim, channels, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels), nn.Identity())
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """x [b, h*w, c], context [b, l, d] -> [b, h*w, c]"""
+        return self.to_out(attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+
+
+class GEGLU(nn.Module):
+    """A linear layer gated by the GELU of another (arXiv 2002.05202)."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, hidden * 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, l, c] -> [b, l, hidden]"""
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU, then back to the channels it came with."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(channels, channels * 4), nn.Identity(), nn.Linear(channels * 4, channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, l, c] -> [b, l, c]"""
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the conditioning, feed-forward."""
+
+    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.attn1 = CrossAttention(channels, channels, heads)
+        self.ff = FeedForward(channels)
+        self.attn2 = CrossAttention(channels, context_dim, heads)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(channels), nn.LayerNorm(channels), nn.LayerNorm(channels)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """x [b, h*w, c], context [b, l, d] -> [b, h*w, c]"""
+        normed = self.norm1(x)
+        x = x + self.attn1(normed, normed)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the positions of a map, between two projections."""
+
+    def __init__(self, channels: int, config: UNetConfig, depth: int) -> None:
+        super().__init__()
+        self.linear = config.linear_projection
+        self.norm = GroupNorm(channels, eps=1e-6)
+        self.proj_in = self._projection(channels)
+        heads = config.heads(channels)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, config.context_dim, heads) for _ in range(depth))
+        self.proj_out = self._projection(channels)
+
+    def _projection(self, channels: int) -> nn.Module:
+        return nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """x [b, c, h, w], context [b, l, d] -> [b, c, h, w]"""
+        height, width = x.shape[-2:]
+        h = self.norm(x)
+        h = self.proj_in(tokens_from_map(h)) if self.linear else tokens_from_map(self.proj_in(h))
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        h = map_from_tokens(self.proj_out(h), height, width) if self.linear else self.proj_out(map_from_tokens(h, height, width))
+        return x + h
+
+
+class Downsample(nn.Module):
+    """Halves the map with a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, c, h, w] -> [b, c, ceil(h/2), ceil(w/2)]"""
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Doubles the map, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """[b, c, h, w] -> [b, c, *size]; `size` is the map that joins next, so odd sizes fit too."""
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+class Block(nn.ModuleList):
+    """Layers in a row, each called with what it takes."""
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor, size: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """x [b, c, h, w], time [b, t], context [b, l, d] -> [b, c', h', w']"""
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, time)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            elif isinstance(layer, Upsample):
+                x = layer(x, size)
+            else:
+                x = layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Predicts the noise (or v) in noisy latents, given the timestep and the conditioning."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        base, time = config.model_channels, config.model_channels * 4
+        self.time_embed = nn.Sequential(nn.Linear(base, time), nn.SiLU(), nn.Linear(time, time))
+        if config.label_channels:
+            label = nn.Sequential(nn.Linear(config.label_channels, time), nn.SiLU(), nn.Linear(time, time))
+            self.label_emb = nn.Sequential(label)
+        kept = self._build_input(config, base, time)
+        channels = kept[-1]
+        self.middle_block = Block(
+            [
+                ResBlock(channels, channels, time),
+                SpatialTransformer(channels, config, config.middle_depth),
+                ResBlock(channels, channels, time),
+            ]
+        )
+        channels = self._build_output(config, channels, time, kept)
+        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1))
+
+    def _build_input(self, config: UNetConfig, channels: int, time: int) -> list[int]:
+        """Build the way down; return the channels of each map that the way up takes again."""
+        blocks, kept = [Block([nn.Conv2d(config.in_channels, channels, 3, padding=1)])], [channels]
+        for level, mult in enumerate(config.channel_mult):
+            for _ in range(config.num_res_blocks[level]):
+                blocks.append(self._level_block(config, level, channels, time))
+                channels = mult * config.model_channels
+                kept.append(channels)
+            if level + 1 < len(config.channel_mult):
+                blocks.append(Block([Downsample(channels)]))
+                kept.append(channels)
+        self.input_blocks = nn.ModuleList(blocks)
+        return kept
+
+    def _build_output(self, config: UNetConfig, channels: int, time: int, kept: list[int]) -> int:
+        blocks, kept = [], list(kept)
+        for level in reversed(range(len(config.channel_mult))):
+            for index in range(config.num_res_blocks[level] + 1):
+                block = self._level_block(config, level, channels + kept.pop(), time)
+                channels = config.channel_mult[level] * config.model_channels
+                if level and index == config.num_res_blocks[level]:
+                    block.append(Upsample(channels))
+                blocks.append(block)
+        self.output_blocks = nn.ModuleList(blocks)
+        return channels
+
+    def _level_block(self, config: UNetConfig, level: int, in_channels: int, time: int) -> Block:
+        channels = config.channel_mult[level] * config.model_channels
+        block = Block([ResBlock(in_channels, channels, time)])
+        if depth := config.transformer_depth[level]:
+            block.append(SpatialTransformer(channels, config, depth))
+        return block
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        """Predict.
+
+        Args:
+            x: noisy latents [b, in_channels, h, w].
+            timesteps: [b], 0 to 999; fractions are allowed.
+            context: conditioning [b, l, d].
+            label: SDXL's pooled vector with size conditioning [b, label_channels]; None for SD1 and SD2.
+
+        Returns:
+            [b, out_channels, h, w]
+        """
+        time = self.time_embed(timestep_embedding(timesteps, self.config.model_channels, x.dtype))  # b t
+        if label is not None:
+            time = time + self.label_emb(label)
+        kept = []
+        for block in self.input_blocks:
+            x = block(x, time, context)
+            kept.append(x)
+        x = self.middle_block(x, time, context)
+        for block in self.output_blocks:
+            x = torch.cat((x, kept.pop()), dim=1)
+            size = (kept[-1].shape[-2], kept[-1].shape[-1]) if kept else (0, 0)
+            x = block(x, time, context, size)
+        return self.out(x)

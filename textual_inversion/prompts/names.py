@@ -1,0 +1,115 @@
+"""Rewrites `<name>` and `<name:1.2>` in a prompt to what every host understands. Knows nothing of tokens or of where names come from."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable
+
+from textual_inversion.prompts.emphasis import NUMBER
+
+_TAG = re.compile(r"<([^<>]+)>")
+_WEIGHT = re.compile(NUMBER)
+_NETWORK = re.compile(r"(?i)\s*(?:lora|lyco|hypernet)\s*:")
+_SPECIAL = re.compile(r"[()\[\]\\]")
+_MARKUP = rf"(?:[()\[\]]|:\s*{NUMBER}\s*\))*"
+_LEADING_MARKUP = re.compile(r"\A" + _MARKUP)
+_TRAILING_MARKUP = re.compile(_MARKUP + r"\Z")
+_IGNORED = re.compile(r"[\s\\<>]+")
+_LONGEST_MARKUP = 64  # characters looked at for the neighbour, so that a prompt of brackets stays quick
+
+
+def rewrite_names(text: str, known: Collection[str]) -> str:
+    r"""Replace `<name>` by `name` and `<name:1.2>` by `(name:1.2)` wherever the name is known; everything else stays as it is.
+
+    A name is looked up as written, then without regard to case; the result has the known spelling, its brackets and backslashes
+    escaped. A space is put between the name and a neighbour that the tokenizer would otherwise take for a part of it.
+
+    Args:
+        text: a prompt.
+        known: names of embeddings, of any spelling. `<lora:…>`, `<lyco:…>` and `<hypernet:…>` are never names.
+    """
+    if "<" not in text:
+        return text
+    lookup = _Names(known)
+    pieces: list[str] = []
+    end = 0
+    for tag in _TAG.finditer(text):
+        found = lookup.resolve(tag)
+        if found is None:
+            continue
+        name, weight = found
+        pieces.append(text[end : tag.start()])
+        before, after = _letters_before(pieces), _letters_after(text[tag.end() : tag.end() + _LONGEST_MARKUP])
+        escaped = _SPECIAL.sub(r"\\\g<0>", name)
+        word = f"({escaped}:{weight})" if weight is not None else escaped
+        pieces.append((" " if any(_would_join(letter, name[0]) for letter in before) else "") + word)
+        pieces.append(" " if any(_would_join(name[-1], letter) for letter in after) else "")
+        end = tag.end()
+    return "".join([*pieces, text[end:]])
+
+
+def names_in(texts: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Those of `known` that the prompts may name, quickly and generously: none that they do name is missing.
+
+    Of thousands of embeddings, only these need their vectors, and their token ids, for the exact search.
+    """
+    haystack = "\n".join(map(_letters, texts))
+    return [name for name in known if _letters(name) in haystack]
+
+
+def _letters(text: str) -> str:
+    """`text` without what the exact search may pass over: case, white space, escapes, brackets of tags, how accents are written."""
+    letters = _IGNORED.sub("", text).casefold()
+    if letters.isascii():
+        return letters
+    return "".join(letter for letter in unicodedata.normalize("NFD", letters) if not unicodedata.combining(letter))
+
+
+class _Names:
+    """Known names, found by exact spelling first and then by case-folded spelling (the first of several)."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self._exact = {name for name in known if name}
+        self._folded: dict[str, str] = {}
+        for name in sorted(self._exact):
+            self._folded.setdefault(name.casefold(), name)
+
+    def resolve(self, tag: re.Match[str]) -> tuple[str, str | None] | None:
+        """Known name and weight as written (None: none given) of a tag, or None if it is not ours."""
+        if _NETWORK.match(tag[1]):
+            return None
+        # a name may itself have been saved with the angle brackets around it
+        for spelling in (tag[1], tag[1].strip(), tag[0]):
+            if name := self._find(spelling):
+                return name, None
+        plain, weight = (part.strip() for part in tag[1].rpartition(":")[::2])
+        if not _WEIGHT.fullmatch(weight):
+            return None
+        name = self._find(plain) or self._find(f"<{plain}>")
+        return (name, weight) if name else None
+
+    def _find(self, spelling: str) -> str | None:
+        return spelling if spelling in self._exact else self._folded.get(spelling.casefold())
+
+
+def _letters_after(text: str) -> str:
+    """The characters that the tokenizer may see behind a name: the first, and the first that is not emphasis."""
+    return text[:1] + _LEADING_MARKUP.sub("", text, count=1)[:1]
+
+
+def _letters_before(pieces: list[str]) -> str:
+    """Likewise the last ones of what is written so far."""
+    tail = "".join(pieces[-3:])[-_LONGEST_MARKUP:]
+    return tail[-1:] + _TRAILING_MARKUP.sub("", tail, count=1)[-1:]
+
+
+def _would_join(left: str, right: str) -> bool:
+    """Whether the tokenizer may take two neighbouring characters for one word; when in doubt, yes: a space costs nothing."""
+    if left.isspace() or right.isspace():
+        return False
+    if not (left + right).isascii() or "'" in left + right or "\\" in left + right:
+        return True
+    if left.isdigit() or right.isdigit():
+        return False
+    return left.isalpha() == right.isalpha()

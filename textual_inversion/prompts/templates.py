@@ -1,0 +1,62 @@
+"""Prompt templates for training: files of lines with `[name]` and `[filewords]`. Knows nothing of tokens, pictures or training."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from textual_inversion.errors import PromptError
+
+DEFAULT_TEMPLATE = "subject_filewords.txt"
+NAME, CAPTION = "[name]", "[filewords]"
+_CAPTION_AND_COMMA = re.compile(r"\s*,?\s*" + re.escape(CAPTION))
+
+
+def template_folder() -> Path:
+    """Folder of the templates that ship with the project, `textual_inversion_templates` beside the package."""
+    return Path(__file__).resolve().parents[2] / "textual_inversion_templates"
+
+
+def list_templates(folder: str | Path) -> list[str]:
+    """File names of the templates (`*.txt`) in `folder`, sorted.
+
+    Raises:
+        PromptError: the folder cannot be read.
+    """
+    try:
+        return sorted((path.name for path in Path(folder).iterdir() if path.suffix.lower() == ".txt" and path.is_file()), key=str.casefold)
+    except OSError as error:
+        raise PromptError(f"The template folder {folder} cannot be read ({error.strerror}); choose a folder of .txt files.") from error
+
+
+def read_template(path: str | Path) -> list[str]:
+    """The prompts of a template file, one a line; blank lines and lines that begin with `#` are skipped.
+
+    Raises:
+        PromptError: the file cannot be read as UTF-8 text, has no prompt, or has one without `[name]`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise PromptError(f"The template {path} cannot be read ({error.strerror}); choose a text file with one prompt a line.") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(f"The template {path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    lines: list[str] = []
+    for number, line in enumerate((line.strip() for line in text.splitlines()), start=1):
+        if not line or line.startswith("#"):
+            continue
+        if NAME not in line:
+            raise PromptError(f"The template {path} has no {NAME} in line {number}, {line[:60]!r}; write {NAME} where the new word goes.")
+        lines.append(line)
+    if not lines:
+        raise PromptError(f"The template {path} holds no prompt; write one a line, such as 'a photo of {NAME}, {CAPTION}'.")
+    return lines
+
+
+def fill(template_line: str, name: str, caption: str = "") -> str:
+    """A prompt from a template line: `[filewords]` becomes the caption and `[name]` the name, in the caption too.
+
+    Without a caption `[filewords]` goes together with the comma before it.
+    """
+    text = template_line if caption.strip() else _CAPTION_AND_COMMA.sub("", template_line).lstrip(" ,")
+    return text.replace(CAPTION, caption.strip()).replace(NAME, name)

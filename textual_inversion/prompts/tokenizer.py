@@ -1,0 +1,125 @@
+"""CLIP's byte-pair tokenizer, from the merges that ship with the package. Knows nothing of emphasis, chunks or embeddings."""
+
+from __future__ import annotations
+
+import gzip
+import unicodedata
+from collections.abc import Iterable
+from functools import cache, lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+START = 49406  # <|startoftext|>
+END = 49407  # <|endoftext|>
+VOCABULARY_SIZE = 49408
+MERGES_FILE = Path(__file__).resolve().parents[1] / "assets" / "clip" / "merges.txt.gz"
+
+_START_WORD, _END_WORD = "<|startoftext|>", "<|endoftext|>"
+_END_OF_WORD = "</w>"
+_SPECIAL = r"(<\|startoftext\|>|<\|endoftext\|>)"
+_WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_WORDS_REMEMBERED = 1 << 16
+
+
+def _byte_alphabet() -> list[str]:
+    """One printable character for each byte, in the vocabulary's order: first the bytes that print as themselves, then the others."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
+
+
+def _byte_order() -> list[int]:
+    """The byte that each character of `_byte_alphabet` stands for."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return printable + sorted(set(range(256)) - set(printable))
+
+
+class Tokenizer:
+    """Text <-> token ids of the vocabulary that every Stable Diffusion text encoder up to SDXL shares.
+
+    Text is brought to Unicode's NFC, white space is collapsed and letters are lower-cased, as CLIP was trained.
+
+    Attributes:
+        vocabulary: the 49408 tokens as the vocabulary spells them, by id (bytes as characters, `</w>` at the end of a word).
+        start: id of the start token (49406).
+        end: id of the end token (49407), which also pads SD1's prompts.
+    """
+
+    start = START
+    end = END
+
+    def __init__(self, merges: Iterable[str]) -> None:
+        """Build the vocabulary from merges in order of rank, each `left right`."""
+        import regex  # only here: importing the package must stay quick
+
+        alphabet = _byte_alphabet()
+        pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+        self._ranks = {pair: rank for rank, pair in enumerate(pairs)}
+        letters = alphabet + [letter + _END_OF_WORD for letter in alphabet]
+        self.vocabulary = (*letters, *(left + right for left, right in pairs), _START_WORD, _END_WORD)
+        self._ids = {token: index for index, token in enumerate(self.vocabulary)}
+        self._letter = dict(zip(_byte_order(), alphabet, strict=True))
+        self._byte = {letter: byte for byte, letter in self._letter.items()}
+        self._words = regex.compile(_WORD)
+        self._special = regex.compile(_SPECIAL)
+        self._space = regex.compile(r"\s+")
+        self._word_ids = lru_cache(maxsize=_WORDS_REMEMBERED)(self._encode_word)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, of any length, without start, end or padding; a special token that is spelled out becomes its id."""
+        ids: list[int] = []
+        for part in self._special.split(text):
+            if part in (_START_WORD, _END_WORD):
+                ids.append(self._ids[part])
+                continue
+            clean = self._space.sub(" ", unicodedata.normalize("NFC", part)).lower()
+            for word in self._words.findall(clean):
+                ids.extend(self._word_ids(word))
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids (each 0 to 49407), a space after each whole word, bytes that are not UTF-8 shown as U+FFFD."""
+        data = b"".join(self._token_bytes(index) for index in ids)
+        return data.decode("utf-8", errors="replace").strip()
+
+    def word(self, index: int) -> str:
+        """The text of one token (0 to 49407) without the mark of a word's end: `cat` for `cat</w>`."""
+        return self.decode([index])
+
+    def _token_bytes(self, index: int) -> bytes:
+        token = self.vocabulary[index]
+        if index >= len(self.vocabulary) - 2:
+            return token.encode()
+        ends = token.endswith(_END_OF_WORD)
+        letters = token[: -len(_END_OF_WORD)] if ends else token
+        return bytes(self._byte[letter] for letter in letters) + (b" " if ends else b"")
+
+    def _encode_word(self, word: str) -> tuple[int, ...]:
+        """Ids of one word: its bytes, the pair of lowest rank joined again and again (Sennrich et al., arXiv 1508.07909)."""
+        parts = [self._letter[byte] for byte in word.encode("utf-8", errors="replace")]
+        parts[-1] += _END_OF_WORD
+        while len(parts) > 1:
+            best = min(pairwise(parts), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            if best not in self._ranks:
+                break
+            parts = _join(parts, best)
+        return tuple(self._ids[part] for part in parts)
+
+
+def _join(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    """`parts` with every occurrence of `pair`, from the left, made one."""
+    joined: list[str] = []
+    position = 0
+    while position < len(parts):
+        if tuple(parts[position : position + 2]) == pair:
+            joined.append(pair[0] + pair[1])
+            position += 2
+        else:
+            joined.append(parts[position])
+            position += 1
+    return joined
+
+
+@cache
+def default_tokenizer() -> Tokenizer:
+    """The tokenizer of the shipped merges, built at the first call and kept."""
+    return Tokenizer(gzip.decompress(MERGES_FILE.read_bytes()).decode("utf-8").splitlines())
