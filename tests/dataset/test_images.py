@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from textual_inversion.dataset import images
+from textual_inversion.dataset.images import (
+    find_images,
+    fit,
+    on_colour,
+    picture_size,
+    read_colours,
+    read_image,
+    require_images,
+    to_tensor,
+)
+from textual_inversion.errors import DatasetError
+
+
+def gradient(width: int = 24, height: int = 16) -> Image.Image:
+    """Every corner differs, so turned and mirrored pictures can be told apart."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
+
+
+def distance(one: Image.Image, other: Image.Image) -> float:
+    assert one.size == other.size
+    return float(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).mean())
+
+
+def test_found_in_natural_order_without_hidden_files_folders_and_other_files(tmp_path: Path) -> None:
+    for name in ("10.png", "2.PNG", "b2.webp", "B1.jpeg", "a.avif", ".hidden.png", "._2.png", "notes.txt", "x.json"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "sub.png").mkdir()
+    (tmp_path / "sub.png" / "inner.png").write_bytes(b"")
+    assert [path.name for path in find_images(tmp_path)] == ["2.PNG", "10.png", "a.avif", "B1.jpeg", "b2.webp"]
+
+
+@given(st.lists(st.text(alphabet="ab019_- ٣", min_size=1, max_size=8), unique=True))
+def test_order_is_total_and_ignores_what_comes_first(names: list[str]) -> None:
+    paths = [Path(f"x{name}.png") for name in names]
+    assert sorted(paths, key=images._natural_key) == sorted(reversed(paths), key=images._natural_key)
+
+
+def test_a_missing_folder_a_file_and_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file.png").write_bytes(b"")
+    with pytest.raises(DatasetError, match="does not exist; choose"):
+        find_images(tmp_path / "gone")
+    with pytest.raises(DatasetError, match="is a file, not a folder"):
+        find_images(tmp_path / "file.png")
+    with pytest.raises(DatasetError, match="No folder"):
+        find_images("  ")
+
+
+def test_a_folder_without_pictures_says_what_is_in_it(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="it is empty"):
+        require_images(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(DatasetError, match=r"1 other files and 1 subfolders, which are not searched\); put PNG"):
+        require_images(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "tiff", "gif", "avif"])
+def test_every_format_is_read_as_rgb(tmp_path: Path, ending: str) -> None:
+    Image.init()
+    if ending == "avif" and "AVIF" not in Image.SAVE:
+        pytest.skip("this Pillow has no AVIF")
+    path = tmp_path / f"a.{ending}"
+    gradient().save(path)
+    image = read_image(path)
+    assert image.mode == "RGB"
+    assert distance(image, gradient()) < 12
+    assert image.info == {}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tiff"])
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, ending: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{ending}"
+    gradient().save(path, exif=exif, **({"quality": 95} if ending in ("jpg", "webp") else {}))
+    with Image.open(path) as stored:
+        stored.load()
+        # Pillow turns a TIFF while it loads it, and its older versions would turn it once more here.
+        expected = (stored if ending == "tiff" else ImageOps.exif_transpose(stored)).convert("RGB")
+    assert distance(read_image(path), expected) == 0
+    assert expected.size == ((24, 16) if orientation < 5 else (16, 24))
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about the damage
+def test_a_damaged_exif_block_does_not_cost_the_picture(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    gradient().save(path, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\x01\x12")
+    assert distance(read_image(path), gradient()) < 12
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    image.putpixel((0, 0), (255, 0, 0, 255))
+    image.putpixel((1, 0), (0, 0, 0, 128))
+    image.save(tmp_path / "rgba.png")
+    read = read_image(tmp_path / "rgba.png")
+    assert [read.getpixel((x, 0)) for x in range(3)] == [(255, 0, 0), (127, 127, 127), (255, 255, 255)]
+
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.save(tmp_path / "palette.png", transparency=1)
+    assert read_image(tmp_path / "palette.png").getpixel((4, 4)) == (255, 255, 255)
+
+    Image.new("LA", (8, 8), (0, 0)).save(tmp_path / "la.png")
+    assert read_image(tmp_path / "la.png").getpixel((4, 4)) == (255, 255, 255)
+
+
+def test_palette_cmyk_and_black_and_white(tmp_path: Path) -> None:
+    gradient().quantize(64).save(tmp_path / "p.png")
+    gradient().convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    gradient().convert("1").save(tmp_path / "1.png")
+    assert distance(read_image(tmp_path / "p.png"), gradient()) < 12
+    assert distance(read_image(tmp_path / "cmyk.jpg"), gradient()) < 12
+    assert read_image(tmp_path / "1.png").mode == "RGB"
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_16_bits_are_scaled_not_clipped(tmp_path: Path, ending: str) -> None:
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / f"deep.{ending}")
+    grey = np.asarray(read_image(tmp_path / f"deep.{ending}"))[..., 0]
+    assert np.abs(grey.astype(int).ravel() - np.arange(256)).max() <= 1
+
+
+def test_floating_point_tiff(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "float.tiff")
+    grey = np.asarray(read_image(tmp_path / "float.tiff"))[..., 0]
+    assert np.abs(grey.astype(int).ravel() - np.arange(256)).max() <= 1
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_the_first_frame_of_an_animation(tmp_path: Path, ending: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "lime")]
+    frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:], duration=50)
+    assert distance(read_image(tmp_path / f"a.{ending}"), frames[0]) < 4
+
+
+def png_bytes() -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"not a picture\n", "contents are not"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "contents are not"),
+        (png_bytes()[:20], "."),
+        (png_bytes()[:600], "damaged or cut short"),
+    ],
+)
+def test_bad_files_get_one_sentence(tmp_path: Path, data: bytes, reason: str) -> None:
+    path = tmp_path / "bad.png"
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=f"^bad.png cannot be read: .*{reason}.*; replace it") as caught:
+        read_image(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    for name in ("gone.png", "folder.png"):
+        with pytest.raises(DatasetError, match="no such file"):
+            read_image(tmp_path / name)
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("1", (14_000, 14_000)).save(path)
+    with pytest.raises(DatasetError, match="more than 120 million pixels"):
+        read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as some hosts do
+    with pytest.raises(DatasetError, match="more than 120 million pixels"):
+        read_image(path)
+
+
+def encoded(format_: str) -> bytes:
+    buffer = io.BytesIO()
+    gradient().save(buffer, format_)
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about the damage
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"]), st.data())
+def test_damaged_files_are_read_or_refused_never_worse(tmp_path: Path, format_: str, data: st.DataObject) -> None:
+    content = bytearray(encoded(format_))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "x.png"
+    path.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
+    try:
+        outcome = read_image(path).mode
+    except DatasetError as error:
+        outcome = str(error)
+    assert outcome == "RGB" or outcome.startswith("x.png cannot be read")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(8, 64), st.integers(8, 64))
+def test_fit_gives_exactly_the_size_and_keeps_the_centre(source_width: int, source_height: int, width: int, height: int) -> None:
+    image = Image.new("RGB", (source_width, source_height), (10, 200, 30))
+    result = fit(image, width, height)
+    assert result.size == (width, height)
+    assert result.getpixel((width // 2, height // 2)) == (10, 200, 30)
+
+
+def test_fit_crops_the_sides_equally_without_stretching() -> None:
+    image = Image.new("RGB", (90, 30), "black")
+    image.paste("white", (30, 0, 60, 30))
+    assert distance(fit(image, 60, 60), Image.new("RGB", (60, 60), "white")) < 8
+
+
+def test_to_tensor_is_channels_height_width() -> None:
+    image = Image.new("RGB", (5, 3), (1, 2, 3))
+    image.putpixel((4, 1), (9, 8, 7))
+    tensor = to_tensor(image)
+    assert tensor.shape == (3, 3, 5)
+    assert tensor.dtype == torch.uint8
+    assert tensor.is_contiguous()
+    assert tensor[:, 1, 4].tolist() == [9, 8, 7]
+    assert tensor[:, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_avif_that_this_pillow_cannot_read_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.init()
+    monkeypatch.setattr(Image, "OPEN", {name: opener for name, opener in Image.OPEN.items() if name != "AVIF"})
+    (tmp_path / "a.avif").write_bytes(b"\0\0\0\x20ftypavif")
+    with pytest.raises(DatasetError, match="the installed Pillow does not read AVIF"):
+        read_image(find_images(tmp_path)[0])
+
+
+@pytest.mark.parametrize("mark", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "tiff", "png", "webp"])
+def test_the_size_in_the_header_is_that_of_the_picture(tmp_path: Path, ending: str, mark: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = mark
+    path = tmp_path / f"a.{ending}"
+    gradient().save(path, exif=exif)
+    for upright in (True, False):
+        assert picture_size(path, upright=upright) == read_colours(path, upright=upright).size
+    assert picture_size(path) == ((16, 24) if mark > 4 else (24, 16))
+
+
+@pytest.mark.parametrize("mark", [1, 6])
+def test_a_jpeg_comes_smaller_but_not_below_what_will_do(tmp_path: Path, mark: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = mark
+    gradient(960, 640).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    whole = read_colours(tmp_path / "a.jpg")
+    for least in ((200, 200), (90, 100), (300, 100)):
+        small = read_colours(tmp_path / "a.jpg", least)
+        assert small.width >= least[0]
+        assert small.height >= least[1]
+        assert small.width * 2 <= whole.width
+        assert distance(small, whole.resize(small.size, Image.Resampling.BOX)) < 3
+    assert read_colours(tmp_path / "a.jpg", (2000, 2000)).size == whole.size
+
+
+def test_transparency_stays_until_it_is_laid_on_a_colour(tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    clear.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    clear.save(tmp_path / "a.png")
+    clear.convert("P").save(tmp_path / "b.gif", transparency=clear.convert("P").getpixel((7, 0)))
+    Image.new("RGBA", (8, 8), "red").save(tmp_path / "opaque.png")
+    read = read_colours(tmp_path / "a.png")
+    assert (read.mode, read.getpixel((7, 0))) == ("RGBA", (255, 0, 0, 0))
+    assert on_colour(read, "#00ff00").getpixel((7, 0)) == (0, 255, 0)
+    assert on_colour(read, "black").getpixel((0, 0)) == (0, 0, 255)
+    assert read_colours(tmp_path / "b.gif").mode == "RGBA"
+    assert read_colours(tmp_path / "opaque.png").mode == "RGB"
+
+
+def test_a_size_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("text")
+    with pytest.raises(DatasetError, match=r"a\.png cannot be read: its contents are not"):
+        picture_size(tmp_path / "a.png")

@@ -1,0 +1,71 @@
+"""New embeddings: which rows they start with, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from textual_inversion import formats
+from textual_inversion.errors import ConfigError, EmbeddingError, NameTakenError
+from textual_inversion.prompts.tokenizer import default_tokenizer
+from textual_inversion.training.create import create_embedding, initial_vectors
+
+SDXL_TABLES = {
+    "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight": 768,
+    "conditioner.embedders.1.model.token_embedding.weight": 1280,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "words"),
+    [("small cat", "auto", ["small", "cat"]), ("small cat", 3, ["small", "cat", "small"]), ("small cat", "1", ["small"])],
+)
+def test_rows_are_those_of_the_words(model, text, count, words):
+    ids = [model.conditioner.tokenizer.encode(word)[0] for word in words]
+    assert torch.equal(initial_vectors(model.text_encoder.token_table, text, count), model.text_encoder.token_table[ids])
+
+
+@pytest.mark.parametrize("count", [1, 2, "auto"])
+def test_without_words_they_are_zeros(model, count):
+    vectors = initial_vectors(model.text_encoder.token_table, "", count)
+    assert vectors.shape == (1 if count == "auto" else count, 64)
+    assert not vectors.any()
+
+
+@pytest.mark.parametrize("count", [0, 76, -1, "many", "", None])
+def test_counts_that_are_none(model, count):
+    with pytest.raises(ConfigError, match="from 1 to 75"):
+        initial_vectors(model.text_encoder.token_table, "cat", count)
+
+
+def test_a_name_that_is_taken_in_any_layout(model, folder):
+    formats.save(formats.load(folder / "thing.safetensors"), folder / "other.pt")
+    for name in ("thing", "other"):
+        with pytest.raises(NameTakenError, match=name):
+            create_embedding(model, name, "cat", 1, folder)
+    assert formats.load(folder / "thing.safetensors").num_vectors == 2
+
+
+def test_a_folder_that_cannot_be_made(model, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EmbeddingError, match="cannot be made"):
+        create_embedding(model, "cat", "cat", 1, tmp_path / "file")
+
+
+def test_the_file_of_a_checkpoint_is_enough(model, checkpoint, folder):
+    create_embedding(checkpoint, "other", "small cat", 2, folder)
+    made, other = formats.load(folder / "thing.safetensors"), formats.load(folder / "other.safetensors")
+    assert torch.equal(made.vectors["clip_l"], other.vectors["clip_l"])
+    assert made.provenance == other.provenance
+
+
+def test_with_sdxl_both_text_encoders_get_theirs(tmp_path):
+    tables = {key: torch.randn(49408, width).half() for key, width in SDXL_TABLES.items()}
+    save_file(tables, tmp_path / "xl.safetensors")
+    path = create_embedding(tmp_path / "xl.safetensors", "both", "cat", 1, tmp_path)
+    loaded = formats.load(path)
+    cat = default_tokenizer().encode("cat")[0]
+    assert loaded.family == "SDXL"
+    for encoder, table in zip(("clip_l", "clip_g"), tables.values(), strict=True):
+        assert torch.equal(loaded.vectors[encoder][0], table[cat].float())

@@ -1,0 +1,141 @@
+"""What is said of a run before it starts, and that nothing is changed or loaded for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from textual_inversion import formats
+from textual_inversion.diffusion.checkpoint import CheckpointFile
+from textual_inversion.diffusion.conditioning import VectorTable
+from textual_inversion.embedding import Embedding
+from textual_inversion.training.batches import Batch
+from textual_inversion.training.config import TrainingConfig
+from textual_inversion.training.estimate import DeviceSpeed, StepCost, step_cost
+from textual_inversion.training.preflight import FATAL, GOOD, HINT, PROBLEM, preflight
+from textual_inversion.training.step import TrainingStep
+
+
+def texts(found, kind=None) -> str:
+    return " | ".join(finding.text for finding in found.findings if kind in (None, finding.kind))
+
+
+def test_a_good_run_is_told_in_figures(config, checkpoint, pictures):
+    for index in (3, 4):
+        Image.effect_noise((80, 64), 90).save(pictures / f"{index}.png")
+    before = {path: path.read_bytes() for path in pictures.iterdir()}
+    found = preflight(replace(config, steps=50), 2, checkpoint)
+    assert found.ready
+    assert (found.pictures, found.sizes, found.chunks) == (5, (((64, 64), 5),), 1)
+    assert found.cropped == pytest.approx(0.2)
+    assert found.seconds > 0
+    assert found.memory > checkpoint.stat().st_size
+    said = texts(found, GOOD)
+    for words in ("5 pictures, each shown about 20 times in 50 steps", "5 at 64 x 64", "Every prompt holds the name", "of 75 tokens", "GB"):
+        assert words in said
+    assert texts(found, PROBLEM) == texts(found, FATAL) == ""
+    assert json.loads(json.dumps(found.to_dict()))["pictures"] == 5
+    assert {path: path.read_bytes() for path in pictures.iterdir()} == before
+
+
+def test_everything_that_is_worth_a_word_gets_one(config, pictures):
+    (pictures / "copy.png").write_bytes((pictures / "1.png").read_bytes())
+    Image.effect_noise((400, 64), 90).save(pictures / "wide.png")
+    Image.effect_noise((32, 32), 90).save(pictures / "small.png")
+    (pictures / "bad.png").write_text("text")
+    (pictures / "0.txt").write_text("word " * 90)
+    found = preflight(config, 2)
+    assert found.ready
+    assert "84% of wide.png is cropped away; aspect buckets would keep more" in texts(found, HINT)
+    assert "small.png is smaller than the training size and enlarged up to 2.0 times" in texts(found, HINT)
+    assert "1.png, copy.png are the same file" in texts(found, PROBLEM)
+    assert "bad.png cannot be read: its contents are not" in texts(found, PROBLEM)
+    assert "every prompt takes 2 chunks of 75" in texts(found, HINT)
+    assert (found.chunks, found.seconds, found.memory) == (2, None, None)
+    assert [finding.kind for finding in found.findings] == sorted((f.kind for f in found.findings), key=(FATAL, PROBLEM, HINT, GOOD).index)
+    wide = preflight(replace(config, buckets=True, batch_size=4, width=128, height=128), 2)
+    assert len(wide.sizes) > 1
+    assert wide.cropped < found.cropped
+    assert "fewer pictures than a batch (4)" in texts(wide, HINT)
+
+
+def test_what_would_stop_or_teach_nothing(config, pictures, tmp_path):
+    template = tmp_path / "template.txt"
+    template.write_text("a photo of nothing\n")
+    assert "has no [name]" in texts(preflight(replace(config, template=str(template)), 2), FATAL)
+    template.write_text("a photo of (nothing:1.2)\n[name]\n")
+    assert not preflight(replace(config, template=str(template)), 2).ready
+    assert "at step 9 already" in texts(preflight(config, 2, first_step=9), FATAL)
+    gone = preflight(replace(config, images=str(tmp_path / "gone")), 2)
+    assert not gone.ready
+    assert "does not exist" in texts(gone, FATAL)
+
+
+def test_a_checkpoint_that_cannot_be_read_costs_the_estimate_only(config, tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(b"x" * 100)
+    found = preflight(config, 2, tmp_path / "bad.safetensors")
+    assert found.ready
+    assert found.seconds is None
+    assert "Time and memory are not estimated" in texts(found, HINT)
+
+
+def test_captions_that_are_missing_are_counted(config, pictures):
+    for path in pictures.glob("*.txt"):
+        path.write_text("")
+    assert "3 pictures without a caption" in texts(preflight(config, 2), HINT)
+
+
+def test_the_count_is_that_of_a_real_step(model, checkpoint):
+    """Operations counted on shapes alone are those that a step does, but for the fused attention that some PyTorchs do not count."""
+    vectors = torch.randn(2, 64) * 0.1
+    table = VectorTable.of({"x": Embedding("x", {"clip_l": vectors})}, "clip_l", 64, "cpu")
+    step = TrainingStep(model, vectors, TrainingConfig("x", "y"))
+    batch = Batch(torch.randn(1, 4, 8, 16), torch.randn(1, 4, 8, 16), torch.tensor([5]), model.conditioner.tokenize(["an x"], table))
+    with FlopCounterMode(display=False) as counter:
+        step.loss(batch).backward()
+    counted = step_cost(CheckpointFile.open(checkpoint), (128, 64), torch.float32)
+    assert counted.flops == pytest.approx(counter.get_total_flops(), rel=0.08)
+    weights = sum(p.numel() * p.element_size() for part in (model.unet, model.vae, model.text_encoder) for p in part.parameters())
+    assert counted.weights == pytest.approx(weights, rel=0.02)
+    larger = step_cost(CheckpointFile.open(checkpoint), (256, 128), torch.float32)
+    assert 2 < larger.activations / counted.activations < 6  # the text encoder's part stays
+    assert 3.9 < larger.encoding / counted.encoding < 4.1
+
+
+def test_full_size_activations_are_those_that_were_measured(tmp_path):
+    """SD1.5 at 512: 1.67 TFLOP for the UNet and 0.74 GB were measured for one picture."""
+    from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder
+    from textual_inversion.diffusion.unet import UNet, UNetConfig
+    from textual_inversion.diffusion.vae import VAE, VAEConfig
+
+    shapes = {}
+    with torch.device("meta"):
+        for prefix, part in (
+            ("model.diffusion_model.", UNet(UNetConfig())),
+            ("first_stage_model.", VAE(VAEConfig())),
+            ("cond_stage_model.transformer.", CLIPTextEncoder(CLIPConfig())),
+        ):
+            shapes |= {prefix + key: tuple(value.shape) for key, value in part.state_dict().items()}
+    file = CheckpointFile(tmp_path / "sd15.safetensors", shapes)
+    cost = step_cost(file, (512, 512), torch.bfloat16)
+    assert cost.flops == pytest.approx(1.69e12, rel=0.02)
+    assert cost.activations == pytest.approx(0.74e9, rel=0.12)
+    assert cost.weights == pytest.approx(2.30e9, rel=0.03)
+
+
+def test_time_and_memory_follow_the_batch():
+    cost, speed = StepCost(1e12, 3000, 1e9, 2e9, 5e8), DeviceSpeed(1e14, 5e-6)
+    assert speed.seconds(cost, 8) == pytest.approx(8 * 0.02 + 0.015)
+    assert cost.memory(8) == pytest.approx(1.1 * 10e9)
+    assert cost.memory(1) == pytest.approx(1.1 * 4e9)
+
+
+def test_steps_of_the_embedding_count(config, folder, checkpoint):
+    formats.load(folder / "thing.safetensors")
+    whole, rest = preflight(replace(config, steps=100), 2, checkpoint), preflight(replace(config, steps=100), 2, checkpoint, first_step=90)
+    assert rest.seconds < whole.seconds / 2

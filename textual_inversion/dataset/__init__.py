@@ -1,0 +1,1 @@
+"""Training pictures: found, read, captioned, ordered, and encoded once as latent moments."""

@@ -1,0 +1,286 @@
+"""Encodes a training set once, picture by picture, so that pixels never fill the memory. Knows nothing of prompts or the diffusion model.
+
+Pictures are read ahead in a few threads, because reading takes longer than encoding where there is a fast device.
+Legend: b batch, c channels, h w latent size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from textual_inversion.dataset.images import mask_file
+from textual_inversion.dataset.latent_store import LatentStore
+from textual_inversion.dataset.latents import LatentBucket, LatentMoments
+from textual_inversion.dataset.sizes import Size
+from textual_inversion.dataset.training_set import TrainingSet, none_usable
+from textual_inversion.dataset.views import View
+from textual_inversion.errors import DatasetError
+
+_THREADS = 4
+_AHEAD = 8  # pictures read before they are needed
+_MOST_PIXELS = 4 * 1024 * 1024  # in one pass of the encoder
+Progress = Callable[[int, int], None]
+
+
+class MomentsEncoder(Protocol):
+    """The half of a VAE that is needed here."""
+
+    @property
+    def scale_factor(self) -> float:
+        """What latents are multiplied with before the diffusion model sees them."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where `encode_moments` wants its pixels."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which `encode_moments` wants its pixels."""
+
+    def encode_moments(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels [b, 3, height, width] from -1 to 1 -> mean and clamped log variance, each [b, c, h, w], not yet scaled."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A training set as latents.
+
+    Attributes:
+        buckets: one for each size, on the VAE's device, outside of autograd but usable in it.
+        failed: picture (by index) -> why it is not among them.
+        stored: number of pictures whose latents were still there from an earlier run.
+    """
+
+    buckets: tuple[LatentBucket, ...]
+    failed: dict[int, DatasetError]
+    stored: int = 0
+
+
+def encode_set(
+    vae: MomentsEncoder,
+    training_set: TrainingSet,
+    *,
+    flip: bool,
+    batch_size: int = 4,
+    progress: Progress | None = None,
+    store: LatentStore | None = None,
+) -> Encoded:
+    """Encode every view once, and its mirror image too when `flip` is on (mirroring a latent is not the same).
+
+    Args:
+        vae: encodes pixels; it is used as it is, on its own device and in its own type.
+        training_set: at least one picture.
+        batch_size: views in one encoding pass, 1 or more; fewer where they are large.
+        progress: told (rows done, rows in all) after each pass; what it raises ends the encoding.
+        store: keeps what was encoded for the next time.
+
+    Raises:
+        DatasetError: no picture can be used, or the VAE gave values that are not finite for one.
+    """
+    job = _Job(vae, training_set, flip, batch_size, store)
+    total = sum(len(picture.places) for picture in training_set.pictures) * job.sides
+    buckets: list[LatentBucket] = []
+    before = 0
+    for size, chosen in training_set.sizes().items():
+        bucket = _Bucket(job, size, chosen)
+        with closing(bucket.fill()) as steps:
+            for done in steps:
+                if progress:
+                    progress(before + done, total)
+        before += bucket.capacity * job.sides
+        if bucket.pictures:
+            buckets.append(bucket.result())
+    if store is not None:
+        store.tidy()
+    if not buckets:
+        failed = [(training_set.pictures[index].path.name, str(error)) for index, error in sorted(job.failed.items())]
+        raise none_usable(training_set.pictures[0].path.parent, [*failed, *training_set.skipped])
+    weighted = any(bucket.weights is not None for bucket in buckets)
+    return Encoded(tuple(map(_weighted, buckets) if weighted else buckets), job.failed, job.stored)
+
+
+def _weighted(bucket: LatentBucket) -> LatentBucket:
+    """All buckets have weights or none has: a step's inputs keep their form."""
+    if bucket.weights is not None:
+        return bucket
+    return LatentBucket(bucket.moments, bucket.pictures, torch.ones_like(bucket.moments.mean[:, :1]))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A picture on its way to the encoder: its views, or what the store had of it, and its key there."""
+
+    key: str = ""
+    views: Sequence[View] = ()
+    stored: dict[str, torch.Tensor] | None = None
+
+
+class _Job:
+    """What all sizes share."""
+
+    def __init__(self, vae: MomentsEncoder, training_set: TrainingSet, flip: bool, batch_size: int, store: LatentStore | None) -> None:
+        self.vae, self.training_set, self.batch_size, self.store = vae, training_set, batch_size, store
+        self.sides = 2 if flip else 1
+        self.failed: dict[int, DatasetError] = {}
+        self.stored = 0
+
+    def read_ahead(self, chosen: Sequence[int]) -> Generator[tuple[int, _Read | DatasetError], None, None]:
+        """The pictures in order, a few of them read in advance."""
+        pool = ThreadPoolExecutor(_THREADS, "textual-inversion-read")
+        waiting: deque[tuple[int, Future[_Read | DatasetError]]] = deque()
+        try:
+            for index in chosen:
+                waiting.append((index, pool.submit(self._read, index)))
+                if len(waiting) > _AHEAD:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                index, future = waiting.popleft()
+                yield index, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, index: int) -> _Read | DatasetError:
+        try:
+            key = self._key(index) if self.store else ""
+            stored = self.store.get(key) if self.store else None
+            return _Read(key, stored=stored) if stored else _Read(key, self.training_set.views(index))
+        except DatasetError as error:
+            return error
+
+    def _key(self, index: int) -> str:
+        assert self.store is not None
+        picture, look = self.training_set.pictures[index], self.training_set.look
+        files = [picture.path, *([mask_file(picture.path)] if look.weighted else [])]
+        return self.store.key(files, [picture.size, picture.places, self.sides, look.background, look.weighted, look.whole])
+
+
+class _Bucket:
+    """Latents of one size as they come; row r is view r, row capacity + r its mirror image."""
+
+    def __init__(self, job: _Job, size: Size, chosen: Sequence[int]) -> None:
+        self.job, self.chosen = job, chosen
+        self.capacity = sum(len(job.training_set.pictures[index].places) for index in chosen)
+        self.per_pass = max(1, min(job.batch_size, _MOST_PIXELS // (size[0] * size[1])))
+        self.pictures: list[int] = []  # of each row
+        self.waiting: deque[tuple[int, View]] = deque()
+        self.unsaved: deque[tuple[str, int, int]] = deque()  # key, first row, behind the last row
+        self.mean: torch.Tensor | None = None
+        self.std: torch.Tensor | None = None
+        self.weights: torch.Tensor | None = None
+
+    def fill(self) -> Generator[int, None, None]:
+        """Read and encode everything; yields the rows done so far whenever there are more."""
+        done = told = 0
+        with closing(self.job.read_ahead(self.chosen)) as pictures:
+            for index, read in pictures:
+                done += self._take(index, read)
+                while len(self.waiting) >= self.per_pass:
+                    done += self._encode()
+                if done > told:
+                    told = done
+                    yield done * self.job.sides
+        while self.waiting:
+            done += self._encode()
+            yield done * self.job.sides
+
+    def result(self) -> LatentBucket:
+        """What was encoded."""
+        assert self.mean is not None
+        assert self.std is not None
+        count = len(self.pictures)
+        rows = None if count == self.capacity else [side * self.capacity + row for side in range(self.job.sides) for row in range(count)]
+        mean, std, weights = self.mean, self.std, self.weights
+        if rows is not None:
+            mean, std, weights = mean[rows], std[rows], None if weights is None else weights[rows]
+        return LatentBucket(LatentMoments(mean, std, self.job.sides == 2), tuple(self.pictures), weights)
+
+    def _take(self, index: int, read: _Read | DatasetError) -> int:
+        """Take a picture in; returns how many of its views need no encoding."""
+        expected = len(self.job.training_set.pictures[index].places)
+        if isinstance(read, DatasetError):
+            self.job.failed[index] = read
+            return expected
+        first = len(self.pictures)
+        if read.stored is not None:
+            self.job.stored += 1
+            rows = range(first, first + len(read.stored["mean"]) // self.job.sides)
+            self.pictures += [index] * len(rows)
+            self._put(rows, read.stored["mean"], read.stored["std"])
+            self._put_weights(rows, read.stored.get("weight"))
+            return expected
+        self.pictures += [index] * len(read.views)
+        self.waiting += [(first + number, view) for number, view in enumerate(read.views)]
+        if read.key:
+            self.unsaved.append((read.key, first, len(self.pictures)))
+        return expected - len(read.views)
+
+    def _encode(self) -> int:
+        """Encode one pass of waiting views; returns their number."""
+        taken = [self.waiting.popleft() for _ in range(min(self.per_pass, len(self.waiting)))]
+        rows = [row for row, _ in taken]
+        pixels = torch.stack([view.pixels for _, view in taken])  # b 3 height width
+        sides = [self._moments(pixels.flip(-1) if mirrored else pixels) for mirrored in range(self.job.sides)]
+        self._put(rows, *(torch.cat(parts) for parts in zip(*sides)))
+        if any(view.weight is not None for _, view in taken):
+            ones = torch.ones(1, *sides[0][0].shape[-2:])
+            self._put_weights(rows, torch.stack([ones if view.weight is None else view.weight for _, view in taken]))
+        self._save(rows[-1])
+        return len(taken)
+
+    def _moments(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        vae = self.job.vae
+        # Not inference_mode: its tensors cannot take part in a graph later.
+        with torch.no_grad():
+            # in fp32 first: 127.5 steps are not exact in half precision
+            mean, logvar = vae.encode_moments((pixels.to(vae.device).float() / 127.5 - 1).to(vae.dtype))
+            return mean.float() * vae.scale_factor, (0.5 * logvar.float()).exp() * vae.scale_factor  # b c h w
+
+    def _put(self, rows: Sequence[int], mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Keep moments of views, [views, c, h, w] or with their mirror images behind them."""
+        if self.mean is None or self.std is None:
+            shape = (self.capacity * self.job.sides, *mean.shape[1:])
+            self.mean, self.std = (torch.empty(shape, device=self.job.vae.device) for _ in range(2))
+        self._check_finite(rows, mean, std)
+        both = [side * self.capacity + row for side in range(self.job.sides) for row in rows]
+        self.mean[both], self.std[both] = mean.to(self.mean.device), std.to(self.std.device)
+
+    def _put_weights(self, rows: Sequence[int], weights: torch.Tensor | None) -> None:
+        """Keep weights of views, [views, 1, h, w]; a mirror image has them mirrored."""
+        if weights is None:
+            return
+        if self.weights is None:
+            assert self.mean is not None
+            self.weights = torch.ones_like(self.mean[:, :1])
+        for side in range(self.job.sides):
+            place = [side * self.capacity + row for row in rows]
+            self.weights[place] = (weights.flip(-1) if side else weights).to(self.weights.device)
+
+    def _check_finite(self, rows: Sequence[int], mean: torch.Tensor, std: torch.Tensor) -> None:
+        finite = (mean.isfinite() & std.isfinite()).flatten(1).all(dim=1).tolist()
+        if all(finite):
+            return
+        name = self.job.training_set.pictures[self.pictures[rows[finite.index(False) % len(rows)]]].path.name
+        raise DatasetError(
+            f"The VAE gave values that are not finite for {name}; take that picture out of the folder, or choose another checkpoint."
+        )
+
+    def _save(self, last: int) -> None:
+        """Store the pictures that are encoded up to row `last`."""
+        while self.unsaved and self.unsaved[0][2] <= last + 1:
+            key, first, end = self.unsaved.popleft()
+            assert self.job.store is not None
+            assert self.mean is not None
+            assert self.std is not None
+            rows = [side * self.capacity + row for side in range(self.job.sides) for row in range(first, end)]
+            parts = {"mean": self.mean[rows], "std": self.std[rows]}
+            if self.weights is not None:
+                parts["weight"] = self.weights[first:end]
+            self.job.store.put(key, parts)

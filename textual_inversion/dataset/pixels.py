@@ -1,0 +1,74 @@
+"""Turns what Pillow decodes, of any mode and size, into 8-bit colours. Knows nothing of files or training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from textual_inversion.errors import ConfigError
+
+_BAND_PIXELS = 8_000_000  # converted at a time, so that a large picture is in memory twice at most and not four times
+
+
+def check_colour(text: str) -> None:
+    """Accept a colour such as `white`, `#808080` or `rgb(255, 0, 0)`.
+
+    Raises:
+        ConfigError: no such colour.
+    """
+    try:
+        ImageColor.getrgb(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is not a colour; write a name such as white, or #rrggbb.") from error
+
+
+def eight_bit_colours(image: Image.Image) -> Image.Image:
+    """RGBA where something shows through, else RGB; greyscale of 16 and 32 bits is scaled to 8. It may be `image` itself."""
+    if image.mode[0] in "IF":
+        scale = _scale(image)
+        return _by_bands(image, "RGB", lambda band: _grey(band, scale).convert("RGB"))
+    if not (image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    colours = image if image.mode == "RGBA" else image.convert("RGBA")
+    return colours if colours.getchannel("A").getextrema()[0] < 255 else colours.convert("RGB")
+
+
+def on_colour(image: Image.Image, colour: str) -> Image.Image:
+    """RGB of an RGB or RGBA picture, what shows through laid on `colour` (a name, or such as `#ffffff`)."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    return _by_bands(image, "RGB", lambda band: Image.alpha_composite(Image.new("RGBA", band.size, colour), band).convert("RGB"))
+
+
+def _by_bands(image: Image.Image, mode: str, convert: Any) -> Image.Image:
+    if image.width * image.height <= _BAND_PIXELS:
+        return convert(image)
+    whole = Image.new(mode, image.size)
+    for top, band in _bands(image):
+        whole.paste(convert(band), (0, top))
+    return whole
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _scale(image: Image.Image) -> float:
+    """What deep greyscale is multiplied with; Pillow clips it at 255 instead of scaling it."""
+    peak = max(float(_values(band).max()) for _, band in _bands(image))
+    if image.mode == "F":
+        return 255.0 if peak <= 1 else 1.0
+    return 255 / 65535 if peak <= 65535 else 255 / (2**31 - 1)
+
+
+def _grey(image: Image.Image, scale: float) -> Image.Image:
+    return Image.fromarray((_values(image) * scale).round().clip(0, 255).astype(np.uint8))
+
+
+def _values(image: Image.Image) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.nan_to_num(np.asarray(image).astype(np.float64))  # h w

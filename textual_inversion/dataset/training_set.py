@@ -1,0 +1,147 @@
+"""A folder listed as captioned pictures with the sizes that they are trained at. Knows nothing of latents, order or prompts.
+
+Only the heads of the files are read here, so that a folder of any number of pictures costs next to no memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from textual_inversion.dataset.captions import caption_for
+from textual_inversion.dataset.images import find_images, picture_size, require_images
+from textual_inversion.dataset.sizes import CENTRE, OWN, Place, Size, Sizing
+from textual_inversion.dataset.views import Look, View, load_views
+from textual_inversion.errors import DatasetError
+
+MAX_REPEATS = 1000
+_REPEATS = re.compile(r"(\d{1,4})_")
+
+
+@dataclass(frozen=True)
+class TrainingPicture:
+    """One picture to learn from.
+
+    Attributes:
+        path: the file.
+        caption: its caption on one line, possibly empty.
+        original: (width, height) upright, in pixels.
+        size: (width, height) that it is trained at.
+        places: where its crops lie, at least one.
+        repeats: how often it is shown while others are shown once (1 to 1000).
+    """
+
+    path: Path
+    caption: str
+    original: Size
+    size: Size
+    places: tuple[Place, ...] = (CENTRE,)
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The pictures of one folder.
+
+    Attributes:
+        pictures: at least one, in the natural order of their names, folder by folder.
+        skipped: (file name, sentence that names the file and says why) of those whose heads cannot be read.
+        look: how they are looked at.
+    """
+
+    pictures: tuple[TrainingPicture, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    look: Look = field(default_factory=Look)
+
+    def sizes(self) -> dict[Size, list[int]]:
+        """Training size -> the pictures (by index) that have it, in the order of the pictures."""
+        found: dict[Size, list[int]] = {}
+        for index, picture in enumerate(self.pictures):
+            found.setdefault(picture.size, []).append(index)
+        return found
+
+    def views(self, index: int) -> list[View]:
+        """Read the crops of picture `index`.
+
+        Raises:
+            DatasetError: it cannot be read, or nothing of it counts.
+        """
+        picture = self.pictures[index]
+        return load_views(picture.path, picture.original, picture.size, picture.places, self.look)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a folder is read.
+
+    Attributes:
+        sizing: the pictures' training sizes.
+        word_regex, word_join: make captions of file names, as in `caption_for`.
+        background: colour under what is transparent.
+        weighted: masks and transparency are loss weights.
+        subfolders: read the folders inside too; one named `5_cats` has its pictures shown 5 times as often.
+    """
+
+    sizing: Sizing
+    word_regex: str = ""
+    word_join: str = " "
+    background: str = "white"
+    weighted: bool = False
+    subfolders: bool = False
+
+
+def scan_training_set(folder: str | Path, reading: Reading) -> TrainingSet:
+    """List the pictures of `folder`; one whose head or caption cannot be read is named in `skipped` and the rest goes on.
+
+    Damage further on in a file shows when its views are read.
+
+    Raises:
+        DatasetError: no such folder, no pictures in it, or not one that can be read.
+    """
+    pictures: list[TrainingPicture] = []
+    skipped: list[tuple[str, str]] = []
+    for path, repeats in _files(folder, subfolders=reading.subfolders):
+        picture = _entry(path, repeats, reading)
+        if isinstance(picture, DatasetError):
+            skipped.append((path.name, str(picture)))
+        else:
+            pictures.append(picture)
+    if not pictures:
+        raise none_usable(folder, skipped)
+    return TrainingSet(tuple(pictures), tuple(skipped), Look(reading.background, reading.weighted, reading.sizing.method == OWN))
+
+
+def none_usable(folder: str | Path, skipped: list[tuple[str, str]]) -> DatasetError:
+    """What to say when every picture was left out."""
+    return DatasetError(f"None of the {len(skipped)} pictures in {folder} can be used; the first: {skipped[0][1]}")
+
+
+def _files(folder: str | Path, *, subfolders: bool) -> list[tuple[Path, int]]:
+    if not subfolders:
+        return [(path, 1) for path in require_images(folder)]
+    find_images(folder)  # whether it is there at all
+    inside = [Path(place) for place, _, _ in os.walk(Path(folder).expanduser())]
+    visible = [place for place in inside if not any(part.startswith(".") for part in place.relative_to(inside[0]).parts)]
+    found = [(path, _repeats(place) if place != inside[0] else 1) for place in sorted(visible) for path in find_images(place)]
+    return found or [(path, 1) for path in require_images(folder)]
+
+
+def _repeats(folder: Path) -> int:
+    match = _REPEATS.match(folder.name)
+    return min(MAX_REPEATS, max(1, int(match[1]))) if match else 1
+
+
+def _entry(path: Path, repeats: int, reading: Reading) -> TrainingPicture | DatasetError:
+    sizing = reading.sizing
+    try:
+        caption, original = caption_for(path, reading.word_regex, reading.word_join), picture_size(path)
+        if min(original) < 1:
+            raise DatasetError(f"{path.name} has no pixels; replace it or take it out of the folder.")
+    except DatasetError as error:
+        return error
+    try:
+        return TrainingPicture(path, caption, original, sizing.size_of(original), sizing.places(original), repeats)
+    except DatasetError as error:
+        return DatasetError(f"{path.name} is left out: {error}; resize it, or turn “Do not resize images” off.")

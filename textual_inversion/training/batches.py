@@ -1,0 +1,174 @@
+"""What goes into each training step: rows of latents, prompts, noise, timesteps. Knows nothing of gradients.
+
+Legend: b batch, c channels, h w latent size, k chunks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from textual_inversion.dataset.latents import LatentBucket, LatentMoments, sample
+from textual_inversion.dataset.sampler import BucketOrder
+from textual_inversion.diffusion.clip import TokenBatch
+from textual_inversion.diffusion.conditioning import TextConditioner, TokenizedPrompts, VectorTable
+from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS
+from textual_inversion.prompts.captions import drop_tags, shuffle_tags
+from textual_inversion.prompts.templates import fill
+from textual_inversion.training.config import TrainingConfig
+
+_MOST_PROMPTS, _LONGEST = 4096, 64
+_SEEDS_APART = 2**33 + 1  # more than any two seeds that a person can give differ by
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass.
+
+    Attributes:
+        latents: clean, scaled [b, c, h, w].
+        noise: [b, c, h, w].
+        timesteps: int64 [b], 0 to 999.
+        prompts: tokenized, b rows of k chunks.
+        weights: what each place counts in the loss, [b, 1, h, w]; None where all count alike.
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    prompts: TokenizedPrompts
+    weights: torch.Tensor | None = None
+
+
+class PromptMaker:
+    """Prompts of pictures, from template lines and captions, tokenized and remembered."""
+
+    def __init__(
+        self, config: TrainingConfig, lines: Sequence[str], captions: Sequence[str], conditioner: TextConditioner, table: VectorTable
+    ) -> None:
+        self.config, self.lines, self.captions = config, lines, captions
+        # in brackets, because a plain `cat-` and the comma behind it would be read as one word
+        self.name = f"<{config.name}>"
+        self._tokenize = lru_cache(maxsize=4096)(lambda text, chunks: conditioner.tokenize([text], table, chunks))
+        # fixed shapes: every prompt is padded to the longest that a template and a caption can make
+        self.chunks = max(self._tokenize(text, 0).chunks for text in self._longest(sorted(set(captions))))
+
+    def _longest(self, captions: Sequence[str]) -> list[str]:
+        """Every prompt or, where that would take minutes, those of the longest lines and captions."""
+        lines = self.lines
+        if len(captions) * len(lines) > _MOST_PROMPTS:
+            captions = sorted(captions, key=len, reverse=True)[:_LONGEST]
+            lines = sorted(lines, key=len, reverse=True)[:_LONGEST]
+        return [fill(line, self.name, caption) for caption in captions for line in lines]
+
+    def text(self, picture: int, rng: random.Random) -> str:
+        """A prompt for one picture: a random template line with its caption, which may be left out, its tags dropped and shuffled."""
+        config, caption = self.config, self.captions[picture]
+        if config.caption_dropout and rng.random() < config.caption_dropout:
+            caption = ""
+        if config.tag_dropout:
+            caption = drop_tags(caption, config.tag_dropout, rng, config.keep_tags)
+        if config.shuffle_tags:
+            caption = shuffle_tags(caption, rng, config.keep_tags)
+        return fill(rng.choice(self.lines), self.name, caption)
+
+    def batch(self, pictures: Sequence[int], rng: random.Random) -> TokenizedPrompts:
+        """Tokenized prompts for pictures, one row of chunks each."""
+        rows = [self._tokenize(self.text(picture, rng), self.chunks) for picture in pictures]
+        if len({row.chunks for row in rows}) > 1:  # shuffled tags can need one chunk more than any order tried above
+            most = max(row.chunks for row in rows)
+            rows = [row if row.chunks == most else _padded(row, most) for row in rows]
+        tokens = TokenBatch(*(torch.cat([getattr(row.tokens, part) for row in rows]) for part in ("ids", "index", "mask")))
+        if all(row.weights is None for row in rows):
+            return TokenizedPrompts(tokens, None, rows[0].chunks)
+        weights = torch.cat(
+            [torch.ones(row.tokens.ids.shape, device=tokens.ids.device) if row.weights is None else row.weights for row in rows]
+        )
+        return TokenizedPrompts(tokens, weights, rows[0].chunks)
+
+
+def _padded(row: TokenizedPrompts, chunks: int) -> TokenizedPrompts:
+    """Repeat the last chunk until there are `chunks`: harmless padding that keeps shapes equal."""
+    pick = torch.arange(chunks, device=row.tokens.ids.device).clamp(max=row.chunks - 1)
+    return TokenizedPrompts(row.tokens[pick], None if row.weights is None else row.weights[pick], chunks)
+
+
+class BatchMaker:
+    """Draws batches: pictures of one size in shuffled epochs, crops, flips, prompts, noise and timesteps, from seeded streams.
+
+    Args:
+        buckets: the encoded pictures, one bucket for each size; a picture is its index in `prompts.captions`.
+        noise_device: where random numbers are drawn; the CPU makes runs comparable between devices, the model's device is faster.
+        repeats: picture -> how often it is shown while others are shown once; empty = all alike.
+        first_step: the embedding's step before this run, so that a run that goes on does not repeat the numbers of the one before.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        buckets: Sequence[LatentBucket],
+        prompts: PromptMaker,
+        *,
+        noise_device: torch.device | str,
+        repeats: Sequence[int] = (),
+        first_step: int = 0,
+    ) -> None:
+        self.config, self.prompts = config, prompts
+        self.device, self.noise_device = buckets[0].moments.mean.device, torch.device(noise_device)
+        # the latents that are sampled once stay the same over all runs; everything else goes on with new numbers
+        self.generator = torch.Generator(self.noise_device).manual_seed(config.seed + 1)
+        self._buckets = [_Bucket(self._settled(bucket.moments), bucket, repeats) for bucket in buckets]
+        seed = config.seed + first_step * _SEEDS_APART
+        self.order = BucketOrder([len(bucket.shown) for bucket in self._buckets], config.batch_size, torch.Generator().manual_seed(seed))
+        self.rng = random.Random(seed)
+        self.generator = torch.Generator(self.noise_device).manual_seed(seed + 2)
+
+    def _normal(self, shape: Sequence[int]) -> torch.Tensor:
+        return torch.randn(tuple(shape), generator=self.generator, device=self.noise_device).to(self.device)
+
+    def _settled(self, moments: LatentMoments) -> LatentMoments:
+        """Moments without deviation where each latent is to stay the same: half the memory, and nothing to add in the steps."""
+        method = self.config.latent_sampling
+        if method == "random":
+            return moments
+        mean = moments.mean
+        if method == "once":
+            noise = self._normal(mean.shape)
+            mean = torch.addcmul(mean, moments.std, noise, out=noise)
+        return LatentMoments(mean, torch.zeros(()).expand_as(mean), moments.flipped)
+
+    def next(self) -> Batch:
+        """The next batch, on the moments' device."""
+        number, shown = self.order.next_batch()
+        bucket = self._buckets[number]
+        rows = [bucket.row(place, self.rng) for place in shown]
+        index = torch.tensor(rows).to(self.device, non_blocking=True)
+        shape = (len(rows), *bucket.moments.mean.shape[1:])
+        fresh = self._normal(shape) if self.config.latent_sampling == "random" else None
+        latents = sample(bucket.moments, index, fresh)
+        timesteps = torch.randint(TRAIN_TIMESTEPS, (len(rows),), generator=self.generator, device=self.noise_device)
+        noise = self._normal(shape)
+        prompts = self.prompts.batch([bucket.shown[place] for place in shown], self.rng)
+        weights = None if bucket.weights is None else bucket.weights.index_select(0, index)
+        return Batch(latents, noise, timesteps.to(self.device), prompts, weights)
+
+
+class _Bucket:
+    """The pictures of one size as they are shown: one that repeats stands in `shown` several times."""
+
+    def __init__(self, moments: LatentMoments, bucket: LatentBucket, repeats: Sequence[int]) -> None:
+        self.moments, self.weights = moments, bucket.weights
+        self._views: dict[int, list[int]] = {}
+        for row, picture in enumerate(bucket.pictures):
+            self._views.setdefault(picture, []).append(row)
+        self.shown = [picture for picture in self._views for _ in range(repeats[picture] if repeats else 1)]
+
+    def row(self, place: int, rng: random.Random) -> int:
+        """A row of the picture `shown[place]`: one of its crops, mirrored half of the time where mirror images are there."""
+        views = self._views[self.shown[place]]
+        view = views[0] if len(views) == 1 else rng.choice(views)
+        return view + self.moments.views * (self.moments.flipped and rng.random() < 0.5)

@@ -1,0 +1,159 @@
+"""What a step costs before it is taken: operations and memory counted on a model without weights, speed tried on the device.
+
+Knows nothing of pictures, prompts or settings of a run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from textual_inversion.diffusion.checkpoint import TEXT, UNET, VAE, CheckpointFile, check_family
+from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder, TokenBatch
+from textual_inversion.diffusion.unet import UNet, UNetConfig
+from textual_inversion.diffusion.vae import VAEConfig
+
+_CPU_SIDE, _DEVICE_SIDE = 1024, 4096  # of the matrices that are multiplied to see how fast that is
+#: Share of a plain matrix product's speed that a step reaches.
+_REACHED = 0.5
+_SOFTMAX = ("aten._softmax.default", "aten._safe_softmax.default")
+_ENCODER_COPIES = 4  # maps of its first level that the VAE's encoder holds at its peak
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One forward and backward pass of one picture.
+
+    Attributes:
+        flops: floating-point operations.
+        calls: operations that the processor starts; they do not grow with the batch.
+        activations: bytes kept for the backward pass.
+        weights: bytes of the frozen model, the VAE included.
+        encoding: bytes that the VAE needs to encode one picture.
+    """
+
+    flops: float
+    calls: int
+    activations: float
+    weights: float
+    encoding: float
+
+    def memory(self, batch_size: int, encoded_together: int = 4) -> float:
+        """Bytes needed at the peak, while pictures are encoded or trained, with a tenth for what no count sees."""
+        return 1.1 * (self.weights + max(batch_size * self.activations, encoded_together * self.encoding))
+
+
+@dataclass(frozen=True)
+class DeviceSpeed:
+    """How fast a device is: `flops` of a large matrix product in a second, `call` seconds to start one small operation."""
+
+    flops: float
+    call: float
+
+    def seconds(self, cost: StepCost, batch_size: int) -> float:
+        """About how long one pass takes; half to twice of it is to be expected."""
+        return cost.flops * batch_size / (_REACHED * self.flops) + cost.calls * self.call
+
+
+def step_cost(file: CheckpointFile, size: tuple[int, int], dtype: torch.dtype, chunks: int = 1) -> StepCost:
+    """Count what one picture of `size` (width, height) costs on a checkpoint, from its header alone, in about a second.
+
+    Raises:
+        CheckpointError: not a checkpoint, or tensors missing.
+        UnsupportedCheckpointError: a family that is not handled.
+    """
+    check_family(file)
+    with torch.device("meta"):
+        unet = UNet(UNetConfig.from_shapes(file.under(UNET))).to(dtype).requires_grad_(False)
+        text = CLIPTextEncoder(CLIPConfig.from_shapes(file.under(TEXT))).to(dtype).requires_grad_(False)
+    kept = _Kept(unet, text)
+    calls = _Calls(kept)
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(kept.keep, _as_is), calls:
+        _pass(unet, text, size, dtype, chunks)
+    vae_file = file.under(VAE)
+    vae = sum(4 * math.prod(shape) for shape in vae_file.values())
+    encoding = _ENCODER_COPIES * 4.0 * VAEConfig.from_shapes(vae_file).base_channels * size[0] * size[1]
+    return StepCost(float(counter.get_total_flops()), calls.count, kept.bytes(), kept.weights + vae, encoding)
+
+
+def device_speed(device: torch.device | str, dtype: torch.dtype) -> DeviceSpeed:
+    """Try a device for a few tenths of a second."""
+    device = torch.device(device)
+    side = _CPU_SIDE if device.type == "cpu" else _DEVICE_SIDE
+    matrix, small = torch.randn(side, side, device=device).to(dtype), torch.zeros(64, device=device)
+    times = 2 if device.type == "cpu" else 20
+    product = _seconds(lambda: matrix @ matrix, times, device)
+    return DeviceSpeed(2 * side**3 / product, _seconds(lambda: small + 1, 300, device))
+
+
+def _seconds(work: Callable[[], torch.Tensor], times: int, device: torch.device) -> float:
+    """Seconds that `work` takes, the fastest of three rounds of `times`, after one that warms up."""
+    rounds = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        for _ in range(times):
+            result = work()
+        if device.type != "cpu":
+            result.flatten()[0].item()  # waits until all of it is done
+        rounds.append((time.perf_counter() - begun) / times)
+    return max(min(rounds[1:]), 1e-9)
+
+
+def _pass(unet: UNet, text: CLIPTextEncoder, size: tuple[int, int], dtype: torch.dtype, chunks: int) -> None:
+    """Forward and backward as in a training step, with shapes instead of values."""
+    ids = torch.zeros(chunks, 77, dtype=torch.int64, device="meta")
+    vectors = torch.zeros(1, text.config.width, device="meta", requires_grad=True)
+    hidden = text(TokenBatch(ids, ids, ids.bool()), vectors, 1)  # k 77 d
+    context = hidden.flatten(0, 1)[None]  # 1 77k d
+    noisy = torch.zeros(1, unet.config.in_channels, size[1] // 8, size[0] // 8, device="meta", dtype=dtype)  # 1 c h w
+    predicted = unet(noisy, torch.zeros(1, dtype=torch.int64, device="meta"), context)
+    predicted.float().square().mean().backward()
+
+
+def _as_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+class _Kept:
+    """Storages that a backward pass keeps, each once, without the modules' own weights."""
+
+    def __init__(self, *modules: torch.nn.Module) -> None:
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        self.weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self._left_out = {tensor.untyped_storage()._cdata for tensor in tensors}
+        self._found: dict[int, torch.Tensor] = {}  # held, so that no address is used twice
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._found[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    def leave_out(self, tensor: torch.Tensor) -> None:
+        """The table of an attention: kernels that are fused never write it down."""
+        key = tensor.untyped_storage()._cdata
+        self._left_out.add(key)
+        self._found[key] = tensor
+
+    def bytes(self) -> float:
+        return float(sum(tensor.untyped_storage().nbytes() for key, tensor in self._found.items() if key not in self._left_out))
+
+
+class _Calls(TorchDispatchMode):
+    """Counts operations that compute, and finds the tables of attentions, which are made by softmax."""
+
+    def __init__(self, kept: _Kept) -> None:
+        super().__init__()
+        self.count, self._kept = 0, kept
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.count += not getattr(func, "is_view", False)
+        if str(func) in _SOFTMAX:
+            self._kept.leave_out(result)
+        return result

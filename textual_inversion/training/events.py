@@ -1,0 +1,69 @@
+"""What a training run tells whoever listens. Plain frozen data; knows nothing of pages, files or tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Started:
+    """Training begins. `first_step` is the embedding's step before the run, `last_step` the one to reach."""
+
+    name: str
+    first_step: int
+    last_step: int
+    images: int
+    skipped: tuple[tuple[str, str], ...] = ()  # (file, reason) of pictures left out
+
+
+@dataclass(frozen=True)
+class Message:
+    """Something a person wants to know, such as "Caching latents"; one sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer step is done. `loss` is that step's mean squared error, `vector_norm` the mean row norm of the vectors."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    vector_norm: float
+    steps_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class PreviewDrawn:
+    """A preview picture was written to `path`."""
+
+    step: int
+    path: str
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class CopySaved:
+    """A numbered copy of the embedding was written to `path`."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Training is over. `reason` is `finished`, `interrupted` or one sentence that says what went wrong.
+
+    `path` is the embedding file with the last good vectors, at `step`.
+    """
+
+    step: int
+    reason: str
+    path: str
+    failed: bool = False
+
+
+Event = Started | Message | StepDone | PreviewDrawn | CopySaved | Stopped

@@ -1,0 +1,77 @@
+"""The file of an embedding that is trained further: found by its name, and told when training would write over more than it.
+
+Knows nothing of models, data or settings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from textual_inversion import formats
+from textual_inversion.embedding import Embedding
+from textual_inversion.errors import EmbeddingError, InvalidNameError
+
+_WRITTEN = (".safetensors", ".pt")  # the first one counts where both are there
+
+
+def find_embedding(folder: Path, name: str) -> tuple[Path, Embedding]:
+    """File and contents of the embedding `name`; the file is one that training may replace.
+
+    Raises:
+        InvalidNameError: a name with a path in it.
+        EmbeddingError: there is none, its file cannot be read or is of a kind that training does not write, or the file holds more
+            than this embedding: other words, the LoRA around it, or one half of an SDXL embedding.
+    """
+    if any(sign in name for sign in "/\\\0"):
+        raise InvalidNameError(f"The name {name!r} has a path in it; give a name only, and choose the folder separately.")
+    path = _path_of(folder, name)
+    words = [info.word for info in formats.describe_all(path) if info.word is not None]
+    if words:
+        shown = f"{words[0]!r}" if len(words) == 1 else f"{words[0]!r} and {len(words) - 1} more"
+        raise EmbeddingError(
+            f"{path} holds {shown} beside or within other data, which training would write over; take one out to a file of its own "
+            f"first: textual-inversion convert {path.name} NEW.safetensors --word WORD."
+        )
+    _check_whole(path)
+    return path, formats.load(path, name)
+
+
+def _path_of(folder: Path, name: str) -> Path:
+    """The file; endings may have capitals."""
+    for ending in _WRITTEN:
+        if (path := folder / f"{name}{ending}").is_file():
+            return path
+    try:
+        found = sorted(path for path in folder.iterdir() if path.stem == name and path.suffix.lower() in formats.READ_ENDINGS)
+    except OSError:
+        found = []  # no such folder
+    if written := [path for path in found if path.suffix.lower() in _WRITTEN]:
+        return written[0]
+    embeddings = [path for path in found if path.suffix.lower() not in formats.PICTURE_ENDINGS or _carries_one(path)]
+    if embeddings:
+        raise EmbeddingError(
+            f"{embeddings[0]} holds the embedding {name!r}, but training writes .safetensors and .pt only; convert it first: "
+            f"textual-inversion convert {embeddings[0].name} {name}.safetensors."
+        )
+    raise EmbeddingError(f"There is no embedding {name!r} in {folder}; create it first.")
+
+
+def _carries_one(picture: Path) -> bool:
+    """Whether the picture is an embedding rather than a preview of one that is gone."""
+    try:
+        return bool(formats.describe_all(picture))
+    except EmbeddingError:
+        return False
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse the first of the two files in which diffusers' example keeps an SDXL embedding."""
+    other = path.with_name(f"{path.stem}_2{path.suffix}")
+    try:
+        halves = formats.describe(path).widths == {"clip_l": 768} and other.is_file() and formats.describe(other).widths == {"clip_g": 1280}
+    except EmbeddingError:
+        return  # the other file is no embedding
+    if halves:
+        raise EmbeddingError(
+            f"{path} is one half of an SDXL embedding, the other is {other.name}; rename one of them to train it by itself."
+        )

@@ -1,0 +1,313 @@
+"""One background job at a time and what a page may show of it. Knows nothing of pages, models or hosts."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from textual_inversion.errors import TextualInversionError
+from textual_inversion.training.events import CopySaved, Event, Message, PreviewDrawn, Started, StepDone, Stopped
+
+MAX_POINTS = 400
+_KEPT_MESSAGES = 40
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """A job without a loss, such as preprocessing, has done `done` of `total` things."""
+
+    done: int
+    total: int
+
+
+JobEvent = Event | Advanced
+Listener = Callable[[JobEvent], None]
+ShouldStop = Callable[[], bool]
+Work = Callable[[Listener, ShouldStop], str | None]
+
+
+class JobRunningError(TextualInversionError):
+    """A job was to start while another one runs."""
+
+
+class LossCurve:
+    """At most `MAX_POINTS` points `[step, loss, smoothed loss, learning rate, vector norm]`, whatever the length of the run.
+
+    A full curve is halved by joining neighbours: their losses are averaged, the rest is taken from the later one. The smoothed
+    loss is the bias-corrected exponential mean over every step, so thinning does not change it; it looks back over a twelfth of
+    the run, 8 to 100 steps.
+
+    Args:
+        steps: length of the run.
+    """
+
+    def __init__(self, steps: int = 0) -> None:
+        self._past = 1 - 2 / (min(100, max(8, steps / 12)) + 1)  # weight of the past in the running mean
+        self._points: list[list[float]] = []
+        self._counts: list[int] = []
+        self._stride = 1
+        self._mean = 0.0
+        self._weight = 0.0
+
+    def add(self, event: StepDone) -> float:
+        """Take one step in and return the smoothed loss."""
+        if math.isfinite(event.loss):
+            self._mean = self._past * self._mean + (1 - self._past) * event.loss
+            self._weight = self._past * self._weight + (1 - self._past)
+        smooth = self._mean / self._weight if self._weight else event.loss
+        point = [event.step, event.loss, smooth, event.learning_rate, event.vector_norm]
+        if self._counts and self._counts[-1] < self._stride:
+            self._join(point)
+        else:
+            self._points.append(point)
+            self._counts.append(1)
+        if len(self._points) > MAX_POINTS:
+            self._halve()
+        return smooth
+
+    def _join(self, point: list[float]) -> None:
+        count = self._counts[-1]
+        mean = (self._points[-1][1] * count + point[1]) / (count + 1)
+        self._points[-1] = [point[0], mean, *point[2:]]
+        self._counts[-1] = count + 1
+
+    def _halve(self) -> None:
+        points, counts = self._points, self._counts
+        self._points, self._counts = [], []
+        self._stride *= 2
+        for point, count in zip(points, counts, strict=True):
+            if self._counts and self._counts[-1] + count <= self._stride:
+                held = self._counts[-1]
+                mean = (self._points[-1][1] * held + point[1] * count) / (held + count)
+                self._points[-1] = [point[0], mean, *point[2:]]
+                self._counts[-1] = held + count
+            else:
+                self._points.append(point)
+                self._counts.append(count)
+
+    def points(self) -> list[list[float | None]]:
+        """The points, oldest first, rounded for a page; what is not finite is None."""
+        return [[int(point[0]), *(_short(value) for value in point[1:])] for point in self._points]
+
+
+class Job:
+    """Runs one piece of work in a thread of its own and keeps what happened, also after the end. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._version = 0
+        self._begun = 0.0
+        self._reset("", "", None)
+        self._state["phase"] = "idle"
+
+    @property
+    def running(self) -> bool:
+        """Whether work is under way."""
+        with self._lock:
+            return self._thread is not None and self._thread.is_alive() and not self._over
+
+    def about(self, kind: str, name: str | None = None) -> bool:
+        """Whether work of that kind, and about that name if one is given, is under way."""
+        with self._lock:
+            return self.running and self._state["kind"] == kind and name in (None, self._state["name"])
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the job writes what the page may show; None when it writes nothing."""
+        with self._lock:
+            return self._folder
+
+    @property
+    def id(self) -> str:
+        """Names this job in addresses; empty when there was none."""
+        with self._lock:
+            return str(self._state["job"])
+
+    def start(self, kind: str, name: str, work: Work, folder: Path | None = None) -> str:
+        """Begin `work(listener, should_stop)` in the background and return the job's id.
+
+        Args:
+            kind: `train`, `preprocess` or `check`; chooses what a page shows.
+            name: what the job is about, such as the embedding's name.
+            work: reports through `listener`; a sentence that it returns is shown as the outcome.
+            folder: the only folder that `picture` serves files from.
+
+        Raises:
+            JobRunningError: another job is still running.
+        """
+        with self._lock:
+            if self.running:
+                raise JobRunningError(f"{self._state['name']!r} is still at work; interrupt it or wait until it is done.")
+            self._reset(kind, name, folder)
+            self._stop.clear()
+            self._begun = time.monotonic()
+            self._thread = threading.Thread(target=self._run, args=(work,), name=f"textual-inversion-{kind}", daemon=True)
+            self._thread.start()
+            return self.id
+
+    def interrupt(self) -> bool:
+        """Ask the work to stop after the step it is at; False when nothing runs."""
+        with self._lock:
+            if not self.running:
+                return False
+            self._stop.set()
+            self._state["phase"] = "stopping"
+            self._version += 1
+            return True
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until the work is over, at most `timeout` seconds; True when it is."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+        return not self.running
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that a page shows, ready for JSON; `version` rises with every change."""
+        with self._lock:
+            shown = {key: list(value) if isinstance(value, list) else value for key, value in self._state.items()}
+            shown["points"] = self._curve.points()
+            shown["seconds"] = _short(time.monotonic() - self._begun if self.running else self._seconds)
+            shown["version"] = self._version
+            return shown
+
+    def picture(self, job: str, file: str) -> Path | None:
+        """The preview `file` of job `job`, if the job wrote it; None for everything else."""
+        with self._lock:
+            known = job == self._state["job"] and any(preview["file"] == file for preview in self._state["previews"])
+            return self._preview_paths.get(file) if known else None
+
+    def _reset(self, kind: str, name: str, folder: Path | None) -> None:
+        self._curve = LossCurve()
+        self._folder = folder
+        self._preview_paths: dict[str, Path] = {}
+        self._over = False
+        self._told_interrupted = False  # by the work, which a host may have stopped by a button of its own
+        self._seconds = 0.0
+        self._version += 1
+        self._state: dict[str, Any] = {
+            "job": uuid.uuid4().hex[:8] if kind else "",
+            "kind": kind,
+            "name": name,
+            "phase": "starting",
+            "step": 0,
+            "first_step": 0,
+            "last_step": 0,
+            "images": 0,
+            "loss": None,
+            "smooth": None,
+            "learning_rate": None,
+            "vector_norm": None,
+            "steps_per_second": None,
+            "seconds_left": None,
+            "previews": [],
+            "copies": [],
+            "messages": [],
+            "reason": "",
+            "failed": False,
+            "file": "",
+        }
+
+    def _run(self, work: Work) -> None:
+        try:
+            outcome = work(self._listen, self._stop.is_set)
+        except Exception as error:  # noqa: BLE001  the thread's last frame: nothing above it could tell the page
+            self._finish(sentence(error), failed=True)
+        else:
+            self._finish(outcome or "", failed=False)
+
+    def _finish(self, reason: str, *, failed: bool) -> None:
+        with self._lock:
+            state = self._state
+            if not (state["failed"] and state["reason"]):  # a trainer that says why it stopped, then raises, has said it better
+                state["reason"] = reason or state["reason"]
+                state["failed"] = failed or state["failed"]
+            interrupted = self._stop.is_set() or self._told_interrupted
+            state["phase"] = "failed" if state["failed"] else "interrupted" if interrupted else "finished"
+            state["seconds_left"] = None
+            self._seconds = time.monotonic() - self._begun
+            self._over = True
+            self._version += 1
+
+    def _listen(self, event: JobEvent) -> None:
+        with self._lock:
+            self._take(event)
+            self._version += 1
+
+    def _take(self, event: JobEvent) -> None:
+        state = self._state
+        if isinstance(event, StepDone):
+            self._take_step(event)
+        elif isinstance(event, Advanced):
+            state.update(step=event.done, last_step=event.total)
+            self._work_on()
+        elif isinstance(event, Started):
+            state.update(
+                name=event.name, first_step=event.first_step, step=event.first_step, last_step=event.last_step, images=event.images
+            )
+            self._curve = LossCurve(event.last_step - event.first_step)
+            for file, reason in event.skipped:
+                self._say(left_out(Path(file).name, reason))
+        elif isinstance(event, Message):
+            self._say(event.text)
+        elif isinstance(event, PreviewDrawn):
+            path = Path(event.path)
+            self._preview_paths[path.name] = path
+            state["previews"].append({"step": event.step, "file": path.name, "prompt": event.prompt, "seed": event.seed})
+        elif isinstance(event, CopySaved):
+            state["copies"].append({"step": event.step, "file": Path(event.path).name})
+        elif isinstance(event, Stopped):
+            self._told_interrupted = event.reason == "interrupted"
+            said = "" if event.reason in ("finished", "interrupted") else event.reason
+            state.update(step=event.step, reason=said, failed=event.failed, file=Path(event.path).name)
+
+    def _take_step(self, event: StepDone) -> None:
+        self._state.update(
+            step=event.step,
+            loss=_short(event.loss),
+            smooth=_short(self._curve.add(event)),
+            learning_rate=_short(event.learning_rate),
+            vector_norm=_short(event.vector_norm),
+            steps_per_second=_short(event.steps_per_second),
+            seconds_left=_short(event.seconds_left),
+        )
+        self._work_on()
+
+    def _work_on(self) -> None:
+        if self._state["phase"] == "starting":
+            self._state["phase"] = "working"
+
+    def _say(self, text: str) -> None:
+        messages = self._state["messages"]
+        messages.append(text)
+        del messages[:-_KEPT_MESSAGES]
+
+
+def sentence(error: Exception) -> str:
+    """What to tell a user of an error; one that nobody foresaw is logged with its traceback."""
+    if isinstance(error, TextualInversionError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"A file could not be read or written: {error.strerror or error}: {error.filename or ''}".rstrip(": ") + "."
+    _log.error("not foreseen", exc_info=error)
+    return f"Something unexpected happened ({type(error).__name__}: {error}); the console has the details."
+
+
+def left_out(file: str, reason: str) -> str:
+    """That `file` was not used and why; most reasons name it already."""
+    return f"Left out: {reason}" if file in reason else f"Left out {file}: {reason}"
+
+
+def _short(value: float) -> float | None:
+    """Five figures are plenty for a page; JSON has no NaN."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None

@@ -1,0 +1,100 @@
+"""The optimizer's state as a file beside the embedding, in A1111's layout, so that either trainer goes on from the other's.
+
+Knows nothing of training or of embeddings' files. The layout: `torch.save({"hash": …, "optimizer_state_dict": …})` with the state
+dict of `torch.optim.AdamW` over one tensor; the hash tells whether the vectors are still those that the state belongs to.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from textual_inversion.errors import EmbeddingError
+from textual_inversion.formats.files import open_file, write_atomic
+from textual_inversion.formats.layout import StoredTensor
+from textual_inversion.formats.torch_file import is_torch_file, read_torch_file
+from textual_inversion.training.optimizer import AdamW
+
+_NAMES = {"step": "steps", "exp_avg": "mean", "exp_avg_sq": "square"}
+
+
+def optimizer_file(embedding: Path) -> Path:
+    """Where the state of the embedding in the file `embedding` lies."""
+    return embedding.with_name(f"{embedding.name}.optim")
+
+
+def save_optimizer(path: Path, optimizer: AdamW) -> None:
+    """Write the state to `path`.
+
+    Raises:
+        EmbeddingError: the file cannot be written.
+    """
+    state = {name: value.cpu() for name, value in optimizer.state_dict().items()}
+    ours = {theirs: state[name] for theirs, name in _NAMES.items()}
+    group = {
+        "lr": float(optimizer.learning_rate),
+        "betas": optimizer.betas,
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+        **{flag: False for flag in ("amsgrad", "maximize", "capturable", "differentiable")},
+        **{flag: None for flag in ("foreach", "fused")},
+        "params": [0],
+    }
+    buffer = BytesIO()
+    torch.save({"hash": checksum(optimizer.vectors), "optimizer_state_dict": {"state": {0: ours}, "param_groups": [group]}}, buffer)
+    write_atomic(path, buffer.getvalue(), overwrite=True)
+
+
+def load_optimizer(path: Path, optimizer: AdamW) -> str:
+    """Take over the state in `path` if it belongs to the optimizer's vectors as they are.
+
+    Returns:
+        What to tell the user: empty when there is no file or its state was taken over.
+    """
+    if not path.is_file():
+        return ""
+    try:
+        state = _read(path, optimizer.vectors)
+    except EmbeddingError as error:
+        return f"The optimizer begins anew: {error}"
+    if state is None:
+        return f"The optimizer begins anew, because {path.name} belongs to other vectors than {path.stem} holds."
+    optimizer.load_state_dict(state)
+    return ""
+
+
+def _read(path: Path, vectors: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    with open_file(path) as source:
+        tree = read_torch_file(source).tree if is_torch_file(source) else None
+        if not isinstance(tree, dict) or tree.get("hash") != checksum(vectors):
+            return None
+        stored = _first_state(tree.get("optimizer_state_dict"))
+        state = {ours: _tensor(stored.get(theirs)) for theirs, ours in _NAMES.items()}
+    shapes = {"steps": torch.Size(), "mean": vectors.shape, "square": vectors.shape}
+    found = {key: value for key, value in state.items() if value is not None and value.shape == shapes[key]}
+    if set(found) != set(shapes) or not all(torch.isfinite(value).all() for value in found.values()):
+        raise EmbeddingError(f"{path} holds no state of AdamW for {list(vectors.shape)} vectors; delete it.")
+    return {key: value.float() for key, value in found.items()}
+
+
+def _first_state(state_dict: Any) -> dict[str, Any]:
+    states = state_dict.get("state") if isinstance(state_dict, dict) else None
+    first = next(iter(states.values()), None) if isinstance(states, dict) else None
+    return first if isinstance(first, dict) else {}
+
+
+def _tensor(value: Any) -> torch.Tensor | None:
+    if isinstance(value, StoredTensor):
+        return value.read()
+    return torch.tensor(float(value)) if isinstance(value, (int, float)) else None  # older PyTorch keeps the step as a number
+
+
+def checksum(vectors: torch.Tensor) -> str:
+    """Four hex digits over vectors [n, d], as A1111 computes them: a rolling hash of each value times 100, cut to a whole number."""
+    result = 0
+    for value in (vectors.detach().cpu().float().reshape(-1) * 100).tolist():
+        result = (result * 281 ^ int(value) * 997) & 0xFFFFFFFF
+    return f"{result & 0xFFFF:04x}"

@@ -1,0 +1,61 @@
+"""A1111's learning-rate syntax: `0.005:100, 1e-3:1000, 1e-5`. Knows nothing of optimizers."""
+
+from __future__ import annotations
+
+import math
+
+from textual_inversion.errors import ConfigError
+
+
+class LearningRateSchedule:
+    """A value that depends on the step, written `rate:until step, rate:until step, rate`.
+
+    The last part needs no step and holds to the end; `:-1` says the same. A step limit is inclusive: `0.005:100` is used
+    for steps 1 to 100.
+
+    Args:
+        text: the schedule; rates are positive and finite, limits are whole and rising.
+        what: what it is a schedule of, for messages.
+
+    Raises:
+        ConfigError: text that does not parse, naming the part.
+    """
+
+    def __init__(self, text: str | float, what: str = "learning rate") -> None:
+        self.text = str(text).strip()
+        self.parts: list[tuple[float, float]] = []  # (rate, last step it holds for)
+        pieces = [piece.strip() for piece in self.text.split(",") if piece.strip()]
+        if not pieces:
+            raise ConfigError(f"The {what} is empty; give a number such as 0.005 or a schedule such as '0.005:100, 1e-3'.")
+        for piece in pieces:
+            self.parts.append(self._parse(piece))
+
+    def _parse(self, piece: str) -> tuple[float, float]:
+        rate_text, _, limit_text = piece.partition(":")
+        try:
+            rate = float(rate_text)
+            limit = math.inf if not limit_text.strip() or int(limit_text) == -1 else int(limit_text)
+        except ValueError:
+            raise self._error(piece, "expected RATE or RATE:STEP") from None
+        if not math.isfinite(rate) or rate <= 0:
+            raise self._error(piece, "the rate must be above 0")
+        if self.parts and self.parts[-1][1] == math.inf:
+            raise self._error(piece, "it follows a part that already holds to the end")
+        if limit <= (self.parts[-1][1] if self.parts else 0):
+            raise self._error(piece, "its step must be above the one before")
+        return rate, limit
+
+    def _error(self, piece: str, reason: str) -> ConfigError:
+        return ConfigError(f"Cannot read {piece!r} in the schedule {self.text!r}: {reason}, as in '0.005:100, 1e-3:1000, 1e-5'.")
+
+    def at(self, step: int) -> float:
+        """The value for optimizer step `step` (the first step is 1); past the last limit the last rate holds."""
+        for rate, limit in self.parts:
+            if step <= limit:
+                return rate
+        return self.parts[-1][0]
+
+    @property
+    def last_step(self) -> float:
+        """The step after which the schedule has nothing more to say; infinite when the last part has no limit."""
+        return self.parts[-1][1]
