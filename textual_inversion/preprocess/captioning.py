@@ -1,0 +1,62 @@
+"""Who describes pictures, and how they are asked in turn. Knows no model: each is only called."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Protocol
+
+from PIL import Image
+
+from textual_inversion.errors import ConfigError
+from textual_inversion.preprocess.captions import CaptionRules
+from textual_inversion.preprocess.config import PreprocessConfig
+
+
+class Captioner(Protocol):
+    """Describes a picture; a plain function of a WebUI's own interrogator will do. It is called by one thread at a time."""
+
+    def __call__(self, image: Image.Image, /) -> str:
+        """Words for an RGB picture: a sentence, or tags joined by `, `."""
+
+
+def rules_of(config: PreprocessConfig) -> CaptionRules:
+    """The rules for captions among the settings."""
+    return CaptionRules(
+        existing=config.existing_captions,
+        join=config.caption_join,
+        prefix=config.caption_prefix,
+        suffix=config.caption_suffix,
+        drop_words=config.drop_words,
+    )
+
+
+class Describer:
+    """Asks the wanted captioners, one picture after the other: a model has room for one.
+
+    Args:
+        config: names the captioners that are wanted.
+        captioners: name -> captioner.
+
+    Raises:
+        ConfigError: one that is wanted is not among them.
+    """
+
+    def __init__(self, config: PreprocessConfig, captioners: Mapping[str, Captioner]) -> None:
+        for name in config.captioners:
+            if name not in captioners:
+                offered = f"there are {', '.join(captioners)}" if captioners else "none is loaded"
+                raise ConfigError(f"There is no captioner {name!r} ({offered}); choose another one.")
+        self.rules = rules_of(config)
+        self._wanted = [captioners[name] for name in config.captioners]
+        self._turn = threading.Lock()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any is to be asked."""
+        return bool(self._wanted)
+
+    def describe(self, image: Image.Image) -> list[str]:
+        """What each says of an RGB picture, in order."""
+        with self._turn:
+            return [captioner(image) for captioner in self._wanted]
