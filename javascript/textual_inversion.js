@@ -1,0 +1,101 @@
+// Reads the state of the running job and hands it to whoever draws. Knows no gradio component but by its id.
+(function () {
+    "use strict";
+    const ti = (window.textualInversion = window.textualInversion || {});
+    if (ti.poll) return; // a page that loads the script twice polls once
+
+    const SLOW = 4000, QUICK = 1000, LONGEST = 20000;
+    const OVER = ["idle", "finished", "interrupted", "failed"];
+    const listeners = [];
+    let last = null; // the newest complete state
+    let shown = null; // what the form's lists and notes are from
+    let timer = 0, failures = 0, quickUntil = 0, inFlight = false;
+
+    ti.listen = (listener) => { listeners.push(listener); if (last) listener(last, true); };
+    ti.state = () => last;
+    ti.busy = (state) => Boolean(state) && !OVER.includes(state.phase);
+    ti.address = (path) => new URL("textual-inversion/" + path, document.baseURI).href;
+
+    // An element with attributes, text and children; text is never taken for HTML.
+    ti.el = function (tag, attributes, ...children) {
+        const svg = ["svg", "path", "line", "text", "g", "circle", "rect"].includes(tag);
+        const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+        for (const [key, value] of Object.entries(attributes || {})) {
+            if (value === null || value === undefined || value === false) continue;
+            if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+            else node.setAttribute(key, value === true ? "" : value);
+        }
+        for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
+        return node;
+    };
+
+    // gradio 3 puts an id on two nested nodes; the button is one of them or inside.
+    ti.press = function (id) {
+        const found = document.getElementById(id);
+        const button = found && (found.matches("button") ? found : found.querySelector("button"));
+        if (button) button.click();
+        return Boolean(button);
+    };
+
+    ti.hurry = function () { quickUntil = Date.now() + 12000; schedule(150); };
+
+    function schedule(wait) {
+        clearTimeout(timer);
+        timer = setTimeout(poll, wait);
+    }
+
+    function onPage() {
+        return document.querySelector(".ti-live, .ti-pill, .ti-library") !== null;
+    }
+
+    async function poll() {
+        if (document.hidden || inFlight) return schedule(SLOW);
+        if (!onPage()) return schedule(QUICK);
+        inFlight = true;
+        try {
+            const since = last ? last.job + "-" + last.version : "";
+            const answer = await fetch(ti.address("state?since=" + encodeURIComponent(since)), { cache: "no-store" });
+            if (!answer.ok) throw new Error("status " + answer.status);
+            take(await answer.json());
+            failures = 0;
+        } catch (error) {
+            failures += 1;
+            if (failures === 2) tell(Object.assign({}, last || {}, { lost: true }), true);
+        }
+        inFlight = false;
+        const drawing = last && last.drawing && last.drawing.busy;
+        const quick = ti.busy(last) || drawing || Date.now() < quickUntil;
+        schedule(failures ? Math.min(QUICK * 2 ** failures, LONGEST) : drawing || Date.now() < quickUntil ? QUICK / 2 : quick ? QUICK : SLOW);
+    }
+    ti.poll = poll;
+
+    function take(state) {
+        const before = last;
+        if (!("points" in state)) state = Object.assign({}, before, state);
+        last = state;
+        const changed = !before || before.job !== state.job || before.version !== state.version || failures > 0;
+        tell(state, changed);
+        refresh(state);
+    }
+
+    // The form was filled when the server started: it is asked to look again for a new page, new files, another checkpoint, a job that ended.
+    function refresh(state) {
+        const now = [state.embeddings, state.checkpoint, state.job, ti.busy(state)].join("|");
+        if (now !== shown && ti.press("ti_train_refresh")) shown = now;
+    }
+
+    function tell(state, changed) {
+        for (const listener of listeners) listener(state, changed);
+    }
+
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) schedule(0); });
+    document.addEventListener("click", (event) => {
+        if (event.target.closest && event.target.closest("#ti_train_button, #ti_preprocess_button, #ti_train_stop, #ti_generate, #ti_create_button, #ti_check_button")) ti.hurry();
+    }, true);
+    // gradio 3 takes text typed into a choice over when a key is let go: what was pasted with the mouse would be shown and not meant.
+    document.addEventListener("focusout", (event) => {
+        if (event.target.matches("#ti_train_name input, #ti_create_num_vectors input")) event.target.dispatchEvent(new KeyboardEvent("keyup", { bubbles: true }));
+    });
+    if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", () => schedule(200));
+    else schedule(200);
+})();

@@ -1,0 +1,219 @@
+// Draws the running job: progress, numbers, curve, previews. Starts nothing; buttons are gradio's.
+(function () {
+    "use strict";
+    const ti = (window.textualInversion = window.textualInversion || {});
+    const el = (...given) => ti.el(...given);
+    const view = { kind: "loss", preview: null, job: null, panel: null, parts: null, pointed: false, width: 0 };
+
+    const PHASES = {
+        starting: "Getting ready", working: "Learning", stopping: "Stopping after this step",
+        finished: "Learned", interrupted: "Stopped early", failed: "Stopped", idle: "",
+    };
+
+    function duration(seconds) {
+        if (seconds === null || seconds === undefined) return "–";
+        const whole = Math.round(seconds);
+        if (seconds < 1) return "under 1 s";
+        if (whole < 60) return whole + " s";
+        if (whole < 3600) return Math.floor(whole / 60) + " min " + String(whole % 60).padStart(2, "0") + " s";
+        return Math.floor(whole / 3600) + " h " + String(Math.floor((whole % 3600) / 60)).padStart(2, "0") + " min";
+    }
+
+    function share(state) {
+        const all = state.last_step - state.first_step;
+        return all > 0 ? Math.min(1, Math.max(0, (state.step - state.first_step) / all)) : 0;
+    }
+
+    function phase(state) {
+        if (state.kind === "check") return { working: "Checking", stopping: "Stopping after this file", finished: "Checked" }[state.phase] || PHASES[state.phase];
+        if (state.kind === "preprocess") return { working: "Preprocessing", stopping: "Stopping after this picture", finished: "Preprocessed" }[state.phase] || PHASES[state.phase];
+        return PHASES[state.phase] || state.phase;
+    }
+
+    function mark() {
+        return el("svg", { class: "ti-mark", viewBox: "0 0 36 24", "aria-hidden": "true" },
+            el("path", { d: "M9 3 2 12l7 9M27 3l7 9-7 9", fill: "none", stroke: "currentColor", "stroke-width": "2.6", "stroke-linecap": "round", "stroke-linejoin": "round" }),
+            el("circle", { cx: 18, cy: 12, r: 5, fill: "var(--ti-accent)" }));
+    }
+
+    function empty() {
+        const steps = [
+            ["A word", "Pick a name that means nothing yet."],
+            ["Some pictures", "Five to twenty of one subject."],
+            ["Train", "Progress, the loss curve and previews appear here."],
+        ];
+        return el("div", { class: "ti-empty" }, mark(), el("p", {}, el("strong", {}, "Nothing is being trained.")),
+            el("ol", { class: "ti-how" }, steps.map(([title, text]) => el("li", {}, el("strong", {}, title), el("span", {}, text)))));
+    }
+
+    function skeleton() {
+        const parts = {
+            phase: el("span", { class: "ti-phase" }), name: el("code", { class: "ti-word" }),
+            count: el("span", { class: "ti-count" }), fill: el("span", { class: "ti-fill" }),
+            stats: el("dl", { class: "ti-stats" }), notice: el("div", { class: "ti-notice", role: "status", "aria-live": "polite" }),
+            tabs: el("div", { class: "ti-switch", role: "group", "aria-label": "Curve" }), readout: el("span", { class: "ti-readout" }), chart: el("div", { class: "ti-curve" }),
+            image: el("img", { class: "ti-preview", alt: "" }), caption: el("div", { class: "ti-caption" }),
+            range: el("input", { type: "range", min: 0, max: 0, step: 1, class: "ti-range", "aria-label": "Previews by step", oninput: picked }),
+            messages: el("details", { class: "ti-messages" }, el("summary", {}), el("ul", {})),
+        };
+        parts.bar = el("div", { class: "ti-bar", role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, parts.fill);
+        parts.previews = el("figure", { class: "ti-previews" }, parts.image, parts.caption, parts.range);
+        parts.waiting = el("div", { class: "ti-waiting" });
+        for (const [key, kind] of Object.entries(ti.chartKinds)) {
+            parts.tabs.append(el("button", { type: "button", "data-kind": key, onclick: () => { view.kind = key; view.pointed = false; draw(ti.state(), true); } }, kind.label));
+        }
+        const curve = el("div", { class: "ti-plot" }, el("div", { class: "ti-plothead" }, parts.tabs, parts.readout), parts.chart);
+        const panel = el("div", { class: "ti-job" },
+            el("header", {}, el("div", { class: "ti-title-row" }, parts.phase, parts.name), parts.count),
+            parts.bar, parts.stats, parts.notice,
+            parts.visuals = el("div", { class: "ti-visuals" }, curve, el("div", { class: "ti-side" }, parts.previews, parts.waiting)),
+            parts.messages);
+        return { panel, parts };
+    }
+
+    function picked() {
+        const state = ti.state(), index = Number(view.parts.range.value);
+        view.preview = index === state.previews.length - 1 ? null : index; // the newest one keeps following
+        previews(state);
+    }
+
+    function previews(state) {
+        const parts = view.parts, all = state.previews || [];
+        parts.previews.hidden = !all.length;
+        parts.waiting.hidden = all.length > 0;
+        parts.waiting.textContent = ti.busy(state) ? "The first preview appears here." : "No previews were drawn.";
+        if (!all.length) return;
+        const index = view.preview === null ? all.length - 1 : Math.min(view.preview, all.length - 1);
+        const shown = all[index];
+        const source = ti.address("picture?job=" + encodeURIComponent(state.job) + "&file=" + encodeURIComponent(shown.file));
+        if (parts.image.src !== source) parts.image.src = source;
+        parts.image.alt = shown.prompt + ", step " + shown.step;
+        parts.caption.replaceChildren(el("strong", {}, "Step " + shown.step + (index === all.length - 1 && all.length > 1 ? " · latest" : "")), el("span", {}, shown.prompt));
+        parts.range.max = all.length - 1;
+        parts.range.value = index;
+        parts.range.style.setProperty("--ti-at", all.length > 1 ? (100 * index) / (all.length - 1) + "%" : "100%");
+        parts.range.hidden = all.length < 2;
+        parts.range.setAttribute("aria-valuetext", "step " + shown.step);
+    }
+
+    function stats(state) {
+        const speed = state.steps_per_second;
+        const rows = state.kind !== "train" ? [["Time", duration(state.seconds)]] : [
+            ["Speed", speed === null ? "–" : speed >= 1 ? [speed.toFixed(1), " steps/s"] : [(1 / speed).toFixed(1), " s/step"]],
+            ti.busy(state) ? ["Time left", duration(state.seconds_left)] : ["Time taken", duration(state.seconds)],
+            ["Loss", ti.number(state.smooth)], ["Vector norm", ti.number(state.vector_norm)], ["Pictures", String(state.images || "–")],
+        ];
+        view.parts.stats.replaceChildren(...rows.map(([label, value]) => el("div", {}, el("dt", {}, label), el("dd", {}, Array.isArray(value) ? [value[0], el("small", {}, value[1])] : value))));
+    }
+
+    function curve(state) {
+        const parts = view.parts, points = state.points || [];
+        for (const button of parts.tabs.children) button.setAttribute("aria-pressed", String(button.dataset.kind === view.kind));
+        const width = Math.max(260, Math.floor(parts.chart.clientWidth || 520));
+        if (view.pointed) return; // a redraw would take the line from under the pointer
+        view.width = width;
+        const readout = (point) => {
+            view.pointed = Boolean(point);
+            const kind = ti.chartKinds[view.kind];
+            parts.readout.textContent = point ? "step " + point[0] + " · " + ti.number(point[kind.faint || kind.strong]) + (kind.faint ? " (mean " + ti.number(point[kind.strong]) + ")" : "") : "";
+        };
+        parts.chart.replaceChildren(ti.chart(points, state.first_step, state.last_step, view.kind, width, readout));
+    }
+
+    function notice(state) {
+        const parts = view.parts, busy = ti.busy(state);
+        let text = "", kind = "";
+        if (state.lost) [text, kind] = ["The connection is lost; trying again.", "error"];
+        else if (state.failed) [text, kind] = [state.reason, "error"];
+        else if (state.phase === "starting") text = (state.messages || []).slice(-1)[0] || "";
+        else if (!busy && state.kind === "train") {
+            text = state.reason || (state.phase === "interrupted" ? ((state.points || []).length ? "What was learned up to step " + state.step + " is kept." : "Stopped before the first step; nothing has changed.") : "The word is ready: use it in a prompt.");
+            kind = "done";
+        } else if (!busy) [text, kind] = [state.reason, state.kind === "check" ? "" : "done"];
+        parts.notice.textContent = text;
+        parts.notice.className = "ti-notice" + (kind ? " ti-notice-" + kind : "");
+        parts.notice.hidden = !text;
+        const word = kind === "done" && state.kind === "train" && ti.tryWord && ti.canTry();
+        if (word) parts.notice.append(el("button", { type: "button", class: "ti-try", onclick: () => ti.tryWord(state) }, "Try it"));
+    }
+
+    function messages(state) {
+        const said = state.messages || [], box = view.parts.messages;
+        box.hidden = !said.length;
+        box.querySelector("summary").textContent = said.length === 1 ? "1 message" : said.length + " messages";
+        box.querySelector("ul").replaceChildren(...said.map((text) => el("li", {}, text)));
+    }
+
+    // On a narrow page the running job stands above the form; whoever pressed Train below is taken there.
+    function reveal(state) {
+        const begun = state.job && state.job !== view.revealed && ti.busy(state);
+        if (begun && view.revealed !== undefined && view.panel && view.panel.getBoundingClientRect().top < 0) view.panel.scrollIntoView({ block: "start" });
+        view.revealed = state.job;
+    }
+
+    function draw(state, changed) {
+        pill(state);
+        if (state) {
+            document.body.classList.toggle("ti-busy", ti.busy(state));
+            document.body.classList.toggle("ti-drawn", Boolean(state.drawing && state.drawing.busy));
+        }
+        const root = [...document.querySelectorAll(".ti-live")].find((node) => node.offsetParent !== null);
+        if (!root || !state) return;
+        if (!state.kind) {
+            if (!root.querySelector(".ti-empty")) root.replaceChildren(empty());
+            return;
+        }
+        if (!view.panel || !root.contains(view.panel)) {
+            Object.assign(view, skeleton());
+            root.replaceChildren(view.panel);
+        } else if (!changed) {
+            if (ti.busy(state)) stats(state);
+            if (view.parts.chart.clientWidth && Math.abs(view.parts.chart.clientWidth - view.width) > 2) curve(state);
+            return;
+        }
+        if (view.job !== state.job) Object.assign(view, { job: state.job, preview: null, pointed: false });
+        const parts = view.parts, train = state.kind === "train";
+        view.panel.dataset.phase = state.phase;
+        parts.phase.textContent = phase(state);
+        parts.name.textContent = state.name;
+        parts.count.replaceChildren(el("strong", {}, String(state.step)), " / " + (state.last_step || "–"));
+        parts.fill.style.width = (100 * share(state)).toFixed(2) + "%";
+        parts.bar.setAttribute("aria-valuenow", Math.round(100 * share(state)));
+        parts.visuals.hidden = !train || (!ti.busy(state) && !(state.points || []).length);
+        const begun = ti.busy(state) || state.step > 0 || (state.points || []).length > 0;
+        parts.stats.hidden = parts.count.hidden = !begun; // what stopped before the first step has only its reason to show
+        stats(state);
+        notice(state);
+        messages(state);
+        if (train) { curve(state); previews(state); }
+        reveal(state);
+    }
+
+    // The short form in the standalone page's header, seen from every tab.
+    function pill(state) {
+        const node = document.querySelector(".ti-pill");
+        if (!node || !state) return;
+        node.hidden = !ti.busy(state);
+        if (!node.hidden) node.textContent = Math.floor(100 * share(state)) + " % " + state.name;
+    }
+
+    // txt2img's progress
+    function drawing(state) {
+        const node = document.querySelector(".ti-drawing");
+        if (!node || !state || !state.drawing) return;
+        const { busy, done, total } = state.drawing;
+        node.hidden = !busy;
+        if (!busy) return;
+        if (!node.firstChild) node.append(el("div", { class: "ti-bar", role: "progressbar", "aria-label": "Drawing", "aria-valuemin": 0, "aria-valuemax": 100 }, el("span", { class: "ti-fill" })), el("span", { class: "ti-drawtext" }));
+        node.querySelector(".ti-fill").style.width = (total ? (100 * done) / total : 0) + "%";
+        node.querySelector(".ti-bar").setAttribute("aria-valuenow", total ? Math.round((100 * done) / total) : 0);
+        node.querySelector(".ti-drawtext").textContent = total ? "Step " + done + " of " + total : "Loading the checkpoint";
+    }
+
+    function redraw() { view.pointed = false; draw(ti.state(), true); }
+    window.addEventListener("resize", () => { clearTimeout(view.resize); view.resize = setTimeout(redraw, 120); });
+    document.addEventListener("click", (event) => { if (event.target.closest && event.target.closest('[role="tab"], .tab-nav button')) setTimeout(redraw, 60); });
+    const ready = () => { ti.listen(draw); ti.listen(drawing); };
+    if (ti.listen) ready();
+    else document.addEventListener("DOMContentLoaded", ready);
+})();

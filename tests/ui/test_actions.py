@@ -1,0 +1,296 @@
+"""The buttons, over the fake host: what they do and what they say when they cannot."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from textual_inversion.errors import DatasetError
+from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.hosts.port import Card, NewEmbedding
+from textual_inversion.ui import form, pictures, render
+from textual_inversion.ui.actions import Actions, folder_text, name_problem
+from textual_inversion.ui.page import starting_values
+
+
+def train_values(host: FakeHost, **changes: Any) -> dict[str, Any]:
+    values = starting_values(host, Actions(host))["train"]
+    return {**{key: value for key, value in values.items() if not key.endswith("_options")}, **changes}
+
+
+def new_values(host: FakeHost, **changes: Any) -> dict[str, Any]:
+    return {"overwrite": False, **starting_values(host, Actions(host))["create"], **changes}
+
+
+def test_the_first_click_on_train_works_when_nothing_was_created(host: FakeHost) -> None:
+    actions = Actions(host)
+    outcome = actions.train(train_values(host), new_values(host))
+    assert not outcome.failed, outcome.text
+    assert "is created first" in outcome.text
+    assert host.job.wait(20)
+    state = host.job.snapshot()
+    assert (state["phase"], state["step"], state["name"]) == ("finished", 200, "my-concept")
+    assert len(state["previews"]) == 4
+    assert actions.names() == ["my-concept"]
+
+
+def test_create_train_interrupt_and_go_on(host: FakeHost) -> None:
+    actions = Actions(host)
+    host.pace = 0.01
+    created = actions.create(new_values(host, name="cat", initializer_text="small cat"))
+    assert (created.name, created.failed) == ("cat", False)
+    assert "2 vectors" in created.text
+    assert not actions.train(train_values(host, name="cat"), new_values(host)).failed
+    refused = actions.train(train_values(host, name="cat"), new_values(host))
+    assert "at work already" in refused.text
+    while host.job.snapshot()["step"] < 3:
+        time.sleep(0.005)
+    assert "kept" in actions.interrupt().text
+    assert host.job.wait(20)
+    card = actions.card("cat")
+    assert card is not None
+    assert 3 <= (card.step or 0) < 200
+    host.pace = 0
+    assert not actions.train(train_values(host, name="cat"), new_values(host)).failed
+    assert host.job.wait(20)
+    assert host.job.snapshot()["first_step"] == card.step
+    assert "at step 200 already" in actions.train(train_values(host, name="cat"), new_values(host)).text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "../cat"}, "path"),
+        ({"name": ""}, "empty"),
+        ({"images": "/no/such/folder"}, "does not exist"),
+        ({"learning_rate": "fast"}, "'fast'"),
+        ({"steps": None}, "Max steps is empty"),
+        ({"batch_size": 1.5}, "whole number"),
+        ({"width": 100}, "multiple of 8"),
+        ({"batch_size": 0}, "from 1 to"),
+    ],
+)
+def test_train_says_what_is_wrong_and_changes_nothing(host: FakeHost, changes: dict[str, Any], said: str) -> None:
+    outcome = Actions(host).train(train_values(host, **changes), new_values(host))
+    assert outcome.failed
+    assert said in outcome.text
+    assert "\n" not in outcome.text
+    assert not host.job.running
+    assert host.cards() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "a/b"}, "path"),
+        ({"name": ""}, "empty"),
+        ({"num_vectors": "0"}, "from 1 to 75"),
+        ({"num_vectors": "76"}, "from 1 to 75"),
+        ({"num_vectors": "many"}, "must be a number"),
+        ({"name": "taken"}, "exists"),
+    ],
+)
+def test_create_says_what_is_wrong(host: FakeHost, changes: dict[str, Any], said: str) -> None:
+    actions = Actions(host)
+    actions.create(new_values(host, name="taken"))
+    outcome = actions.create(new_values(host, **changes))
+    assert outcome.failed
+    assert said in outcome.text
+    assert actions.names() == ["taken"]
+
+
+def test_an_embedding_that_does_not_fit_is_neither_offered_nor_trained(host: FakeHost) -> None:
+    actions = Actions(host)
+    actions.create(new_values(host, name="small"))
+    host.choose_checkpoint("fake-512")
+    assert actions.names() == []
+    assert "made for 128 px" in actions.train(train_values(host, name="small"), new_values(host)).text
+
+
+def test_each_run_has_a_log_folder_of_its_own(host: FakeHost, tmp_path: Path) -> None:
+    config = Actions(host).config(train_values(host, log_dir=str(tmp_path / "logs")))
+    assert Path(config.log_dir).parent == tmp_path / "logs" / "my-concept"
+
+
+def test_the_template_is_taken_from_the_hosts_folder_only(host: FakeHost) -> None:
+    (host.folders().templates / "passwd").write_text("[name]", encoding="utf-8")
+    config = Actions(host).config(train_values(host, template="../../etc/passwd"))
+    assert Path(config.template) == host.folders().templates / "passwd"
+
+
+def test_a_template_without_the_name_is_told_at_the_click(host: FakeHost) -> None:
+    (host.folders().templates / "bare.txt").write_text("a picture\n", encoding="utf-8")
+    outcome = Actions(host).train(train_values(host, template="bare.txt"), new_values(host))
+    assert outcome.failed
+    assert "has no [name] in line 1" in outcome.text
+    assert host.cards() == []
+
+
+def test_a_word_is_not_overwritten_while_it_is_trained(host: FakeHost) -> None:
+    host.pace = 0.02
+    actions = Actions(host)
+    assert not actions.train(train_values(host), new_values(host)).failed
+    refused = actions.create(new_values(host, overwrite=True))
+    assert "is being trained" in refused.text
+    assert not actions.create(new_values(host, name="other")).failed
+    actions.interrupt()
+    assert host.job.wait(20)
+
+
+def test_cards_can_be_read_while_a_job_writes_them(host: FakeHost) -> None:
+    new = NewEmbedding("cat", "a cat", 2, overwrite=True)
+    host.create(new)
+    writer = threading.Thread(target=lambda: [host.create(new) for _ in range(50)])
+    writer.start()
+    while writer.is_alive():
+        assert [card.num_vectors for card in host.cards()] == [2]
+    writer.join()
+
+
+def test_of_two_files_with_one_name_the_one_that_can_be_used_counts(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [Card("cat", reason="It is broken."), Card("cat", 2, "SD1")]
+    monkeypatch.setattr(FakeHost, "cards", lambda self, rescan=False: both)
+    assert Actions(host).card("cat") == both[1]
+
+
+def test_what_nobody_foresaw_is_one_sentence_too(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: FakeHost, new: object) -> Path:
+        raise KeyError("table")
+
+    monkeypatch.setattr(FakeHost, "create", broken)
+    outcome = Actions(host).create(new_values(host))
+    assert outcome.failed
+    assert "Something unexpected happened (KeyError: 'table')" in outcome.text
+
+
+def test_a_name_that_cannot_be_one_is_told_before_the_click() -> None:
+    assert "has a path in it" in name_problem("a/b")
+    assert name_problem("a-b") == ""
+
+
+def test_interrupting_speaks_of_what_is_running(host: FakeHost) -> None:
+    actions = Actions(host)
+    assert "Nothing is running" in actions.interrupt().text
+    host.job.start("preprocess", "cats", lambda listener, stop: _until(stop))
+    assert "picture" in actions.interrupt().text
+    assert host.job.wait(5)
+
+
+def _until(stop: Callable[[], bool]) -> None:
+    while not stop():
+        time.sleep(0.005)
+
+
+def test_preprocess_runs_in_the_background_and_offers_its_result(host: FakeHost, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    values = {"source": str(host.folders().pictures), "destination": str(target), "width": 64.0, "height": 64.0}
+    outcome = Actions(host).preprocess({**values, "center_crop": True, "flip": True, "use_result": True})
+    assert (outcome.failed, outcome.name) == (False, str(target))
+    assert host.job.wait(20)
+    assert len(list(target.glob("*.png"))) == 8
+    state = host.job.snapshot()
+    assert (state["step"], state["last_step"], state["phase"]) == (4, 4, "finished")
+    assert "8 written" in state["reason"]
+
+
+def test_preprocess_says_what_is_wrong(host: FakeHost) -> None:
+    values = {"source": "", "destination": "x", "width": 64, "height": 64, "center_crop": True, "flip": False}
+    assert "Source is empty" in Actions(host).preprocess(values).text
+
+
+def test_the_form_has_every_training_setting_once() -> None:
+    keys = [setting.key for setting in form.train_settings()]
+    assert sorted(keys) == sorted(form.training_defaults())
+    rows = [row for _, group in form.TRAIN_GROUPS for row in group]
+    labels = [
+        setting.label for row in (*form.CREATE, *form.PREPROCESS, *form.TRAIN_ESSENTIALS, *form.TRAIN_BASICS, *rows) for setting in row
+    ]
+    assert len(labels) == len(set(labels)), "a WebUI remembers values by label"
+
+
+def test_a_space_stays_where_it_means_something(host: FakeHost) -> None:
+    actions = Actions(host)
+    values = train_values(host)
+    assert actions.config(values).filename_join == " "
+    assert actions.config({**values, "filename_join": ", ", "filename_regex": " [a-z]+ "}).filename_join == ", "
+    assert actions.config({**values, "filename_regex": " [a-z]+ "}).filename_regex == "[a-z]+"
+
+
+def test_the_form_offers_the_latest_embedding(host: FakeHost) -> None:
+    actions = Actions(host)
+    for name in ("old", "new"):
+        actions.create(new_values(host, name=name))
+        path = host.folders().embeddings / f"{name}.json"
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime + (10 if name == "new" else 0)))
+    assert starting_values(host, actions)["train"]["name"] == "new"
+
+
+PASTED = [('"/a b/c"', "/a b/c"), (" /a ", "/a"), ("'/a'", "/a"), (None, ""), ("/it's", "/it's"), ("~", str(Path.home()))]
+
+
+@pytest.mark.parametrize(("pasted", "meant"), PASTED)
+def test_folders_are_taken_as_they_are_pasted(pasted: str | None, meant: str) -> None:
+    assert folder_text(pasted) == meant
+
+
+def test_the_home_of_nobody_is_a_folder_that_does_not_exist(host: FakeHost) -> None:
+    for images in ("~no-such-person/pictures", "\0"):
+        assert "ti-note-error" in pictures.folder_strip(folder_text(images))
+        assert "does not exist" in Actions(host).train(train_values(host, images=images), new_values(host)).text
+
+
+def test_dropped_pictures_are_checked_and_renamed(host: FakeHost, tmp_path: Path) -> None:
+    source = host.folders().pictures
+    (tmp_path / "evil.png").write_text("<script>")
+    (tmp_path / "run.exe").write_bytes(b"MZ")
+    whole = (source / "2.png").read_bytes()
+    (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "..x$y.png").write_bytes((source / "0.png").read_bytes())
+    dropped = [source / "1.png", source / "1.txt", *(tmp_path / name for name in ("evil.png", "run.exe", "torn.png", "..x$y.png"))]
+    folder, left_out = pictures.keep_uploads([str(path) for path in dropped], tmp_path / "kept")
+    assert sorted(path.name for path in folder.iterdir()) == ["1.png", "1.txt", "x_y.png"]
+    assert "evil.png" in left_out
+    assert "run.exe" in left_out
+    assert "torn.png" in left_out
+    with pytest.raises(DatasetError, match="None of the files"):
+        pictures.keep_uploads([str(tmp_path / "evil.png")], tmp_path / "kept2")
+    assert not (tmp_path / "kept2").exists()
+
+
+def test_the_strip_counts_pictures_and_captions(host: FakeHost, tmp_path: Path) -> None:
+    assert "4 pictures, all with captions" in pictures.folder_strip(str(host.folders().pictures))
+    assert "ti-note-error" in pictures.folder_strip(str(tmp_path / "none"))
+
+
+def test_what_cannot_be_trained_is_not_among_the_names_and_refused_with_its_reason(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [Card("cat", 1, "SD1"), Card("old", reason="made for SD2."), Card("toy", 1, "SD1", untrainable="it lies in pack.bin.")]
+    monkeypatch.setattr(FakeHost, "cards", lambda self, rescan=False: cards)
+    actions = Actions(host)
+    assert actions.names() == ["cat"]
+    assert actions.left_out() == cards[1:]
+    outcome = actions.train({**train_values(host), "name": "toy"}, new_values(host))
+    assert (outcome.kind, outcome.text) == ("error", "'toy' cannot be trained here: it lies in pack.bin.")
+
+
+def test_a_check_says_what_training_would_do_and_does_nothing(host: FakeHost) -> None:
+    actions = Actions(host)
+    before = sorted(host.folder.rglob("*"))
+    found = actions.check(train_values(host), new_values(host))
+    assert found.ready
+    assert found.pictures == 4
+    shown = render.findings(found.findings)
+    assert "Every prompt holds the name" in shown
+    assert sorted(host.folder.rglob("*")) == before
+    bad = actions.check(train_values(host, images="<b>/gone"), new_values(host))
+    assert not bad.ready
+    assert "&lt;b&gt;/gone does not exist" in render.findings(bad.findings)
+
+
+def test_the_form_keeps_latents_beside_the_outputs(host: FakeHost) -> None:
+    assert starting_values(host, Actions(host))["train"]["latent_cache"] == str(host.folders().outputs / "latents")

@@ -1,0 +1,90 @@
+"""What the Train page does inside another WebUI's page: follows its checkpoint, takes its txt2img settings, keeps its own keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.training.config import TrainingConfig
+from textual_inversion.ui.page import build_train_page
+from textual_inversion.ui.previews import DRAWING_SETTINGS, preview_settings
+from textual_inversion.ui.tabs import TAB_ID, draw_train_tab
+
+TXT2IMG = ("a cat <lora:x:1>", "blurry", 25, "Euler a", 7.5, 42, 520, 512)
+
+
+def built(host: FakeHost) -> Any:
+    with gr.Blocks():
+        return build_train_page(host)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "shown", "expected"),
+    [
+        ("fake-512", (128, 128), (512, 512)),
+        ("fake-128", (512, 512), (128, 128)),
+        ("fake-512", (512, 512), (None, None)),
+        ("fake-512", (128, 512), (None, None)),
+        ("fake-512", (320, 320), (None, None)),
+    ],
+)
+def test_the_size_follows_the_checkpoint_until_a_person_chooses_one(host: FakeHost, chosen: str, shown: Any, expected: Any) -> None:
+    page = built(host)
+    host.choose_checkpoint(chosen)
+    *_, width, height = page.refresh("my-concept", 100, "", *shown)
+    assert (width.get("value"), height.get("value")) == expected
+
+
+def test_previews_take_txt2img_settings() -> None:
+    given = preview_settings(TXT2IMG, fixed_seed=3)
+    assert given == {
+        "preview_prompt": "a cat",
+        "preview_negative_prompt": "blurry",
+        "preview_steps": 25,
+        "preview_sampler": "Euler a",
+        "preview_cfg_scale": 7.5,
+        "preview_seed": 42,
+        "preview_width": 520,
+        "preview_height": 512,
+    }
+    TrainingConfig("x", images="y", **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "expected"),
+    [
+        ("preview_seed", -1, "preview_seed", 3),
+        ("preview_seed", None, "preview_seed", 3),
+        ("preview_sampler", "UniPC", "preview_sampler", "DPM++ 2M Karras"),
+        ("preview_sampler", "euler A", "preview_sampler", "Euler a"),
+        ("preview_steps", 200, "preview_steps", 150),
+        ("preview_cfg_scale", 0.5, "preview_cfg_scale", 1.0),
+        ("preview_width", 517, "preview_width", 512),
+        ("preview_height", None, "preview_height", 64),
+    ],
+)
+def test_what_previews_cannot_do_is_brought_into_range(name: str, value: Any, field: str, expected: Any) -> None:
+    values = [value if key == name else given for key, given in zip(DRAWING_SETTINGS, TXT2IMG, strict=True)]
+    settings = preview_settings(values, fixed_seed=3)
+    assert settings[field] == expected
+    TrainingConfig("x", images="y", **settings)
+
+
+def test_the_tab_opens_first_and_is_saved_under_keys_of_its_own(host: FakeHost) -> None:
+    with gr.Blocks(), gr.Tabs() as around:
+        with gr.Tab("Theirs", id="theirs"):
+            gr.Number(1, label="Batch size")
+        page = draw_train_tab(host, first=True)
+    assert around.selected == TAB_ID
+    parts = [*page.create.values(), *page.preprocess.values(), *page.train.values()]
+    assert all(getattr(part, "custom_script_source", None) or getattr(part, "do_not_save_to_config", False) for part in parts)
+
+
+def test_the_choice_is_offered_where_there_is_a_txt2img_page(host: FakeHost) -> None:
+    assert "as_txt2img" not in built(host).parts
+    with gr.Blocks():
+        drawing = [gr.Textbox(), gr.Textbox(), gr.Slider(), gr.Dropdown(), gr.Slider(), gr.Number(), gr.Slider(), gr.Slider()]
+        assert "as_txt2img" in build_train_page(host, drawing).parts

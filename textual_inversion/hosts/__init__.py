@@ -1,0 +1,1 @@
+"""The WebUIs that this package lives in, behind one port."""

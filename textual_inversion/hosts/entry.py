@@ -1,0 +1,77 @@
+"""Where a WebUI comes in: which one it is, its adapter, and where its Train page goes. Composes and does nothing else."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from textual_inversion.hosts.webui.host import WebUIHost
+
+
+def webui_name() -> str:
+    """Which WebUI this process is: `forge`, `reforge` or `a1111`."""
+    if _has("backend.diffusion_engine"):
+        return "forge"
+    return "reforge" if _has("ldm_patched") and _has("modules_forge") else "a1111"
+
+
+def register() -> None:
+    """Register with the WebUI that this process is; called by its script at each load of the page."""
+    from textual_inversion.hosts.webui import registration
+
+    name = webui_name()
+    registration.register(_HOSTS[name], _draw_as_tab if name == "forge" else _draw_in_train_tabs)
+
+
+def _a1111() -> WebUIHost:
+    from textual_inversion.hosts.a1111.adapter import A1111Host
+
+    return A1111Host()
+
+
+def _forge() -> WebUIHost:
+    from textual_inversion.hosts.forge.adapter import ForgeHost
+
+    return ForgeHost()
+
+
+def _reforge() -> WebUIHost:
+    from textual_inversion.hosts.reforge.adapter import ReForgeHost
+
+    return ReForgeHost()
+
+
+_HOSTS = {"a1111": _a1111, "forge": _forge, "reforge": _reforge}
+
+
+def _draw_in_train_tabs(host: WebUIHost) -> None:
+    """A tab inside the WebUI's own Train tab."""
+    from textual_inversion.hosts.webui.registration import listen
+
+    def draw(params: Any) -> None:
+        from textual_inversion.ui.tabs import draw_train_tab
+
+        draw_train_tab(host, params.txt2img_preview_params, first=True)
+
+    listen("ui_train_tabs", draw)
+
+
+def _draw_as_tab(host: WebUIHost) -> None:
+    """A tab of its own, for a WebUI that has no Train tab."""
+    from textual_inversion.hosts.webui.registration import listen
+
+    def draw() -> list[tuple[Any, str, str]]:
+        from textual_inversion.hosts.webui.drawing import txt2img_components
+        from textual_inversion.ui.tabs import train_blocks
+
+        return [(train_blocks(host, txt2img_components()), "Train", "ti_train_tab")]
+
+    listen("ui_tabs", draw)
+
+
+def _has(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent is not there
+        return False

@@ -1,0 +1,228 @@
+"""A WebUI that needs no model: its training is a picture that comes into focus. Knows nothing of torch, gradio or checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual_inversion.errors import DatasetError, EmbeddingError, InvalidNameError, NameTakenError
+from textual_inversion.hosts.port import Card, Checkpoint, Folders, NewEmbedding, Suggestions
+from textual_inversion.training.events import CopySaved, Message, PreviewDrawn, Started, StepDone, Stopped
+from textual_inversion.training.job import Job, Listener, ShouldStop
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from textual_inversion.training.config import TrainingConfig
+
+_PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+@dataclass
+class FakeHost:
+    """A host in one folder, deterministic; `pace` is the seconds that a step of training or drawing takes."""
+
+    folder: Path
+    pace: float = 0.01
+    samplers: tuple[str, ...] = ("Euler", "Euler a", "DPM++ 2M Karras")
+    job: Job = field(default_factory=Job)
+    chosen: str = "fake-128"
+    told: int = 0  # how often the WebUI heard of changed embeddings
+    asks: bool = False  # whether the page offers to check the files
+
+    def __post_init__(self) -> None:
+        for path in (self.folders().embeddings, self.folders().outputs, self.folders().templates):
+            path.mkdir(parents=True, exist_ok=True)
+        template = self.folders().templates / "subject_filewords.txt"
+        if not template.exists():
+            template.write_text("a picture of [name], [filewords]\n", encoding="utf-8")
+        if not self.folders().pictures.exists():
+            _draw_pictures(self.folders().pictures)
+
+    def folders(self) -> Folders:
+        """Four folders under `folder`."""
+        root = self.folder
+        return Folders(root / "embeddings", root / "outputs", root / "templates", root / "pictures")
+
+    def suggestions(self) -> Suggestions:
+        """A short run over four pictures."""
+        training = {"images": str(self.folders().pictures), "steps": 200, "batch_size": 2, "preview_every": 50}
+        return Suggestions(NewEmbedding("my-concept", "picture", "auto"), training, {"prompt": "a picture"})
+
+    def checkpoints(self) -> list[str]:
+        """Two that differ in name and size."""
+        return ["fake-128", "fake-512"]
+
+    def checkpoint(self) -> Checkpoint:
+        """The chosen one; there is no file."""
+        return Checkpoint(self.chosen, self.folder / f"{self.chosen}.safetensors", int(self.chosen.rsplit("-", 1)[1]))
+
+    def choose_checkpoint(self, name: str) -> None:
+        """Choose by name."""
+        self.chosen = name
+
+    def cards(self, *, rescan: bool = False) -> list[Card]:
+        """One for each file; a file made for another size says so."""
+        return [self._card(path) for path in sorted(self.folders().embeddings.glob("*.json"), key=lambda path: path.name.lower())]
+
+    def embeddings_version(self) -> str:
+        """The time of the folder, whose files are always replaced."""
+        return str(self.folders().embeddings.stat().st_mtime_ns)
+
+    def embedding_folders(self) -> list[Path]:
+        """The one folder."""
+        return [self.folders().embeddings]
+
+    def offers_check(self) -> bool:
+        """As it was made, until it was answered."""
+        return self.asks
+
+    def check_answered(self) -> None:
+        """Not again."""
+        self.asks = False
+
+    def look_again(self) -> None:
+        """Nothing is kept; the WebUI hears of it."""
+        self.told += 1
+
+    def create(self, new: NewEmbedding) -> Path:
+        """Write `name.json`, with the checks that every host makes."""
+        path = self._path(new.name)
+        if path.exists() and not new.overwrite:
+            raise NameTakenError(f"An embedding named {new.name!r} exists; choose another name, or allow overwriting.")
+        count = len(new.initializer_text.split()) if new.num_vectors == "auto" else int(new.num_vectors)
+        if not 1 <= count <= 75:
+            raise EmbeddingError(f"{count} vectors per token were asked for; 1 to 75 can be had.")
+        _keep(path, {"vectors": count, "step": 0, "size": self.checkpoint().size})
+        self.told += 1
+        return path
+
+    def train(self, config: TrainingConfig, listener: Listener, should_stop: ShouldStop) -> None:
+        """Emit what a real run emits: a loss that falls with noise, previews that come into focus, copies."""
+        path = self._path(config.name)
+        if not path.exists():
+            raise EmbeddingError(f"There is no embedding named {config.name!r}; create it first.")
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        listener(Message("Loading fake-128"))
+        images = _pictures(Path(config.images))
+        listener(Started(config.name, kept["step"], config.steps, len(images)))
+        step = kept["step"]
+        while step < config.steps and not should_stop():
+            step += 1
+            time.sleep(self.pace)
+            listener(self._step(config, step, kept["step"]))
+            self._extras(config, step, listener)
+        _keep(path, {**kept, "step": step})
+        picture = Path(config.log_dir) / f"{config.name}-{step - step % (config.preview_every or 1)}.png"
+        if config.preview_every and picture.is_file():
+            path.with_suffix(".png").write_bytes(picture.read_bytes())
+        listener(Stopped(step, "interrupted" if step < config.steps else "finished", str(path)))
+        self.told += 1
+
+    def count_tokens(self, prompt: str) -> tuple[int, int]:
+        """Words, and 75 for each chunk."""
+        count = len(prompt.split())
+        return count, 75 * max(1, math.ceil(count / 75))
+
+    def generate(self, values: Mapping[str, Any], progress: Callable[[int, int], None], should_stop: ShouldStop) -> list[Image.Image]:
+        """One drawing for each picture asked for; the seed chooses its colour."""
+        drawn: list[Image.Image] = []
+        for index in range(values["count"]):
+            for step in range(values["steps"]):
+                if should_stop():
+                    return drawn
+                time.sleep(self.pace)
+                progress(index * values["steps"] + step + 1, values["count"] * values["steps"])
+            picture = _drawing(values["seed"] + index, 1.0, (values["width"], values["height"]))
+            picture.info["parameters"] = f"{values['prompt']}\nSteps: {values['steps']}, Seed: {values['seed'] + index}"
+            drawn.append(picture)
+        return drawn
+
+    def _path(self, name: str) -> Path:
+        if not name or "/" in name or "\\" in name or name.startswith("."):
+            raise InvalidNameError(f"The name {name!r} is empty or has a path in it; give a name only.")
+        return self.folders().embeddings / f"{name}.json"
+
+    def _card(self, path: Path) -> Card:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        picture = path.with_suffix(".png")
+        fits = kept["size"] == self.checkpoint().size
+        reason = "" if fits else f"It was made for {kept['size']} px; {self.chosen} draws {self.checkpoint().size} px."
+        partner = f"{path.stem}-neg"
+        return Card(
+            path.stem,
+            kept["vectors"],
+            "SD1",
+            kept["step"],
+            picture if picture.exists() else None,
+            reason,
+            checkpoint=f"fake-{kept['size']}",
+            negative=partner if path.with_name(f"{partner}.json").exists() else "",
+            is_negative=path.stem.endswith("-neg"),
+        )
+
+    def _step(self, config: TrainingConfig, step: int, first: int) -> StepDone:
+        noise = random.Random(step * 7919 + config.seed).gauss(0, 0.018)
+        loss = max(0.002, 0.06 + 0.11 * math.exp(-step / 60) + noise)
+        rate = 1 / max(self.pace, 1e-3)
+        return StepDone(
+            step, loss, float(config.learning_rate.split(":")[0]), 0.4 + 0.1 * math.sqrt(step - first), rate, (config.steps - step) / rate
+        )
+
+    def _extras(self, config: TrainingConfig, step: int, listener: Listener) -> None:
+        folder = Path(config.log_dir) if config.log_dir else self.folders().outputs
+        if config.preview_every and step % config.preview_every == 0:
+            path = folder / f"{config.name}-{step}.png"
+            folder.mkdir(parents=True, exist_ok=True)
+            _drawing(config.preview_seed, min(1.0, step / config.steps), (config.width, config.height)).save(path)
+            listener(PreviewDrawn(step, str(path), config.preview_prompt or f"a picture of {config.name}", config.preview_seed))
+        if config.copy_every and step % config.copy_every == 0:
+            listener(CopySaved(step, str(folder / f"{config.name}-{step}.json")))
+
+
+def _keep(path: Path, kept: Mapping[str, Any]) -> None:
+    from textual_inversion.formats.files import write_atomic
+
+    write_atomic(path, json.dumps(kept).encode(), overwrite=True)  # the page reads cards while the job's thread writes them
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DatasetError(f"There is no folder {str(folder)!r}; give the folder that holds the training pictures.")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURE_ENDINGS)
+    if not found:
+        raise DatasetError(f"The folder {str(folder)!r} holds no pictures; expected .png, .jpg or .webp files.")
+    return found
+
+
+def _draw_pictures(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for seed in range(4):
+        _drawing(seed, 1.0, (128, 128)).save(folder / f"{seed}.png")
+        (folder / f"{seed}.txt").write_text("on a plain ground", encoding="utf-8")
+
+
+def _drawing(seed: int, focus: float, size: tuple[int, int]) -> Image.Image:
+    """A disc on a ground, grey at focus 0 and in full colour at 1."""
+    from PIL import Image, ImageDraw
+
+    ground, disc = _hue(seed * 47 + 30, 0.25 + 0.3 * focus), _hue(seed * 47 + 200, 0.7 * focus)
+    picture = Image.new("RGB", size, ground)
+    width, height = size
+    radius = 0.34 * min(size) * (0.5 + focus / 2)
+    box = (width / 2 - radius, height / 2 - radius, width / 2 + radius, height / 2 + radius)
+    ImageDraw.Draw(picture).ellipse(box, fill=disc)
+    return picture
+
+
+def _hue(degrees: float, saturation: float) -> tuple[int, int, int]:
+    import colorsys
+
+    red, green, blue = colorsys.hls_to_rgb(degrees % 360 / 360, 0.6, saturation)
+    return round(red * 255), round(green * 255), round(blue * 255)

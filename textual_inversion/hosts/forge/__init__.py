@@ -1,0 +1,1 @@
+"""Stable Diffusion WebUI Forge as a host. Imported inside it only."""

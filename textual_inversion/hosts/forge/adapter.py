@@ -1,0 +1,144 @@
+"""Forge as a host: its chosen checkpoint, its memory, its text engines' tables of embeddings. Knows nothing of pages.
+
+Forge has no model at the start, and loads the chosen one for the first picture; training needs none of it, for it reads the file.
+While Forge loads, it swaps PyTorch's layers for its own in the whole process, so that its queue is held whenever modules are built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backend import memory_management
+from backend.text_processing import textual_inversion as engine_side
+from modules import sd_models, shared
+from modules.textual_inversion import textual_inversion as page_side
+
+from textual_inversion.errors import CheckpointError, TextualInversionError
+from textual_inversion.hosts.engine import checkpoint_facts
+from textual_inversion.hosts.port import Checkpoint
+from textual_inversion.hosts.webui.conditioning import forget_conditioning
+from textual_inversion.hosts.webui.host import WebUIHost
+from textual_inversion.hosts.webui.infotext import complete_hashes
+from textual_inversion.hosts.webui.tables import EmbeddingTables, Kind, widths_of
+from textual_inversion.library import EmbeddingLibrary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ENGINES = ("text_processing_engine", "text_processing_engine_l", "text_processing_engine_g")
+_VAE_KEYS = ("encoder.conv_in.weight", "first_stage_model.encoder.conv_in.weight")
+
+
+class ForgeHost(WebUIHost):
+    """Forge; the chosen checkpoint counts, whether it is loaded or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        engine = Kind(engine_side.EmbeddingDatabase, engine_side.Embedding, lambda table, made: table.register_embedding(made))
+        page = Kind(page_side.EmbeddingDatabase, page_side.Embedding, lambda table, made: table.register_embedding(made, None))
+        enabled: Callable[[], bool] = lambda: bool(self.option("own_reader"))  # noqa: E731
+        self.tables = EmbeddingTables((engine, page), self._library_for, enabled, forget_conditioning)
+        self._engines_library: EmbeddingLibrary | None = None
+        self._engines_widths: dict[str, int] | None = None
+
+    def install(self) -> None:
+        """Fill every table of the host through this package's library, from the first model on."""
+        self.tables.install()
+
+    def remove(self) -> None:
+        """Leave the host as it was."""
+        self.tables.remove()
+
+    def model_loaded(self) -> None:
+        """Nothing to do: each model's text engines fill their tables as they are made."""
+
+    def before_loading(self) -> None:
+        """After a load that failed there is no model, though Forge takes the one from before for loaded: let it load that again."""
+        if sd_models.model_data.sd_model is None:
+            sd_models.model_data.forge_hash = ""
+
+    def before_prompts(self) -> None:
+        """Forge reads its folder once for each model: let it look again where a file has changed since."""
+        for engine in self._engines():
+            if self.tables.is_stale(engine.embeddings):
+                engine.embeddings.load_textual_inversion_embeddings()
+
+    def before_sampling(self, p: Any) -> None:
+        """The batch's infotext names all its embeddings."""
+        complete_hashes(p, next(iter(self._engines()), None))
+
+    def known_names(self) -> Mapping[str, int]:
+        """Names in the loaded model's tables; before there is one, what fits the chosen checkpoint."""
+        engines = self._engines()
+        if not engines:
+            return {entry.name: entry.info.num_vectors for entry in self.library().entries() if entry.usable and entry.info}
+        return {name: int(made.vectors) for engine in engines for name, made in list(engine.embeddings.word_embeddings.items())}
+
+    def embeddings_changed(self) -> None:
+        """Files were written: they count from the next picture on."""
+        for engine in self._engines():
+            engine.embeddings.load_textual_inversion_embeddings()
+        forget_conditioning()
+
+    def device(self) -> str:
+        """Where the host computes."""
+        return str(memory_management.get_torch_device())
+
+    def checkpoint(self) -> Checkpoint:
+        """The chosen checkpoint; raises `CheckpointError` when there is none."""
+        info = sd_models.select_checkpoint()
+        if info is None:
+            raise CheckpointError("Forge has no checkpoint; put one into models/Stable-diffusion and press the refresh button.")
+        path = Path(info.filename)
+        return Checkpoint(info.name_for_extra, path, _size(path))
+
+    def vae_file(self) -> Path | None:
+        """The VAE among the files chosen under VAE / Text Encoder, if there is one."""
+        chosen = [Path(name) for name in getattr(shared.opts, "forge_additional_modules", None) or []]
+        return next((path for path in chosen if _is_vae(path)), None)
+
+    @contextmanager
+    def lent_memory(self) -> Iterator[None]:
+        """The host's models are off the card inside; its own memory management brings back what the next picture needs."""
+        if memory_management.get_torch_device().type != "cpu":
+            memory_management.unload_all_models()
+        try:
+            yield
+        finally:
+            memory_management.soft_empty_cache()
+
+    def _engines(self) -> list[Any]:
+        model = sd_models.model_data.sd_model
+        return [getattr(model, name) for name in _ENGINES if hasattr(getattr(model, name, None), "embeddings")]
+
+    def _library_for(self, table: Any) -> EmbeddingLibrary:
+        """The pages' tables take what fits the chosen checkpoint, an engine's what fits the model that it belongs to."""
+        widths = widths_of(table)
+        if widths is None:
+            return self.library()
+        if self._engines_library is None:
+            self._engines_library = EmbeddingLibrary(self.embedding_folders(), widths)
+        elif widths != self._engines_widths:
+            self._engines_library.set_width(widths)
+        self._engines_widths = widths
+        return self._engines_library
+
+
+def _is_vae(path: Path) -> bool:
+    from textual_inversion.diffusion.checkpoint import CheckpointFile
+
+    try:
+        shapes = CheckpointFile.open(path).shapes
+    except CheckpointError:
+        return "vae" in path.name.lower()  # not .safetensors: training says that it cannot be used
+    return any(key in shapes for key in _VAE_KEYS)
+
+
+def _size(path: Path) -> int:
+    try:
+        return checkpoint_facts(path)[1]
+    except TextualInversionError:
+        return 512  # whether it can be trained on is told when it is to be

@@ -1,0 +1,1 @@
+"""Stable Diffusion WebUI reForge as a host. Imported inside it only."""

@@ -1,0 +1,35 @@
+"""reForge as a host: A1111 with another memory management. Knows nothing of pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ldm_patched.modules import model_management
+from modules import sd_models
+
+from textual_inversion.hosts.a1111.adapter import A1111Host
+
+
+class ReForgeHost(A1111Host):
+    """reForge; what it shares with A1111 is A1111's."""
+
+    def device(self) -> str:
+        """Where the host computes."""
+        return str(model_management.get_torch_device())
+
+    def _model_in_use(self) -> Any:
+        """reForge takes a model apart before it loads another, and keeps what is left of it when that fails."""
+        model = super()._model_in_use()
+        return model if any(model is whole for whole in sd_models.model_data.loaded_sd_models) else None
+
+    @contextmanager
+    def lent_memory(self) -> Iterator[None]:
+        """The host's models are off the card inside; its own memory management brings back what the next picture needs."""
+        if model_management.get_torch_device().type != "cpu":
+            model_management.unload_all_models()
+        try:
+            yield
+        finally:
+            model_management.soft_empty_cache()

@@ -1,0 +1,92 @@
+"""The host of whoever has no WebUI: one data folder, the demo checkpoint and any others it is given. Knows nothing of gradio."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from textual_inversion.diffusion import TINY_CHECKPOINT
+from textual_inversion.errors import CheckpointError
+from textual_inversion.hosts.engine import EngineHost, checkpoint_facts
+from textual_inversion.hosts.port import Checkpoint, Folders, NewEmbedding, Suggestions
+
+TINY = TINY_CHECKPOINT
+DEMO_PICTURES = Path(__file__).resolve().parents[2] / "assets" / "demo" / "pictures"
+DATA_VARIABLE = "TEXTUAL_INVERSION_DATA"
+_TINY_GUIDANCE = 4.0  # it follows prompts closely by itself
+
+
+class StandaloneHost(EngineHost):
+    """Everything lies under `data`: `embeddings/`, `outputs/`, and `checkpoints/` for more models than the one that ships.
+
+    Args:
+        data: the folder, made if missing.
+        checkpoint: a file to choose at first; None = the tiny one that ships.
+
+    Raises:
+        CheckpointError: `checkpoint` is not there or is not one.
+    """
+
+    def __init__(self, data: Path, checkpoint: Path | None = None) -> None:
+        super().__init__()
+        self._data = data
+        for folder in (self.folders().embeddings, self.folders().outputs, self._data / "checkpoints"):
+            folder.mkdir(parents=True, exist_ok=True)
+        if checkpoint is not None:
+            checkpoint_facts(checkpoint)
+        self._given = checkpoint
+        self._chosen = checkpoint or TINY
+
+    def folders(self) -> Folders:
+        """Under the data folder; templates and demo pictures are the project's."""
+        from textual_inversion.prompts.templates import template_folder
+
+        return Folders(self._data / "embeddings", self._data / "outputs", template_folder(), DEMO_PICTURES)
+
+    def suggestions(self) -> Suggestions:
+        """For the tiny checkpoint the demonstration's run; for others what guides recommend."""
+        if self._chosen != TINY:
+            return Suggestions(training={"images": "", "steps": 3000, "preview_every": 250, "copy_every": 500})
+        from textual_inversion.demo import captions, run, world
+
+        scene = world.Scene(shape="heart", colour="red", pattern="striped", background="yellow")
+        training = {
+            **run.demo_config().to_dict(),
+            "log_dir": str(self.folders().outputs / "training"),
+            "preview_every": 50,
+            "preview_prompt": "a picture of [name], pink background",
+            "preview_cfg_scale": _TINY_GUIDANCE,
+        }
+        drawing = {"prompt": captions.caption(scene), "cfg_scale": _TINY_GUIDANCE}
+        return Suggestions(NewEmbedding(run.NAME, run.INITIALIZER_TEXT, run.NUM_VECTORS), training, drawing)
+
+    def checkpoints(self) -> list[str]:
+        """Names of the one that ships, the one given, and those in `checkpoints/`."""
+        return list(self._files())
+
+    def checkpoint(self) -> Checkpoint:
+        """The chosen one; raises `CheckpointError` when its file is gone."""
+        if not self._chosen.is_file():
+            raise CheckpointError(f"The checkpoint {self._chosen} is not there; put it back or choose another.")
+        return Checkpoint(self._chosen.stem, self._chosen, checkpoint_facts(self._chosen)[1])
+
+    def choose_checkpoint(self, name: str) -> None:
+        """Choose by name; raises `CheckpointError` for an unknown name or a file that is no checkpoint, and keeps the one before."""
+        files = self._files()
+        if name not in files:
+            raise CheckpointError(f"There is no checkpoint named {name!r}; put it into {self._data / 'checkpoints'} and reload the page.")
+        checkpoint_facts(files[name])
+        self._chosen = files[name]
+
+    def _files(self) -> dict[str, Path]:
+        found = sorted((self._data / "checkpoints").glob("*.safetensors"), key=lambda path: path.name.lower())
+        files = [path for path in (TINY, self._given, *found) if path is not None and path.is_file()]
+        return {path.stem: path for path in files}
+
+
+def default_data_folder() -> Path:
+    """`$TEXTUAL_INVERSION_DATA`, else `textual-inversion-data` beside the repository, or in the working folder when installed."""
+    if given := os.environ.get(DATA_VARIABLE):
+        return Path(given).expanduser()
+    root = Path(__file__).resolve().parents[3]
+    return (root.parent if (root / "launch.py").is_file() else Path.cwd()) / "textual-inversion-data"

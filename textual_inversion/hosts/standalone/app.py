@@ -1,0 +1,269 @@
+"""The standalone WebUI: txt2img and Train on one page, served from this machine. Puts the page and the host together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import webbrowser
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+
+from textual_inversion.errors import ConfigError, TextualInversionError
+from textual_inversion.hosts.port import PictureHost
+from textual_inversion.hosts.standalone.theme import theme
+from textual_inversion.ui import compat, render
+from textual_inversion.ui.drawing import Drawing
+from textual_inversion.ui.page import TrainPage, build_train_page, starting_values
+from textual_inversion.ui.pictures import MAX_BYTES
+from textual_inversion.ui.routes import UNKNOWN_NAME, add_routes, addressed_to_us
+from textual_inversion.ui.txt2img import build_txt2img_page, drawing_values
+
+PACKAGE = Path(__file__).resolve().parents[2]
+_OWN_CHOICES = {("train", "name"), ("train", "template"), ("txt2img", "prompt")}  # no checkpoint decides these
+_log = logging.getLogger(__name__)
+
+
+class OnlyOurPages:
+    """ASGI middleware that keeps other people's web pages out, who could reach this server through the browser that shows them.
+
+    A foreign Host header is a name of theirs pointed at this server; a foreign Origin is their page posting a form or a file to it.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer 400 to a foreign Host, 403 to a request from a foreign page that could change something."""
+        if scope["type"] in ("http", "websocket"):
+            headers = Headers(scope=scope)
+            if not addressed_to_us(headers.get("host", "")):
+                await PlainTextResponse(UNKNOWN_NAME, status_code=400)(scope, receive, send)
+                return
+            if scope.get("method") not in ("GET", "HEAD") and not from_our_page(headers):
+                await PlainTextResponse("Only this server's own page may ask for that.", status_code=403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def from_our_page(headers: Headers) -> bool:
+    """Whether a request comes from a page of this server, or from no page at all, such as a program's."""
+    origin = headers.get("origin")
+    return origin is None or origin.lower().partition("://")[2] == headers.get("host", "").lower()
+
+
+def build_app(host: PictureHost) -> FastAPI:
+    """The whole WebUI as an ASGI app, over any host that can draw."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    drawing = Drawing()
+    outside: dict[str, Any] = {"theme": theme(), "head": f"<style>{page_style()}</style>\n{page_script()}"}
+    blocks = build_blocks(host, drawing, {} if compat.STYLE_AT_MOUNT else outside)
+    blocks.queue()
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(OnlyOurPages)
+    late = outside if compat.STYLE_AT_MOUNT else {}
+    mounted = gr.mount_gradio_app(app, blocks, path="/", show_error=True, max_file_size=MAX_BYTES, **late)
+    add_routes(mounted, host, drawing)
+    return mounted
+
+
+class Server(uvicorn.Server):
+    """Serves the WebUI over `host`; asked to end, it first has a running job write what was learned.
+
+    Args:
+        ready: called with the page's address as soon as it can be opened.
+    """
+
+    def __init__(self, host: PictureHost, address: str, port: int, ready: Callable[[str], None] | None = None) -> None:
+        # An open page never ends its event stream by itself, hence the limit.
+        options = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 2}
+        super().__init__(uvicorn.Config(build_app(host), host=address, port=port, **options))
+        self._job, self._ready, self._page = host.job, ready, f"http://127.0.0.1:{port}"
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets)
+        if self.started and self._ready:
+            self._ready(self._page)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Interrupt the job, wait for it, then close."""
+        self._job.interrupt()
+        await asyncio.to_thread(self._job.wait, 30)
+        await super().shutdown(sockets)
+
+
+def build_blocks(host: PictureHost, drawing: Drawing, keywords: dict[str, Any]) -> gr.Blocks:
+    """Header, txt2img, Train."""
+    with gr.Blocks(title="Textual Inversion", analytics_enabled=False, delete_cache=(3600, 86400), **keywords) as blocks:
+        with gr.Row(elem_classes=["ti-header"]):
+            gr.HTML(render.heading(), elem_id="ti_heading")
+            checkpoint = _checkpoint_choice(host)
+        failed = gr.HTML("", elem_id="ti_checkpoint_note")
+        with gr.Tabs(elem_id="ti_pages", selected="ti_page_train"):
+            with gr.Tab("txt2img", id="ti_page_txt2img", elem_id="ti_page_txt2img"):
+                pictures = build_txt2img_page(host, drawing)
+            with gr.Tab("Train", id="ti_page_train", elem_id="ti_page_train"):
+                page = build_train_page(host)
+        _follow_checkpoint(_Chooser(host, page, pictures), blocks, checkpoint, failed)
+    return blocks
+
+
+def _checkpoint_choice(host: PictureHost) -> Any:
+    names, chosen = host.checkpoints(), _chosen(host)
+    value = chosen if chosen in names else None
+    return gr.Dropdown(names, value=value, label="Checkpoint", elem_id="ti_checkpoint", min_width=200, container=True)
+
+
+class _Chooser:
+    """The handlers of the list of checkpoints; `fields` are the components whose values a checkpoint suggests."""
+
+    def __init__(self, host: PictureHost, page: TrainPage, pictures: dict[str, Any]) -> None:
+        self.host, self.page = host, page
+        forms = {"create": page.create, "preprocess": page.preprocess, "train": page.train, "txt2img": pictures}
+        now = self._suggested()
+        places = [(form, key) for form, parts in forms.items() for key in parts if key in now[form]]
+        self._places = [place for place in places if place not in _OWN_CHOICES]
+        self.fields = [forms[form][key] for form, key in self._places]
+        self._built = self._values()
+
+    def choose(self, name: str, *shown: Any) -> list[Any]:
+        """Another checkpoint suggests other values; those that a person has changed stay. Gives note, list, fields."""
+        before = self._values()
+        try:
+            self.host.choose_checkpoint(name)
+        except TextualInversionError as error:
+            return [render.note(str(error), "error"), self.listed(), *[compat.update() for _ in shown]]
+        return ["", compat.update(), *_changes(shown, before, self._values())]
+
+    def listed(self) -> Any:
+        """The checkpoints that are there now, and the chosen one."""
+        return compat.update(choices=self.host.checkpoints(), value=_chosen(self.host))
+
+    def afresh(self, *shown: Any) -> list[Any]:
+        """For a page that is opened after another checkpoint was chosen: the list, and what that checkpoint suggests."""
+        return [self.listed(), *_changes(shown, self._built, self._values())]
+
+    def _suggested(self) -> dict[str, dict[str, Any]]:
+        return {**starting_values(self.host, self.page.actions), "txt2img": drawing_values(self.host)}
+
+    def _values(self) -> list[Any]:
+        now = self._suggested()
+        return [now[form].get(key) for form, key in self._places]
+
+
+def _changes(shown: Sequence[Any], before: Sequence[Any], after: Sequence[Any]) -> list[Any]:
+    """New values for the fields that still show what was suggested before."""
+    return [compat.update(value=new) if value == old != new else compat.update() for value, old, new in zip(shown, before, after)]
+
+
+def _follow_checkpoint(chooser: _Chooser, blocks: gr.Blocks, checkpoint: Any, failed: Any) -> None:
+    # input, not change: what the page itself sets is no choice
+    compat.on(checkpoint.input, chooser.choose, [checkpoint, *chooser.fields], [failed, checkpoint, *chooser.fields])
+    compat.on(blocks.load, chooser.afresh, chooser.fields, [checkpoint, *chooser.fields])
+    compat.on(chooser.page.parts["refresh"].click, chooser.listed, [], [checkpoint])  # the choice of another window
+
+
+def _chosen(host: PictureHost) -> str | None:
+    try:
+        return host.checkpoint().name
+    except TextualInversionError:
+        return None
+
+
+def page_style() -> str:
+    """The style sheet that every host shares, and this page's own."""
+    return _text(shared_folder() / "style.css") + _text(PACKAGE / "assets" / "standalone.css")
+
+
+def page_script() -> str:
+    """The scripts that every host shares, for the page's head."""
+    paths = sorted((shared_folder() / "javascript").glob("textual_inversion*.js"))
+    return "".join(f"<script>{_text(path)}</script>\n" for path in paths)
+
+
+def shared_folder() -> Path:
+    """Where `style.css` and `javascript/` are: beside the package in the repository, among a wheel's data files otherwise.
+
+    Raises:
+        ConfigError: in neither place.
+    """
+    try:
+        installed = metadata.files("textual-inversion") or []
+    except metadata.PackageNotFoundError:
+        installed = []
+    places = [PACKAGE.parent, PACKAGE.parent / "share" / "textual-inversion"]  # the repository; `pip install --target`
+    places += [Path(str(file.locate())).resolve().parent for file in installed if file.parts[-2:] == ("textual-inversion", "style.css")]
+    for place in places:
+        if (place / "style.css").is_file() and (place / "javascript").is_dir():
+            return place
+    raise ConfigError(f"The page's style.css is neither in {PACKAGE.parent} nor installed; run from a complete copy of the project.")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"The page's file {path} cannot be read ({error.strerror}); run from a complete copy of the project.") from error
+
+
+def serve(
+    port: int = 7870,
+    listen: bool = False,
+    checkpoint: Path | str | None = None,
+    open_browser: bool = True,
+    data_dir: Path | str | None = None,
+    *,
+    announce: Callable[[str], None] | None = None,
+) -> None:
+    """Serve the WebUI until it is stopped with Ctrl+C.
+
+    Args:
+        port: TCP port (1 to 65535).
+        listen: answer other machines too, not only this one; there is no password.
+        checkpoint: a `.safetensors` file; None = the tiny one that ships.
+        open_browser: open the page when it can be reached.
+        data_dir: folder for embeddings and pictures; None = `default_data_folder()`.
+        announce: told the page's address when it can be opened; None = it is logged.
+
+    Raises:
+        ConfigError: the port is taken. CheckpointError: no such checkpoint.
+    """
+    from textual_inversion.hosts.standalone.adapter import StandaloneHost, default_data_folder
+
+    def ready(page: str) -> None:
+        if announce:
+            announce(page)
+        else:
+            _log.warning("The page is at %s (Ctrl+C ends it).", page)
+        if open_browser:
+            threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()  # some browsers keep the caller waiting
+
+    address = "0.0.0.0" if listen else "127.0.0.1"
+    check_port(address, port)
+    data = Path(data_dir).expanduser() if data_dir else default_data_folder()
+    host = StandaloneHost(data, Path(checkpoint).expanduser() if checkpoint else None)
+    Server(host, address, port, ready).run()
+
+
+def check_port(address: str, port: int) -> None:
+    """Raise `ConfigError` when `port` cannot be had."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        if os.name == "posix":  # on Windows this option would let two servers share the port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"Port {port} cannot be had ({error}); close the program that has it, or choose another with --port."
+            ) from error

@@ -1,0 +1,60 @@
+"""The text encoder of the tiny checkpoint for WebUIs that build models from a `.yaml`: LDM's own class at another size.
+
+Named as `target` in the `.yaml` beside the checkpoint. LDM reads the sizes and the vocabulary from a folder as transformers has
+them, or from a hub; here that folder is written for as long as it takes. Knows nothing of the checkpoint's weights.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from textual_inversion.prompts.tokenizer import END, MERGES_FILE, START, VOCABULARY_SIZE, default_tokenizer
+
+
+def frozen_clip(width: int, layers: int, heads: int, max_length: int = 77, **keywords: Any) -> Any:
+    """LDM's `FrozenCLIPEmbedder` with a text encoder of this size; other keywords go to it as they are.
+
+    A function rather than a subclass, because the WebUIs look for exactly that class.
+
+    Args:
+        width: of the token table and the hidden states.
+        layers: of the transformer.
+        heads: of its attention.
+        max_length: places of a chunk, with start and end.
+    """
+    from ldm.modules.encoders.modules import FrozenCLIPEmbedder
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_clip_folder(Path(folder), width, layers, heads, max_length)
+        return FrozenCLIPEmbedder(version=folder, max_length=max_length, **keywords)
+
+
+def write_clip_folder(folder: Path, width: int, layers: int, heads: int, max_length: int = 77) -> None:
+    """Write what `CLIPTextModel` and `CLIPTokenizer` of transformers are built from: sizes and CLIP's vocabulary."""
+    start, end = default_tokenizer().vocabulary[START], default_tokenizer().vocabulary[END]
+    config = {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "projection_dim": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": max_length,
+        "vocab_size": VOCABULARY_SIZE,
+        "hidden_act": "quick_gelu",
+        "bos_token_id": START,
+        "eos_token_id": END,
+    }
+    special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
+    tokenizer = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "model_max_length": max_length, **special}
+    words = {word: index for index, word in enumerate(default_tokenizer().vocabulary)}
+    files = {"config": config, "tokenizer_config": tokenizer, "special_tokens_map": special, "vocab": words}
+    for name, contents in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(contents, ensure_ascii=False), encoding="utf-8")
+    merges = gzip.decompress(MERGES_FILE.read_bytes()).decode("utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")

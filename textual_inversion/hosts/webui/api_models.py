@@ -1,0 +1,209 @@
+"""What the API's addresses take and answer, described for the WebUI's `/docs`. Works with pydantic 1 and 2; knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr, create_model
+
+from textual_inversion.hosts.webui.card_text import path_below
+from textual_inversion.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from textual_inversion.library import Entry
+
+_NUMBER = StrictInt | StrictFloat
+_TYPES = {"str": StrictStr, "int": StrictInt, "float": _NUMBER, "bool": StrictBool}
+#: Of the settings, those that an address takes in another way.
+_OTHER_WORDS = {
+    "images": "Folder of training pictures on the WebUI's machine; `.txt` files beside them are their captions.",
+    "template": "Name of a file in the WebUI's folder of templates; empty = `subject_filewords.txt`.",
+    "log_dir": "Folder below the WebUI's `textual_inversion` folder for copies, previews and the loss table; empty = `training`.",
+    "learning_rate": "A number, or a schedule such as `0.005:100, 1e-3:1000, 1e-5` (rate:until step).",
+}
+
+
+class _Strict(BaseModel):
+    """A request; a field that is not known is an error, since it is mostly a slip of the pen."""
+
+    if hasattr(BaseModel, "model_validate"):  # pydantic 2
+        model_config = {"extra": "forbid"}
+    else:
+
+        class Config:
+            extra = "forbid"
+
+
+def documented_fields(config: type) -> dict[str, str]:
+    """Field -> what the class's docstring says about it, from its `Attributes` section."""
+    text = inspect.getdoc(config) or ""
+    section = text.partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(said.split()) for name, said in found}
+
+
+def _train_fields() -> dict[str, Any]:
+    said = {**documented_fields(TrainingConfig), **_OTHER_WORDS}
+    made: dict[str, Any] = {}
+    for field in fields(TrainingConfig):
+        kind: Any = _TYPES[str(field.type)]
+        if field.name in ("learning_rate", "clip_schedule"):
+            kind = StrictStr | StrictInt | StrictFloat
+        default = ... if field.default is MISSING else field.default
+        made[field.name] = (kind, Field(default, description=said.get(field.name, "")))
+    wait = Field(False, description="Whether to answer when the job is over rather than at once.")
+    return {**made, "wait": (StrictBool, wait)}
+
+
+TrainRequest = create_model("TrainRequest", __base__=_Strict, __module__=__name__, **_train_fields())
+TrainRequest.__doc__ = "All settings of one training run."
+
+
+class CreateRequest(_Strict):
+    """A new embedding."""
+
+    name: StrictStr = Field(..., description="The new word: letters, digits, '.', '_', '-' and spaces, at most 100.")
+    initializer_text: StrictStr = Field("*", description="Words whose vectors it starts from; empty = zeros.")
+    num_vectors: StrictInt | StrictStr = Field("auto", description="1 to 75, or `auto` for one for each token of the words.")
+    overwrite: StrictBool = Field(False, description="Begin anew if the name is taken; what it has learned is lost.")
+
+
+class CreateAnswer(BaseModel):
+    """What was made."""
+
+    name: str = Field(..., description="The word for prompts.")
+    file: str = Field(..., description="Name of the file in the embeddings folder.")
+    num_vectors: int = Field(..., description="Places that it takes in a prompt.")
+
+
+class InterruptRequest(_Strict):
+    """Which job to stop."""
+
+    job: StrictStr = Field("", description="Id of the job that is meant; empty = whichever runs.")
+
+
+class InterruptAnswer(BaseModel):
+    """Whether there was one."""
+
+    interrupted: bool = Field(..., description="Whether a job was running and will stop.")
+
+
+class PreviewAnswer(BaseModel):
+    """A preview picture that a job has drawn."""
+
+    step: int
+    file: str
+    prompt: str
+    seed: int
+
+
+class CopyAnswer(BaseModel):
+    """A numbered copy that a job has saved."""
+
+    step: int
+    file: str
+
+
+class StateAnswer(BaseModel):
+    """How the last job stands."""
+
+    job: str = Field(..., description="Its id; empty when there was none since the WebUI's start.")
+    kind: str = Field(..., description="`train`, `preprocess` or `check`.")
+    name: str = Field(..., description="What it is about, such as the embedding's name.")
+    phase: str = Field(..., description="`idle`, `starting`, `working`, `stopping`, `finished`, `interrupted` or `failed`.")
+    step: int = Field(..., description="The embedding's step now.")
+    first_step: int = Field(..., description="Its step when the job began.")
+    last_step: int = Field(..., description="Where the job ends.")
+    loss: float | None = Field(None, description="Of the last step.")
+    smooth: float | None = Field(None, description="Running mean of the loss.")
+    learning_rate: float | None = Field(None, description="Of the last step.")
+    vector_norm: float | None = Field(None, description="Mean length of the vectors.")
+    steps_per_second: float | None = Field(None, description="Lately.")
+    seconds: float | None = Field(None, description="Since the job began, or that it took.")
+    seconds_left: float | None = Field(None, description="An estimate.")
+    failed: bool = Field(..., description="Whether it ended with an error.")
+    reason: str = Field(..., description="Why it ended before its last step, in one sentence.")
+    file: str = Field(..., description="Name of the embedding's file, once it is written.")
+    messages: list[str] = Field(..., description="What the user should know, such as pictures that were left out.")
+    previews: list[PreviewAnswer] = Field(..., description="Pictures in the log folder, oldest first.")
+    copies: list[CopyAnswer] = Field(..., description="Embeddings in the log folder, oldest first.")
+    points: list[list[float | None]] = Field(
+        [], description="Of the loss curve, at most 400: step, loss, running mean, learning rate, length of the vectors."
+    )
+
+
+class TrainAnswer(BaseModel):
+    """The job that was started."""
+
+    job: str = Field(..., description="Its id.")
+    state: StateAnswer = Field(..., description="How it stands; with `wait`, at its end.")
+
+
+class EmbeddingAnswer(BaseModel):
+    """An embedding file."""
+
+    name: str = Field(..., description="The word for prompts.")
+    file: str = Field(..., description="Its path below the embeddings folder.")
+    usable: bool = Field(..., description="Whether prompts can use it with the chosen checkpoint.")
+    reason: str = Field(..., description="Why not, in one sentence.")
+    num_vectors: int = Field(0, description="Places that it takes in a prompt; 0 for what cannot be read.")
+    family: str = Field("", description="`SD1`, `SD2`, `SDXL` or an unusual width.")
+    step: int | None = Field(None, description="Steps trained so far, where the file tells.")
+    checkpoint: str | None = Field(None, description="What it was trained on, where the file tells.")
+    negative: str = Field("", description="The embedding that belongs into the negative prompt with it.")
+
+
+class InspectAnswer(EmbeddingAnswer):
+    """Everything about an embedding file."""
+
+    layout: str = Field("", description="How the file is laid out.")
+    dtype: str = Field("", description="How the vectors are stored.")
+    widths: dict[str, int] = Field({}, description="Text encoder -> width of its vectors.")
+    counts: dict[str, int] = Field({}, description="Text encoder -> number of its vectors.")
+    stored_name: str | None = Field(None, description="The name inside the file, which does not count.")
+    checkpoint_hash: str | None = Field(None, description="First 10 digits of its sha256.")
+    initializer_text: str | None = Field(None, description="The words that the vectors started from.")
+    size: int = Field(0, description="Bytes.")
+    sha256: str = Field("", description="Of the file.")
+    hash: str = Field("", description="As in the WebUI's `TI hashes`.")
+    notes: str = Field("", description="Text of the files beside it.")
+
+
+def values_of(request: BaseModel) -> dict[str, Any]:
+    """A request's fields, as either pydantic gives them."""
+    dump = getattr(request, "model_dump", None) or request.dict
+    return dict(dump())
+
+
+def embedding_answer(entry: Entry, folders: Sequence[Path]) -> dict[str, Any]:
+    """An entry as the list shows it."""
+    shown = {"name": entry.name, "file": path_below(entry.path, folders), "usable": entry.usable, "reason": entry.reason}
+    if (info := entry.info) is None:
+        return shown
+    provenance = info.provenance
+    about = {"num_vectors": info.num_vectors, "family": info.family, "step": provenance.step, "checkpoint": provenance.checkpoint_name}
+    return {**shown, **about, "negative": entry.negative}
+
+
+def inspect_answer(entry: Entry, folders: Sequence[Path], sha256: str) -> dict[str, Any]:
+    """An entry with all that is known of it."""
+    shown = {**embedding_answer(entry, folders), "sha256": sha256, "hash": sha256[:12], "notes": entry.notes}
+    if (info := entry.info) is None:
+        return shown
+    provenance = info.provenance
+    return {
+        **shown,
+        "layout": info.layout,
+        "dtype": info.dtype,
+        "widths": info.widths,
+        "counts": info.counts,
+        "stored_name": info.stored_name,
+        "checkpoint_hash": provenance.checkpoint_hash,
+        "initializer_text": provenance.initializer_text,
+        "size": info.size,
+    }

@@ -1,0 +1,211 @@
+"""The WebUI's Textual Inversion page with every embedding file on it, also those that it could not load, and why.
+
+Knows nothing of how files are read. The WebUI may load its own modules again, so they are imported, and its page subclassed, at
+the call.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from textual_inversion.errors import TextualInversionError
+from textual_inversion.hosts.webui import card_text
+from textual_inversion.hosts.webui.rewriting import spellings, word_of
+
+if TYPE_CHECKING:
+    from textual_inversion.hosts.webui.host import WebUIHost
+    from textual_inversion.library import Entry
+
+PAGE = "textual inversion"
+_log = logging.getLogger(__name__)
+
+
+def replace_page(host: WebUIHost) -> bool:
+    """Put our page in the place of the WebUI's own; called before each page is built, harmless when called again.
+
+    Returns:
+        Whether there was such a page.
+    """
+    from modules import ui_extra_networks
+
+    pages = ui_extra_networks.extra_pages
+    place = next((index for index, page in enumerate(pages) if page.name == PAGE), None)
+    if place is None:
+        return False
+    if not getattr(pages[place], "ours", False):
+        pages[place] = page_class(type(pages[place]))(host)
+        ui_extra_networks.allowed_dirs.update(pages[place].allowed_directories_for_previews())
+    return True
+
+
+def page_class(base: Any) -> Any:
+    """Our page over `base`, the class of the WebUI's own."""
+
+    class TextualInversionCards(_Cards, base):  # type: ignore[misc]
+        ours = True
+
+        def __init__(self, host: WebUIHost) -> None:
+            base.__init__(self)
+            self.host = host
+
+    return TextualInversionCards
+
+
+class _Cards:
+    """What differs from the WebUI's page; mixed in before it."""
+
+    host: WebUIHost
+    items: dict[str, Any]
+
+    def refresh(self) -> None:
+        """Let the WebUI load its table again, and look at the folders."""
+        super().refresh()  # type: ignore[misc]
+        self.host.library().rescan()
+
+    def list_items(self) -> Iterator[dict[str, Any]]:
+        """An item for each embedding of the library, those that fit first, then for what only the WebUI knows of."""
+        try:
+            shown = self._shown()
+        except (TextualInversionError, OSError) as error:
+            _log.error("The embeddings could not be listed, so only those that the WebUI has loaded are shown: %s", error)
+            shown = {}
+        in_order = sorted(shown.items(), key=lambda named: not named[1].usable)
+        for index, (name, entry) in enumerate(in_order):
+            yield self._item_or_reason(name, entry, index)
+        ours = {*shown, *(word for entry in shown.values() for word in spellings(entry))}
+        foreign = (name for name in self.host.known_names() if name not in ours)
+        for index, name in enumerate(foreign, len(shown)):
+            if item := self._foreign_item(name, index):
+                yield item
+
+    def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any]:
+        """The item of the card called `name`, its file looked at again.
+
+        Raises:
+            LookupError: there is none any more; the WebUI then keeps the card that it has.
+        """
+        entry = self._shown().get(name)
+        if entry is not None:
+            return self._item(name, entry, index)
+        if item := self._foreign_item(name, index):
+            return item
+        raise LookupError(f"There is no embedding {name!r} any more; refresh the cards.")
+
+    def create_item_html(self, tabname: str, item: dict[str, Any], template: str | None = None) -> str | dict[str, Any]:
+        """The WebUI's card, with the facts above the description, and marked where the embedding does not fit."""
+        if "ti_facts" not in item:
+            return super().create_item_html(tabname, item, template)  # type: ignore[misc,no-any-return]
+        args = super().create_item_html(tabname, {**item, **_click(tabname, item)})  # type: ignore[misc]
+        if not args:  # hidden by the WebUI's settings
+            return args  # type: ignore[no-any-return]
+        args["copy_path_button"] = self.btn_copy_path_tpl.format(filename=html.escape(item["filename"]))  # type: ignore[attr-defined]
+        if args.get("metadata_button"):  # the WebUI's own asks for the page by an id that its route does not know
+            args["metadata_button"] = self.btn_metadata_tpl.format(extra_networks_tabname=self.name, tabname=tabname)  # type: ignore[attr-defined]
+        args["description"] = card_text.description(item["ti_facts"], item["ti_reason"], args["description"], self._descriptions_shown())
+        if item["ti_reason"]:
+            args["sort_keys"] += " data-ti-unfit"  # any place inside the card's tag would do
+        return template.format(**args) if template else args
+
+    def create_tree_file_item_html(self, tabname: str, file_path: str, item: dict[str, Any]) -> str:
+        """The WebUI's line of the tree, with the file's name escaped."""
+        escaped = {**item, "name": html.escape(item["name"])}
+        return super().create_tree_file_item_html(tabname, html.escape(file_path), escaped)  # type: ignore[misc,no-any-return]
+
+    def read_user_metadata(self, item: dict[str, Any], use_cache: bool = True) -> None:
+        """The notes that the WebUI's edit form keeps in a `.json` beside the file; one that is not the form's own is passed over."""
+        try:
+            super().read_user_metadata(item, use_cache)  # type: ignore[misc]
+        except (AttributeError, TypeError):
+            item["user_metadata"] = {}
+
+    def _shown(self) -> dict[str, Entry]:
+        """Card name -> entry; names that several files have tell the file too."""
+        library, known = self.host.library(), self.host.known_names()
+        return card_text.unique_names(library.rescan(), lambda entry: word_of(entry, known), library.folders)
+
+    def _item_or_reason(self, name: str, entry: Entry, index: int) -> dict[str, Any]:
+        try:
+            return self._item(name, entry, index)
+        except Exception as error:  # noqa: BLE001  one card's failure would leave every page of the WebUI blank
+            _log.warning("The card of %s shows only that it failed: %s", entry.path, error)
+            return self._bare_item(name, entry, index, f"Its card could not be made ({error}).")
+
+    def _item(self, name: str, entry: Entry, index: int | None) -> dict[str, Any]:
+        path = str(entry.path.with_suffix(""))
+        item = self._bare_item(name, entry, index, entry.reason)
+        sha256 = self.host.library().sha256(entry) if entry.info else ""
+        item["shorthash"] = sha256[:12]
+        item["search_terms"] = [html.escape(term) for term in (self._path_below(entry), sha256, *card_text.search_terms(entry)) if term]
+        item["preview"] = self.find_preview(path)  # type: ignore[attr-defined]
+        item["description"] = self.find_description(path) or entry.notes or None  # type: ignore[attr-defined]
+        item["metadata"] = card_text.metadata(entry)
+        item["sort_keys"] = {"default": index, **self.get_sort_keys(str(entry.path))}  # type: ignore[attr-defined]
+        self.read_user_metadata(item, use_cache=index is not None)
+        self._add_click(item, entry)
+        return item
+
+    def _bare_item(self, name: str, entry: Entry, index: int | None, reason: str) -> dict[str, Any]:
+        """What the WebUI needs at least, made of what is at hand."""
+        from modules import shared
+        from modules.ui_extra_networks import quote_js
+
+        filename = str(entry.path)
+        return {
+            "name": name,
+            "filename": filename,
+            "shorthash": "",
+            "preview": None,
+            "description": None,
+            "search_terms": [html.escape(filename)],
+            "prompt": quote_js(name),
+            "local_preview": f"{entry.path.with_suffix('')}.preview.{shared.opts.samples_format}",
+            "sort_keys": {"default": index, "date_created": 0, "date_modified": 0, "name": name.lower(), "path": filename.lower()},
+            "ti_facts": card_text.facts(entry),
+            "ti_reason": reason,
+            "ti_insert": None,
+        }
+
+    def _add_click(self, item: dict[str, Any], entry: Entry) -> None:
+        """What a click puts into the prompt and, for a pair, into the negative prompt."""
+        from modules.ui_extra_networks import quote_js
+
+        known = self.host.known_names()
+        weight = None
+        if self.host.option("card_as_tag"):
+            weight = card_text.preferred_weight(item.get("user_metadata") or {})
+        text = card_text.inserted(word_of(entry, known), weight)
+        negative = self.host.library().find(entry.negative) if entry.negative else None
+        negative_text = card_text.inserted(word_of(negative, known), weight) if negative is not None and negative.usable else ""
+        item["prompt"] = quote_js(text)
+        if negative_text:
+            item["negative_prompt"] = quote_js(negative_text)
+        if card_text.is_no_plain_pattern(text + negative_text):
+            item["ti_insert"] = (text, negative_text)
+
+    def _foreign_item(self, name: str, index: int | None) -> dict[str, Any] | None:
+        """The WebUI's own item of an embedding that came from elsewhere, such as out of a LoRA; None where it fails."""
+        try:
+            return super().create_item(name, index)  # type: ignore[misc,no-any-return]
+        except Exception as error:  # noqa: BLE001  the WebUI's code over another extension's object; a page without it is better than none
+            _log.warning("The WebUI's own card of %r could not be made: %s", name, error)
+            return None
+
+    def _path_below(self, entry: Entry) -> str:
+        return str(self.search_terms_from_path(str(entry.path)))  # type: ignore[attr-defined]
+
+    def _descriptions_shown(self) -> bool:
+        from modules import shared
+
+        return bool(shared.opts.extra_networks_card_show_desc)
+
+
+def _click(tabname: str, item: dict[str, Any]) -> dict[str, str]:
+    """What a click does, where it is not the WebUI's own."""
+    if item["ti_reason"]:
+        return {"onclick": html.escape(card_text.explain(item["name"], item["ti_reason"]))}
+    if item["ti_insert"]:
+        return {"onclick": html.escape(card_text.insert(tabname, *item["ti_insert"]))}
+    return {}

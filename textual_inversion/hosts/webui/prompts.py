@@ -1,0 +1,94 @@
+"""`<name>` and `<name:1.2>` become what the WebUI understands, before it looks for extra networks. Knows nothing of tokens.
+
+`process` runs once the styles are in and the embeddings are loaded again, and before the infotext is made. `before_process_batch`
+runs just before `<word:…>` is taken out of the positive prompts, so it reaches what an extension has put in since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from modules import scripts, shared
+
+from textual_inversion.hosts.webui.rewriting import has_own_hires_checkpoint, rewrite_all, word_of
+from textual_inversion.prompts.names import rewrite_names
+
+
+class TextualInversionPrompts(scripts.Script):
+    """Always at work, on txt2img and img2img, from the page and from the API; has no controls."""
+
+    create_group = False  # without controls, a group would be an empty box
+
+    def title(self) -> str:
+        """What the host calls it."""
+        return "Textual Inversion names"
+
+    def show(self, is_img2img: bool) -> object:
+        """On both pages, unasked."""
+        return scripts.AlwaysVisible
+
+    def before_process(self, p: Any, *args: Any) -> None:
+        """The model is not chosen yet."""
+        _host().before_loading()
+
+    def process(self, p: Any, *args: Any) -> None:
+        """Rewrite all prompts of the generation."""
+        _host().before_prompts()
+        _rewrite(p)
+
+    def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        """Rewrite what was put in since; `kwargs` has the `batch_number`."""
+        first = int(kwargs.get("batch_number", 0)) * p.batch_size
+        _rewrite(p, slice(first, first + p.batch_size))
+
+    def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        """The prompts are encoded, the infotext is not made yet."""
+        _host().before_sampling(p)
+
+
+def run_last() -> None:
+    """Let the script come after those of all extensions; called before the WebUI makes its scripts, so before each page.
+
+    An extension that puts names into prompts would otherwise have to be listed in metadata.ini.
+    """
+    scripts.scripts_data.sort(key=lambda data: data.script_class is TextualInversionPrompts)
+
+
+def before_token_counter(params: Any) -> None:
+    """Let the host's counter count what will be drawn; `params` is its `BeforeTokenCounterParams`.
+
+    The host adds the styles after this. Where one of them has a name in it, they are added here.
+    """
+    host = _host()
+    if not host.option("rewrite_prompts"):
+        return
+    known = host.known_names()
+    params.prompt = rewrite_names(params.prompt, known)
+    if not params.styles or not shared.opts.include_styles_into_token_counters:
+        return
+    styles = shared.prompt_styles
+    add = styles.apply_styles_to_prompt if params.is_positive else styles.apply_negative_styles_to_prompt
+    styled = add(params.prompt, params.styles)
+    rewritten = rewrite_names(styled, known)
+    if rewritten != styled:
+        params.prompt, params.styles = rewritten, []
+
+
+def _rewrite(p: Any, part: slice = slice(None)) -> None:
+    host = _host()
+    if not host.option("rewrite_prompts"):
+        return
+    known = host.known_names()
+    rewrite_all(p, known, _known_in_hires(host, known) if has_own_hires_checkpoint(p) else None, part)
+
+
+def _known_in_hires(host: Any, known: Collection[str]) -> set[str]:
+    """With another checkpoint for hires, every file's name may be a word; the prompts are parsed before that one is loaded."""
+    return {*known, *(word_of(entry, known) for entry in host.library().entries() if entry.info is not None)}
+
+
+def _host() -> Any:
+    from textual_inversion.hosts.webui import current_host
+
+    return current_host()

@@ -1,0 +1,92 @@
+"""Tells the WebUI what of ours to call, and when. Knows nothing of what is called.
+
+The WebUI forgets every callback when its page is reloaded and runs the extension's script again, while this package stays in
+memory: so every registration is made anew, and what was changed in the WebUI itself is undone when it asks for that.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modules import script_callbacks, shared
+
+from textual_inversion.hosts.webui import options
+from textual_inversion.hosts.webui.current import current_host, is_registered, set_current_host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from textual_inversion.hosts.webui.host import WebUIHost
+
+_SCRIPT = Path(__file__).parents[3] / "scripts" / "textual_inversion_tab.py"
+_log = logging.getLogger(__name__)
+
+
+def register(make_host: Callable[[], WebUIHost], draw_tab: Callable[[WebUIHost], None]) -> None:
+    """Register everything, once for each time that the WebUI loads its scripts.
+
+    Args:
+        make_host: the adapter of this WebUI; called once for the whole process, so that a running job survives a reload.
+        draw_tab: registers where the Train page goes, which differs between WebUIs.
+    """
+    begun = time.perf_counter()
+    again = is_registered()
+    if not again:
+        set_current_host(make_host())
+    host = current_host()
+    host.install()
+    listen("ui_settings", options.add_options)
+    listen("before_ui", _before_ui)
+    listen("before_token_counter", _before_token_counter)
+    listen("model_loaded", _model_loaded)
+    listen("app_started", partial(_app_started, again))
+    listen("script_unloaded", host.remove)
+    draw_tab(host)
+    _log.debug("Textual Inversion registered in %.3f s", time.perf_counter() - begun)
+
+
+def listen(kind: str, callback: Callable[..., Any]) -> None:
+    """Have the WebUI call `callback`; `kind` is its own word for when, such as `ui_tabs`.
+
+    Its `on_…` functions do the same, and look through the whole stack for the name of the file that calls: 0.2 s each time.
+    """
+    if "filename" in signature(script_callbacks.add_callback).parameters:
+        theirs = script_callbacks.callback_map[f"callbacks_{kind}"]
+        script_callbacks.add_callback(theirs, callback, category=kind, filename=str(_SCRIPT))
+    else:
+        getattr(script_callbacks, f"on_{kind}")(callback)
+
+
+def _before_ui() -> None:
+    from textual_inversion.hosts.webui.cards import replace_page
+    from textual_inversion.hosts.webui.prompts import run_last
+
+    replace_page(current_host())
+    run_last()
+
+
+def _before_token_counter(params: Any) -> None:
+    from textual_inversion.hosts.webui.prompts import before_token_counter
+
+    before_token_counter(params)
+
+
+def _model_loaded(_model: Any) -> None:
+    current_host().model_loaded()
+
+
+def _app_started(again: bool, _blocks: Any, app: Any) -> None:
+    from textual_inversion.hosts.webui.routes import add_page_routes
+
+    if again:  # while its scripts were being loaded, the WebUI may have read the embeddings by itself
+        current_host().look_again()
+    add_page_routes(app, current_host())
+    if getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False):
+        from textual_inversion.hosts.webui.api import add_api
+
+        add_api(app, current_host())

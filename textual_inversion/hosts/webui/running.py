@@ -1,0 +1,130 @@
+"""A job of ours in the WebUI's queue: its lock, its progress bar, its interrupt. Knows nothing of training."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from modules import progress, shared
+from modules.call_queue import queue_lock
+
+from textual_inversion.training.events import Message, PreviewDrawn, Started, StepDone
+from textual_inversion.training.job import JobEvent, Listener, ShouldStop
+
+_LOOK_SECONDS = 0.1
+
+
+@contextmanager
+def queue_if_free() -> Iterator[bool]:
+    """Hold the WebUI's queue inside if nothing else does; whether it is held."""
+    held = bool(queue_lock.acquire(blocking=False))
+    try:
+        yield held
+    finally:
+        if held:
+            queue_lock.release()
+
+
+class StoppedWaitingError(Exception):
+    """The job was interrupted before its turn came; never leaves the host."""
+
+
+@contextmanager
+def queue_turn(should_stop: ShouldStop = lambda: False, waiting: Listener = lambda event: None) -> Iterator[None]:
+    """Hold the WebUI's queue inside, so that nothing else loads, draws or trains.
+
+    Raises:
+        StoppedWaitingError: `should_stop` said so before the turn came.
+    """
+    if not queue_lock.acquire(blocking=False):
+        waiting(Message("Waiting until the WebUI has done what it is at"))
+        _wait_for_turn(should_stop)
+    try:
+        yield
+    finally:
+        queue_lock.release()
+
+
+def _wait_for_turn(should_stop: ShouldStop) -> None:
+    """The lock has no time limit, and asking again and again would never be served: a thread stands in line meanwhile."""
+    turn, given_up = threading.Event(), threading.Event()
+    deciding = threading.Lock()
+
+    def stand_in_line() -> None:
+        queue_lock.acquire()
+        with deciding:
+            if given_up.is_set():
+                queue_lock.release()
+            turn.set()
+
+    threading.Thread(target=stand_in_line, name="textual-inversion-queue", daemon=True).start()
+    while not turn.wait(_LOOK_SECONDS):
+        if should_stop():
+            with deciding:
+                if not turn.is_set():
+                    given_up.set()
+                    raise StoppedWaitingError
+
+
+class Progress:
+    """Shows a job's events in the WebUI's own progress bar, and hears its Interrupt button."""
+
+    def __init__(self, listener: Listener, should_stop: ShouldStop) -> None:
+        self._listener, self._should_stop = listener, should_stop
+        self._first = 0
+
+    def listen(self, event: JobEvent) -> None:
+        """Take an event and pass it on."""
+        state = shared.state
+        if isinstance(event, Started):
+            self._first = event.first_step
+            state.job_count = max(1, event.last_step - event.first_step)
+        elif isinstance(event, StepDone):
+            state.job_no = event.step - self._first
+            state.textinfo = f"step {event.step}, loss {event.loss:.4f}"
+        elif isinstance(event, PreviewDrawn):
+            _show_preview(Path(event.path))
+        elif isinstance(event, Message):
+            state.textinfo = event.text
+        self._listener(event)
+
+    def should_stop(self) -> bool:
+        """Whether this job or the WebUI was interrupted."""
+        return self._should_stop() or shared.state.interrupted or shared.state.stopping_generation
+
+
+@contextmanager
+def running(name: str, listener: Listener, should_stop: ShouldStop) -> Iterator[Progress]:
+    """Be the WebUI's current job inside; the queue must be held.
+
+    Args:
+        name: a word for the task's id, as the WebUI's page asks for its progress by.
+    """
+    task = task_id(name)
+    state = shared.state
+    state.begin(job=task)
+    progress.start_task(task)
+    try:
+        yield Progress(listener, should_stop)
+    finally:
+        progress.finish_task(task)
+        state.end()
+        state.skipped = state.interrupted = state.stopping_generation = False
+        state.textinfo = None
+
+
+def task_id(name: str) -> str:
+    """The id under which the WebUI's page may ask for a job's progress."""
+    return f"task(textual-inversion-{name})"
+
+
+def _show_preview(path: Path) -> None:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            shared.state.assign_current_image(picture.convert("RGB"))
+    except (OSError, ValueError):
+        return  # the page shows the file itself; this is a second view of it

@@ -1,0 +1,55 @@
+"""Where gradio 3.41.2, 4.40.0, 5 and 6 differ. Knows nothing of embeddings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import gradio as gr
+
+#: gradio 6 takes page-wide things (style, head, theme) where the app is mounted, older ones where the Blocks are made.
+STYLE_AT_MOUNT = "head" in inspect.signature(gr.Blocks.launch).parameters
+
+
+def on(
+    trigger: Callable[..., Any],
+    handler: Callable[..., Any] | None,
+    inputs: Iterable[Any] = (),
+    outputs: Iterable[Any] = (),
+    *,
+    queue: bool = True,
+) -> Any:
+    """Wire `trigger` (such as `button.click`) to `handler` without gradio's overlay."""
+    return trigger(handler, list(inputs), list(outputs), api_name=False, show_progress="hidden", queue=queue)
+
+
+def update(**changes: Any) -> Any:
+    """A change of a component's properties, as a handler returns it."""
+    return gr.update(**changes)
+
+
+def known(component: Any, **keywords: Any) -> dict[str, Any]:
+    """Those of `keywords` that this gradio's `component` takes; for looks only, since the others are dropped."""
+    taken = inspect.signature(component.__init__).parameters
+    return {key: value for key, value in keywords.items() if key in taken}
+
+
+def uploaded_paths(files: Any) -> list[str]:
+    """Local paths of what a File component hands over: nothing, one thing or a list; wrappers in gradio 3, paths later."""
+    if not files:
+        return []
+    listed = files if isinstance(files, (list, tuple)) else [files]
+    return [str(getattr(file, "name", file)) for file in listed]
+
+
+def saved_as_ours(component: Any) -> Any:
+    """Let a WebUI keep this value in its `ui-config.json` under a key of our own: its own Train tab has the same labels."""
+    component.custom_script_source = "textual_inversion"
+    return component
+
+
+def not_saved(component: Any) -> Any:
+    """Keep a WebUI from writing this value into its `ui-config.json` and preferring it to ours later."""
+    component.do_not_save_to_config = True
+    return component

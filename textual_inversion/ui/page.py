@@ -1,0 +1,316 @@
+"""The Train page: its three tabs beside the running job, wired to the actions. Knows no WebUI but through the host that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from textual_inversion.errors import TextualInversionError
+from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
+from textual_inversion.training.job import sentence
+from textual_inversion.ui import compat, form, pictures, previews, render
+from textual_inversion.ui.actions import Actions, Outcome, folder_text, name_problem
+from textual_inversion.ui.checking import Checking
+
+if TYPE_CHECKING:
+    from textual_inversion.hosts.port import Checkpoint, Host
+
+Parts = dict[str, Any]
+_CHECKPOINT_SIZES = (128, 512, 768, 1024)  # pixels that some checkpoint was made for
+
+
+@dataclass(frozen=True)
+class TrainPage:
+    """What was drawn: key -> component for each tab, and the notes and buttons by name."""
+
+    create: Parts
+    preprocess: Parts
+    train: Parts
+    parts: Parts
+    actions: Actions
+
+    def stand(self, name: Any, steps: Any) -> str:
+        """The line under the Train tab's name."""
+        name = str(name or "").strip()
+        job = self.actions.host.job
+        if job.running and job.snapshot()["name"] == name:
+            return ""  # the live part says it
+        card = self.actions.card(name)
+        problem = "" if card or not name else name_problem(name)
+        told = render.note(problem, "error") if problem else render.standing(card, name, int(steps or 0))
+        return told + render.left_out(self.actions.left_out())
+
+    def refresh(self, name: Any, steps: Any, folder: Any, width: Any, height: Any) -> Any:
+        """Names to choose from, the line under the name, the pictures, the size: as they are now."""
+        name = self._current(str(name or "").strip())
+        return _name_update(self.actions, name), self.stand(name, steps), self.strip(folder), *self._sizes(width, height)
+
+    def _sizes(self, width: Any, height: Any) -> tuple[Any, Any]:
+        """What the checkpoint was made for, as long as the form shows what another one was: a person's own size stays."""
+        wanted = _size(self.actions.host).get("width")
+        if wanted is None or width != height or width not in _CHECKPOINT_SIZES or width == wanted:
+            return compat.update(), compat.update()
+        return compat.update(value=wanted), compat.update(value=wanted)
+
+    def strip(self, folder: Any) -> str:
+        """The pictures of the data set; while they are being made, that they are."""
+        shown = _strip(folder)
+        coming = "ti-note-error" in shown and self.actions.host.job.about("preprocess")
+        return render.note("Pictures are being preprocessed; they appear here when that is done.", "hint") if coming else shown
+
+    def _current(self, name: str) -> str:
+        """The word being trained; else, while the one suggested does not exist, the latest; else the one chosen."""
+        host, known = self.actions.host, self.actions.names()
+        if host.job.running:
+            state = host.job.snapshot()
+            return str(state["name"]) if state["kind"] == "train" else name
+        suggested = host.suggestions().new.name
+        return name if name != suggested or name in known else latest(host.folders().embeddings, known) or name
+
+
+def build_train_page(host: Host, drawing_settings: Sequence[Any] = ()) -> TrainPage:
+    """Draw Create, Preprocess and Train with the running job beside them, inside whatever gradio context is open.
+
+    Args:
+        drawing_settings: components of a txt2img page that previews may take their settings from, as `previews.DRAWING_SETTINGS`.
+    """
+    actions = Actions(host)
+    values = starting_values(host, actions)
+    parts: Parts = {}
+    _check_box(parts)
+    with gr.Row(elem_classes=["ti-page"]):
+        with gr.Column(scale=5, min_width=320, elem_classes=["ti-forms"]), gr.Tabs(elem_id="ti_tabs", selected="ti_train") as parts["tabs"]:
+            with gr.Tab("Create", id="ti_create", elem_id="ti_tab_create"):
+                create = _create_tab(values["create"], parts)
+            with gr.Tab("Preprocess", id="ti_preprocess", elem_id="ti_tab_preprocess"):
+                preprocess = _preprocess_tab(values["preprocess"], parts)
+            with gr.Tab("Train", id="ti_train", elem_id="ti_tab_train"):
+                train = _train_tab(values["train"], parts, can_follow=bool(drawing_settings))
+        with gr.Column(scale=6, min_width=320, elem_classes=["ti-stage"]):
+            gr.HTML(render.live(), elem_id="ti_live")
+    page = TrainPage(create, preprocess, train, parts, actions)
+    _wire_check(page, Checking(host))
+    _wire_create(page)
+    _wire_preprocess(page)
+    _wire_train(page, list(drawing_settings))
+    return page
+
+
+def starting_values(host: Host, actions: Actions) -> dict[str, Parts]:
+    """Values of the three forms that make the first click on Train work."""
+    suggested, folders = host.suggestions(), host.folders()
+    new = suggested.new
+    names = actions.names()
+    templates = _templates(folders.templates)
+    outputs = folders.outputs
+    places = {"images": str(folders.pictures), "log_dir": str(outputs / "training")}
+    train = {**form.training_defaults(), **places, **_size(host), **suggested.training}
+    train["latent_cache"] = train["latent_cache"] or str(outputs / "latents")
+    train["name"] = latest(folders.embeddings, names) or new.name
+    train["name_options"] = {"choices": sorted({*names, train["name"]}, key=str.casefold)}
+    train["template"] = train["template"] or (DEFAULT_TEMPLATE if DEFAULT_TEMPLATE in templates else next(iter(templates), None))
+    train["template_options"] = {"choices": templates}
+    create = {"name": new.name, "initializer_text": new.initializer_text, "num_vectors": str(new.num_vectors)}
+    preprocess = {"destination": str(folders.outputs / "preprocessed"), "width": train["width"], "height": train["height"]}
+    return {"create": create, "preprocess": preprocess, "train": train}
+
+
+def _size(host: Host) -> Parts:
+    try:
+        chosen: Checkpoint | None = host.checkpoint()
+    except TextualInversionError:
+        chosen = None  # a WebUI may not have a checkpoint yet; the click on Train says so
+    return {"width": chosen.size, "height": chosen.size} if chosen else {}
+
+
+def _templates(folder: Path) -> list[str]:
+    return list_templates(folder) if folder.is_dir() else []
+
+
+def latest(folder: Path, names: list[str]) -> str:
+    """The trainable embedding that was written last."""
+    files = [path for path in folder.iterdir() if path.stem in names] if folder.is_dir() else []
+    return max(files, key=_modified).stem if files else ""
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0  # gone since the folder was listed
+
+
+def _check_box(parts: Parts) -> None:
+    """Above the tabs; the style sheet shows what belongs to the text."""
+    with gr.Column(elem_id="ti_check", elem_classes=["ti-checkbox"]):
+        parts["check_text"] = gr.HTML("", elem_id="ti_check_text")  # the page's script asks for it
+        with gr.Row(elem_classes=["ti-buttons", "ti-check-offer"]):
+            parts["check_button"] = gr.Button("Check all files", variant="primary", elem_id="ti_check_button")
+            parts["check_refuse"] = gr.Button("Not now", elem_id="ti_check_refuse")
+        with gr.Row(elem_classes=["ti-buttons", "ti-check-found"]):
+            parts["check_move"] = gr.Button("Move dangerous files aside", variant="primary", elem_id="ti_check_move")
+            parts["check_done"] = gr.Button("Close", elem_id="ti_check_done")
+    for name in ("check_button", "check_refuse", "check_move", "check_done"):
+        compat.not_saved(parts[name])
+
+
+def _move_label(checking: Checking) -> str:
+    count = checking.dangerous
+    return f"Move {count} dangerous file{'s' if count != 1 else ''} aside"
+
+
+def _wire_check(page: TrainPage, checking: Checking) -> None:
+    parts = page.parts
+    shown = [parts["check_text"], parts["check_move"]]
+
+    def box(outcome: Outcome | None = None) -> Any:
+        told = _noted(outcome) if outcome and outcome.text else ""
+        return checking.html() + told, compat.update(value=_move_label(checking))
+
+    def refuse() -> Any:
+        checking.refuse()
+        return box()
+
+    compat.on(parts["check_button"].click, lambda: box(checking.begin()), [], shown)
+    compat.on(parts["check_move"].click, lambda: box(checking.move()), [], shown)
+    compat.on(parts["check_refuse"].click, refuse, [], shown)
+    compat.on(parts["check_done"].click, refuse, [], shown)
+    compat.on(parts["refresh"].click, box, [], shown)  # a new page, or a job that ended
+
+
+def _create_tab(values: Mapping[str, Any], parts: Parts) -> Parts:
+    gr.HTML(
+        render.intro("A new word", "Its vectors start from words that the model knows; training then moves them towards your pictures.")
+    )
+    drawn = form.draw(form.CREATE, values, "create")
+    parts["create_button"] = gr.Button("Create embedding", variant="primary", elem_id="ti_create_button")
+    parts["create_note"] = gr.HTML("", elem_id="ti_create_note")
+    return drawn
+
+
+def _preprocess_tab(values: Mapping[str, Any], parts: Parts) -> Parts:
+    gr.HTML(
+        render.intro(
+            "Pictures of one size", "Crops and resizes a folder of pictures into another one. Skip this if yours are square already."
+        )
+    )
+    drawn = form.draw(form.PREPROCESS[:1], values, "preprocess")
+    parts["source_strip"] = gr.HTML("", elem_id="ti_source_strip")
+    drawn.update(form.draw(form.PREPROCESS[1:], values, "preprocess"))
+    with gr.Row(elem_classes=["ti-buttons"]):
+        parts["preprocess_button"] = gr.Button("Preprocess", variant="primary", elem_id="ti_preprocess_button")
+        parts["preprocess_stop"] = gr.Button("Interrupt", elem_id="ti_preprocess_stop", elem_classes=["ti-stop"])
+    parts["preprocess_note"] = gr.HTML("", elem_id="ti_preprocess_note")
+    return drawn
+
+
+def _train_tab(values: Mapping[str, Any], parts: Parts, *, can_follow: bool) -> Parts:
+    drawn = form.draw(form.TRAIN_ESSENTIALS[:1], values, "train")
+    parts["standing"] = gr.HTML("", elem_id="ti_standing")
+    drawn.update(form.draw(form.TRAIN_ESSENTIALS[1:], values, "train"))
+    parts["strip"] = gr.HTML("", elem_id="ti_strip")
+    with gr.Accordion("Drop pictures here instead", open=False, elem_id="ti_drop"):
+        parts["files"] = gr.File(label="Pictures, with .txt captions if you have them", file_count="multiple", elem_id="ti_files")
+        parts["files_note"] = gr.HTML("", elem_id="ti_files_note")
+    drawn.update(form.draw(form.TRAIN_BASICS, values, "train"))
+    with gr.Row(elem_classes=["ti-buttons"]):
+        parts["train_button"] = gr.Button("Train embedding", variant="primary", elem_id="ti_train_button")
+        parts["train_stop"] = gr.Button("Interrupt", elem_id="ti_train_stop", elem_classes=["ti-stop"])
+        parts["train_check"] = gr.Button("Check", elem_id="ti_train_check", elem_classes=["ti-stop"])
+    parts["train_note"] = gr.HTML("", elem_id="ti_train_note")
+    for title, rows in form.TRAIN_GROUPS:
+        with gr.Accordion(title, open=False, elem_classes=["ti-group"]):
+            drawn.update(form.draw(rows, values, "train"))
+            if can_follow and title == form.PREVIEWS:
+                parts["as_txt2img"] = form.component(form.AS_TXT2IMG, {}, "train")
+    # pressed by the page's script when a job ends: hidden by a class, for what is not visible is not on the page in gradio 5
+    parts["refresh"] = gr.Button("Refresh", elem_id="ti_train_refresh", elem_classes=["ti-hidden"])
+    return drawn
+
+
+def _wire_create(page: TrainPage) -> None:
+    keys, parts, actions = list(page.create), page.parts, page.actions
+
+    def create(*values: Any) -> Any:
+        outcome = actions.create(dict(zip(keys, values, strict=True)))
+        return _noted(outcome), _name_update(actions, outcome.name), compat.update(value=False)
+
+    def renamed(name: str, chosen: str) -> Any:
+        """Until it exists, the word on the Train tab is the one that Create would make."""
+        name, known = (name or "").strip(), actions.names()
+        return compat.update() if chosen in known or not name else compat.update(value=name, choices=[*known, name])
+
+    outputs = [parts["create_note"], page.train["name"], page.create["overwrite"]]
+    compat.on(parts["create_button"].click, create, page.create.values(), outputs)
+    compat.on(page.create["name"].change, renamed, [page.create["name"], page.train["name"]], [page.train["name"]])
+
+
+def _wire_preprocess(page: TrainPage) -> None:
+    keys, parts, actions = list(page.preprocess), page.parts, page.actions
+
+    def preprocess(*values: Any) -> Any:
+        outcome = actions.preprocess(dict(zip(keys, values, strict=True)))
+        return _noted(outcome), compat.update(value=outcome.name) if outcome.name else compat.update()
+
+    outputs = [parts["preprocess_note"], page.train["images"]]
+    compat.on(parts["preprocess_button"].click, preprocess, page.preprocess.values(), outputs)
+    compat.on(parts["preprocess_stop"].click, lambda: _noted(actions.interrupt()), [], [parts["preprocess_note"]], queue=False)
+    source = page.preprocess["source"]
+    compat.on(source.change, lambda folder: _strip(folder) if folder else "", [source], [parts["source_strip"]])
+
+
+def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
+    parts, actions, train = page.parts, page.actions, page.train
+    keys, new_keys = list(train), list(page.create)
+
+    def start(*values: Any) -> Any:
+        given, new = dict(zip(keys, values)), dict(zip(new_keys, values[len(keys) :]))
+        if drawing_settings and values[len(keys) + len(new_keys)]:
+            given |= previews.preview_settings(values[-len(drawing_settings) :], int(given.get("preview_seed") or 0))
+        outcome = actions.train(given, new)
+        return _noted(outcome), compat.update() if outcome.failed else ""
+
+    def check(*values: Any) -> str:
+        found = actions.check(dict(zip(keys, values)), dict(zip(new_keys, values[len(keys) :])))
+        return render.findings(found.findings)
+
+    def dropped(files: Any) -> Any:
+        paths = compat.uploaded_paths(files)
+        if not paths:
+            return "", compat.update()
+        try:
+            folder, left_out = pictures.keep_uploads(paths, actions.host.folders().outputs / "pictures")
+        except (TextualInversionError, OSError) as error:
+            return render.note(sentence(error), "error"), compat.update()
+        return render.note(left_out or "Copied; the dataset directory points there.", "hint"), compat.update(value=str(folder))
+
+    name, steps, images = train["name"], train["steps"], train["images"]
+    inputs = [*train.values(), *page.create.values(), *([parts["as_txt2img"], *drawing_settings] if drawing_settings else [])]
+    compat.on(parts["train_button"].click, start, inputs, [parts["train_note"], parts["standing"]])
+    compat.on(parts["train_stop"].click, lambda: _noted(actions.interrupt()), [], [parts["train_note"]], queue=False)
+    compat.on(parts["train_check"].click, check, [*train.values(), *page.create.values()], [parts["train_note"]])
+    for changed in (name, steps):
+        compat.on(changed.change, page.stand, [name, steps], [parts["standing"]])
+    compat.on(images.change, page.strip, [images], [parts["strip"]])
+    compat.on(parts["files"].change, dropped, [parts["files"]], [parts["files_note"], images])
+    shown = [name, parts["standing"], parts["strip"], train["width"], train["height"]]
+    compat.on(parts["refresh"].click, page.refresh, [name, steps, images, train["width"], train["height"]], shown)
+
+
+def _strip(folder: Any) -> str:
+    return pictures.folder_strip(folder_text(folder))
+
+
+def _noted(outcome: Outcome) -> str:
+    return render.note(outcome.text, outcome.kind)
+
+
+def _name_update(actions: Actions, name: str) -> Any:
+    names = actions.names()
+    if not name:
+        return compat.update(choices=names)
+    return compat.update(choices=sorted({*names, name}, key=str.casefold), value=name)

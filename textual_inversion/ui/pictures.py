@@ -1,0 +1,110 @@
+"""The pictures of a data set on the page: small ones of a folder, and files that were dropped onto it. Knows nothing of training."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from textual_inversion.errors import DatasetError, TextualInversionError
+from textual_inversion.training.job import sentence
+from textual_inversion.ui import render
+
+SHOWN = 7
+THUMBNAIL = 96  # pixels: twice what is shown, for sharp screens
+MAX_FILES = 500
+MAX_BYTES = 64 * 2**20
+MAX_CAPTION_BYTES = 64 * 2**10
+
+
+def folder_strip(folder: str) -> str:
+    """HTML that shows what is in `folder`, or one sentence that says why it cannot be used."""
+    from textual_inversion.dataset.captions import caption_file
+    from textual_inversion.dataset.images import require_images
+
+    if not folder:
+        return render.note("Name a folder of pictures, or drop some below.", "hint")
+    try:
+        found = require_images(Path(folder).expanduser())
+        captioned = sum(caption_file(path).is_file() for path in found)
+        small = [_thumbnail(str(path), path.stat().st_mtime_ns) for path in found[:SHOWN]]
+    except (TextualInversionError, OSError) as error:
+        return render.note(sentence(error), "error")
+    return render.strip([source for source in small if source], len(found), captioned)
+
+
+@lru_cache(maxsize=256)
+def _thumbnail(path: str, _modified: int) -> str:
+    """A data address of the picture's middle; empty when it cannot be read, which training will say better."""
+    from textual_inversion.dataset.images import fit, read_image
+
+    try:
+        small = fit(read_image(path), THUMBNAIL, THUMBNAIL)
+    except DatasetError:
+        return ""
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def keep_uploads(files: Sequence[str], parent: Path) -> tuple[Path, str]:
+    """Copy dropped pictures and captions into a new folder under `parent`; returns it and what was left out, one sentence.
+
+    Raises:
+        DatasetError: no picture among the files, or too many files.
+    """
+    if len(files) > MAX_FILES:
+        raise DatasetError(f"{len(files)} files were dropped; {MAX_FILES} at a time are the most.")
+    paths = [Path(file) for file in files]
+    good = [path for path in paths if _usable(path)]
+    refused = [_safe_name(path.name) for path in paths if path not in good]
+    if all(_is_caption(path) for path in good):
+        raise DatasetError("None of the files is a picture that can be read; drop .png, .jpg or .webp files.")
+    folder = _new_folder(parent)
+    for path in good:
+        target = folder / _safe_name(path.name)
+        if target.exists():
+            target = folder / f"{len(list(folder.iterdir()))}-{target.name}"
+        shutil.copyfile(path, target)
+    return folder, f"Left out, for they cannot be read or have over {MAX_BYTES >> 20} MB: {', '.join(refused)}." if refused else ""
+
+
+def _is_caption(path: Path) -> bool:
+    return path.suffix.lower() == ".txt"
+
+
+def _usable(path: Path) -> bool:
+    from textual_inversion.dataset.images import SUFFIXES, read_image
+
+    if not path.is_file() or path.stat().st_size > (MAX_CAPTION_BYTES if _is_caption(path) else MAX_BYTES):
+        return False
+    try:
+        if _is_caption(path):
+            path.read_text(encoding="utf-8")
+            return True
+        if path.suffix.lower() in SUFFIXES:
+            read_image(path)  # as training reads it, so that nothing is left out later
+            return True
+    except (DatasetError, UnicodeDecodeError):
+        return False
+    return False
+
+
+def _safe_name(name: str) -> str:
+    cleaned = re.sub(r"[^\w.\- ]", "_", name).lstrip(". ")[-120:]
+    return cleaned or "picture.png"
+
+
+def _new_folder(parent: Path) -> Path:
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for number in range(100):
+        folder = parent / (stamp if not number else f"{stamp}-{number}")
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            return folder
+    raise DatasetError(f"No new folder could be made in {parent}; wait a second and drop the pictures again.")

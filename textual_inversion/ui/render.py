@@ -1,0 +1,163 @@
+"""HTML that the page shows, every text of a person or a file escaped. Knows nothing of gradio or of where things come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape as escape_html
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from textual_inversion.errors import legible
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from textual_inversion.hosts.port import Card
+    from textual_inversion.training.preflight import Finding
+
+_MOST_LEFT_OUT = 100
+ROUTE = "textual-inversion"  # relative, so that it holds under a sub-path too
+
+
+def escape(text: str) -> str:
+    """Any text, names of files too, as HTML that can be sent."""
+    return escape_html(legible(text))
+
+
+MARK = (
+    '<svg class="ti-mark" viewBox="0 0 36 24" aria-hidden="true">'
+    '<path d="M9 3 2 12l7 9M27 3l7 9-7 9" fill="none" stroke="currentColor" stroke-width="2.6" '
+    'stroke-linecap="round" stroke-linejoin="round"/>'
+    '<circle cx="18" cy="12" r="5" fill="var(--ti-accent)"/></svg>'
+)
+
+
+def note(text: str, kind: str = "done") -> str:
+    """One sentence under a button; `kind` is `done`, `error` or `hint`. Empty text gives nothing."""
+    if not text:
+        return ""
+    role = "alert" if kind == "error" else "status"
+    return f'<div class="ti-note ti-note-{kind}" role="{role}">{escape(text)}</div>'
+
+
+def findings(found: Sequence[Finding]) -> str:
+    """What a check before the start has found: what is wrong line by line, what is well in one."""
+    wrong = "".join(note(finding.text, "hint" if finding.kind == "hint" else "error") for finding in found if finding.kind != "good")
+    return wrong + note(" ".join(finding.text for finding in found if finding.kind == "good"))
+
+
+def word(name: str) -> str:
+    """An embedding's name as the chip that stands for it everywhere on the page."""
+    return f'<code class="ti-word">{escape(name)}</code>'
+
+
+def heading() -> str:
+    """The standalone page's name."""
+    return f'<div class="ti-heading">{MARK}<span class="ti-title">Textual Inversion</span><span class="ti-pill" hidden></span></div>'
+
+
+def intro(title: str, text: str) -> str:
+    """What a tab is for."""
+    return f'<div class="ti-intro"><h3>{escape(title)}</h3><p>{escape(text)}</p></div>'
+
+
+def live() -> str:
+    """Where the page's script draws the running job."""
+    return '<div class="ti-live" aria-live="off"><noscript>The progress of training is drawn by JavaScript, which is off.</noscript></div>'
+
+
+def strip(thumbnails: Sequence[str], total: int, captioned: int) -> str:
+    """The pictures of a folder: small ones as data addresses, and how many there are."""
+    shown = "".join(f'<img src="{escape(source)}" alt="" loading="lazy">' for source in thumbnails)
+    more = f'<span class="ti-more">+{total - len(thumbnails)}</span>' if total > len(thumbnails) else ""
+    captions = "all with captions" if captioned == total else f"{captioned} with captions" if captioned else "no captions"
+    noun = "picture" if total == 1 else "pictures"
+    return f'<div class="ti-strip"><div class="ti-thumbs">{shown}{more}</div><span>{total} {noun}, {captions}</span></div>'
+
+
+def standing(card: Card | None, name: str, steps: int) -> str:
+    """What the chosen embedding is, and whether training it to `steps` does anything."""
+    if not name:
+        return note("Choose an embedding, or type a new name.", "hint")
+    if card is None:
+        return f'<div class="ti-note ti-note-hint">{word(name)} does not exist yet: Train creates it from the Create tab.</div>'
+    if reason := card.reason or card.untrainable:
+        return f'<div class="ti-note ti-note-error" role="alert">{word(name)} cannot be trained here: {escape(reason)}</div>'
+    if not card.step:
+        return f'<div class="ti-note ti-note-hint">{word(name)} has {_vectors(card)} and has not been trained yet.</div>'
+    advice = f" Raise Max steps above {card.step} to go on." if card.step >= steps else f" It goes on from there to {steps}."
+    return f'<div class="ti-note ti-note-hint">{word(name)} has {_vectors(card)} and is at step {card.step}.{advice}</div>'
+
+
+def left_out(found: Sequence[Card]) -> str:
+    """The embeddings that are not among the names to train, and why; a list that unfolds, for a choice has no room for reasons."""
+    if not found:
+        return ""
+    rows = [f"<li>{word(item.name)} {escape(item.reason or item.untrainable)}</li>" for item in found[:_MOST_LEFT_OUT]]
+    more = f"<li>and {len(found) - _MOST_LEFT_OUT} more</li>" if len(found) > _MOST_LEFT_OUT else ""
+    said = f"{len(found)} {'embedding' if len(found) == 1 else 'embeddings'} cannot be trained here"
+    return f'<details class="ti-messages ti-leftout"><summary>{said}</summary><ul>{"".join(rows)}{more}</ul></details>'
+
+
+def tokens(taken: int, places: int) -> str:
+    """The counter under a prompt."""
+    return f'<span class="ti-tokens" title="Places that this prompt takes, of those in the chunks that it fills">{taken}/{places}</span>'
+
+
+def cards(found: Sequence[Card]) -> str:
+    """The Textual Inversion cards, those that fit first, or what to do when there are none."""
+    if not found:
+        return (
+            f'<div class="ti-empty">{MARK}<p><strong>No embeddings yet.</strong><br>'
+            "Teach one on the Train page, or put a file into the embeddings folder and refresh.</p></div>"
+        )
+    return f'<div class="ti-cards" role="list">{"".join(card(item) for item in sorted(found, key=lambda item: bool(item.reason)))}</div>'
+
+
+def card(item: Card) -> str:
+    """One card: a button that puts its word into the prompt, with its partner into the negative one; or why it does not fit."""
+    name = escape(item.name)
+    if item.picture and (changed := _time_of(item.picture)):
+        source = f"{ROUTE}/card?name={quote(item.name, safe='', errors='backslashreplace')}&v={changed}"
+        face = f'<img src="{escape(source)}" alt="" loading="lazy">'
+    else:
+        face = f'<span class="ti-face" style="--ti-hue:{sum(map(ord, item.name)) * 37 % 360}">{escape(item.name[:2])}</span>'
+    state = 'aria-disabled="true"' if item.reason else 'aria-pressed="false"'
+    prompt = "negative" if item.is_negative else "positive" if item.negative else "edited"
+    title = item.reason or f"Put {item.name} into the {'negative ' if item.is_negative else ''}prompt; click again to take it out"
+    return (
+        f'<div role="listitem"><button type="button" class="ti-card{" ti-unfit" if item.reason else ""}" data-name="{name}" {state} '
+        f'data-prompt="{prompt}" data-negative="{escape(item.negative)}" title="{escape(title)}">'
+        f'<span class="ti-picture">{face}</span><span class="ti-name">{name}</span>{_about(item)}</button></div>'
+    )
+
+
+def _about(item: Card) -> str:
+    """What a card says below its name."""
+    facts = [_vectors(item) if item.num_vectors else "", item.family, f"step {item.step}" if item.step else ""]
+    lines = [
+        " · ".join(fact for fact in facts if fact),
+        f"on {item.checkpoint}" if item.checkpoint else "",
+        "for the negative prompt" if item.is_negative else f"with {item.negative} in the negative prompt" if item.negative else "",
+    ]
+    told = "".join(f'<span class="ti-about">{escape(line)}</span>' for line in lines if line)
+    return told + (f'<span class="ti-reason">{escape(item.reason)}</span>' if item.reason else "")
+
+
+def _time_of(picture: Path) -> int:
+    """When the picture was written; 0 when it is gone."""
+    try:
+        return int(picture.stat().st_mtime)
+    except OSError:
+        return 0
+
+
+def _vectors(item: Card) -> str:
+    return f"{item.num_vectors} vector" + ("" if item.num_vectors == 1 else "s")
+
+
+def made(parameters: str, seconds: float, folder: str) -> str:
+    """How the pictures in the gallery were made and where they are kept."""
+    if not parameters:
+        return note("Stopped before the first picture was done.", "hint")
+    return f'<div class="ti-made"><pre>{escape(parameters)}</pre><span>{seconds:.1f} s · kept in {escape(folder)}</span></div>'

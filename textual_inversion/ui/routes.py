@@ -1,0 +1,144 @@
+"""The addresses that the page's script reads: the job's state, its previews, the cards. GET only, without side effects, guarded."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from textual_inversion.errors import TextualInversionError
+from textual_inversion.ui import render
+
+if TYPE_CHECKING:
+    from textual_inversion.hosts.port import Host
+    from textual_inversion.ui.drawing import Drawing
+
+PICTURE_ENDINGS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+UNKNOWN_NAME = "This server is not known under that name; open it by its IP address, as in http://192.168.1.7:7860."
+Handler = Callable[[Request], Response]
+
+
+def add_routes(app: Any, host: Host, drawing: Drawing | None = None, allowed_hosts: Iterable[str] | None = ()) -> None:
+    """Put the routes before all others of `app`, so that no catch-all takes them; calling it again replaces them.
+
+    Args:
+        app: a Starlette, FastAPI or gradio app. If it has gradio's `auth`, its login cookie is required.
+        drawing: progress of txt2img, on a page that has it.
+        allowed_hosts: further names under which this server may be addressed, besides addresses and this machine's own name;
+            None where any will do, because the program around answers to every name itself.
+    """
+    names = None if allowed_hosts is None else frozenset(name.lower() for name in allowed_hosts)
+
+    def guarded(handler: Handler) -> Handler:
+        def answer(request: Request) -> Response:
+            if names is not None and not addressed_to_us(request.headers.get("host", ""), names):
+                return PlainTextResponse(UNKNOWN_NAME, status_code=400)
+            if not logged_in(app, request):
+                return PlainTextResponse("Log in first.", status_code=401)
+            return handler(request)
+
+        return answer
+
+    prefix = f"/{render.ROUTE}"
+    endpoints = {"state": _state(host, drawing), "picture": _job_picture(host), "cards": _cards(host), "card": _card_picture(host)}
+    ours = [Route(f"{prefix}/{name}", guarded(handler), methods=["GET"]) for name, handler in endpoints.items()]
+    app.router.routes[:] = [*ours, *(route for route in app.router.routes if not getattr(route, "path", "").startswith(f"{prefix}/"))]
+
+
+def addressed_to_us(header: str, allowed: frozenset[str] = frozenset()) -> bool:
+    """Whether a Host header is an IP address, `localhost`, this machine's name or one of `allowed`.
+
+    A foreign name means that somebody's page has pointed a name of its own at this server (DNS rebinding).
+    """
+    host = header.strip().lower()
+    name = host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.rsplit(":", 1)[0] if ":" in host else host
+    own = socket.gethostname().lower()
+    if name and name in {"localhost", own, f"{own}.local", own.split(".")[0], *allowed}:
+        return True
+    if name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def logged_in(app: Any, request: Request) -> bool:
+    """Whether gradio's own login, if `app` has one, was passed."""
+    if getattr(app, "auth", None) is None:
+        return True
+    known = getattr(app, "tokens", {})
+    return any(value in known for key, value in request.cookies.items() if key.startswith("access-token"))
+
+
+class _Json(JSONResponse):
+    """JSON in ASCII: a message may name a file whose name no other encoding can send."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _state(host: Host, drawing: Drawing | None) -> Handler:
+    def state(request: Request) -> Response:
+        shown = host.job.snapshot()
+        shown["embeddings"] = host.embeddings_version()
+        shown["checkpoint"] = _checkpoint_name(host)
+        if drawing is not None:
+            shown["drawing"] = drawing.snapshot()
+        if request.query_params.get("since") == f"{shown['job']}-{shown['version']}":
+            for key in ("points", "previews", "copies", "messages"):
+                del shown[key]
+        return _Json(shown, headers=_HEADERS)
+
+    return state
+
+
+def _job_picture(host: Host) -> Handler:
+    def picture(request: Request) -> Response:
+        path = host.job.picture(request.query_params.get("job", ""), request.query_params.get("file", ""))
+        return _file(path, host.job.folder)
+
+    return picture
+
+
+def _cards(host: Host) -> Handler:
+    def cards(request: Request) -> Response:
+        found = host.cards(rescan="rescan" in request.query_params)
+        return _Json({"html": render.cards(found), "count": len(found)}, headers=_HEADERS)
+
+    return cards
+
+
+def _card_picture(host: Host) -> Handler:
+    def picture(request: Request) -> Response:
+        name = request.query_params.get("name", "")
+        path = next((card.picture for card in host.cards() if card.name == name), None)
+        return _file(path, path.parent if path else None)  # a host may have several folders, and links to further ones
+
+    return picture
+
+
+def _file(path: Path | None, folder: Path | None) -> Response:
+    """A picture below `folder`, symbolic links followed first; 404 for everything else."""
+    if path is not None and folder is not None:
+        real = path.resolve()
+        kind = PICTURE_ENDINGS.get(real.suffix.lower())
+        if kind and real.is_file() and folder.resolve() in real.parents:
+            return FileResponse(str(real), media_type=kind, headers={**_HEADERS, "Cache-Control": "private, max-age=3600"})
+    return PlainTextResponse("There is no such picture.", status_code=404, headers=_HEADERS)
+
+
+def _checkpoint_name(host: Host) -> str:
+    try:
+        return host.checkpoint().name
+    except TextualInversionError:
+        return ""  # the page says it where it matters

@@ -1,0 +1,164 @@
+"""The txt2img page with the Textual Inversion cards under it, for a host without one of its own. Knows nothing of models."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from textual_inversion.errors import ConfigError, TextualInversionError
+from textual_inversion.training.job import sentence
+from textual_inversion.ui import cards, compat, form, render
+from textual_inversion.ui.actions import clean
+from textual_inversion.ui.drawing import Drawing
+from textual_inversion.ui.form import Setting
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from textual_inversion.hosts.port import PictureHost
+
+PROMPT = Setting("prompt", "lines", "Prompt", "")
+NEGATIVE = Setting("negative_prompt", "lines", "Negative prompt", "")
+SETTINGS: tuple[form.Row, ...] = (
+    (Setting("sampler", "choice", "Sampling method", ""), Setting("seed", "whole", "Seed, −1 for a new one each time", "", -1)),
+    (
+        Setting("steps", "slider", "Sampling steps", "More is finer and slower.", 20, form.STEPS),
+        Setting("cfg_scale", "slider", "CFG Scale", "How close to the prompt.", 7.0, form.GUIDANCE),
+    ),
+    (
+        Setting("width", "slider", "Picture width", "", options={"minimum": 64, "maximum": 2048, "step": 8}),
+        Setting("height", "slider", "Picture height", "", options={"minimum": 64, "maximum": 2048, "step": 8}),
+    ),
+    (Setting("count", "slider", "Pictures", "", 4, {"minimum": 1, "maximum": 16, "step": 1}),),
+)
+_DEFAULTS: dict[str, Any] = {"sampler": "", "steps": 20, "width": 512, "height": 512, "cfg_scale": 7.0, "count": 1, "seed": 0}
+_GALLERY: dict[str, Any] = {
+    "show_label": False,
+    "columns": 2,
+    "object_fit": "contain",
+    "format": "png",
+    "buttons": ["download", "fullscreen"],
+}
+MOST_PICTURES = 64
+
+
+def build_txt2img_page(host: PictureHost, drawing: Drawing) -> dict[str, Any]:
+    """Draw the page inside the open gradio context; returns key -> component."""
+    values = drawing_values(host)
+    parts: dict[str, Any] = {}
+    with gr.Row(elem_classes=["ti-page"]):
+        with gr.Column(scale=5, min_width=320, elem_classes=["ti-forms"]):
+            with gr.Group(elem_classes=["ti-prompts"]):
+                parts["prompt"] = form.component(PROMPT, values, "txt2img")
+                parts["tokens"] = gr.HTML(_counted(host, values.get("prompt", "")), elem_id="ti_tokens")
+                parts["negative_prompt"] = form.component(NEGATIVE, values, "txt2img")
+                parts["negative_tokens"] = gr.HTML(_counted(host, ""), elem_id="ti_negative_tokens")
+            with gr.Row(elem_classes=["ti-buttons"]):
+                generate = gr.Button("Generate", variant="primary", elem_id="ti_generate")
+                stop = gr.Button("Interrupt", elem_id="ti_generate_stop", elem_classes=["ti-stop"])
+            parts.update(form.draw(SETTINGS, values, "txt2img"))
+        with gr.Column(scale=6, min_width=320, elem_classes=["ti-stage"]):
+            gr.HTML('<div class="ti-drawing" hidden></div>', elem_id="ti_drawing")
+            parts["gallery"] = gr.Gallery(elem_id="ti_gallery", **compat.known(gr.Gallery, **_GALLERY))
+            parts["note"] = gr.HTML(_EMPTY, elem_id="ti_generate_note")
+    parts["cards"] = cards.build_cards(host)
+    keys = ["prompt", "negative_prompt", *_DEFAULTS]
+    pages = _Page(host, drawing, keys)
+    compat.on(generate.click, pages.generate, [parts[key] for key in keys], [parts["gallery"], parts["note"]])
+    compat.on(stop.click, drawing.interrupt, queue=False)
+    for prompt, counter in (("prompt", "tokens"), ("negative_prompt", "negative_tokens")):
+        compat.on(parts[prompt].change, pages.count, [parts[prompt]], [parts[counter]])
+    return parts
+
+
+_EMPTY = '<div class="ti-note ti-note-hint">Pictures appear here. A click on a card below puts its word into the prompt.</div>'
+
+
+class _Page:
+    """The page's handlers."""
+
+    def __init__(self, host: PictureHost, drawing: Drawing, keys: list[str]) -> None:
+        self.host, self.drawing, self.keys = host, drawing, keys
+
+    def generate(self, *given: Any) -> Any:
+        """Draw, keep the pictures, and say how they were made or why they were not; the gallery changes only for new pictures."""
+        if not self.drawing.begin():
+            return compat.update(), render.note("Something is being drawn already; interrupt it or wait.", "error")
+        begun, drawn, folder = time.monotonic(), [], self.host.folders().outputs / "txt2img"
+        try:
+            values = checked(dict(zip(self.keys, given, strict=True)), self.host.samplers)
+            drawn = self.host.generate(values, self.drawing.progress, self.drawing.should_stop)
+            keep(drawn, folder, values["seed"])
+            said = render.made(_parameters(drawn), time.monotonic() - begun, str(folder))
+        except Exception as error:  # noqa: BLE001  a click's last frame: of what rises above it gradio shows "Error" and no more
+            said = render.note(sentence(error), "error")
+        finally:
+            self.drawing.end()
+        return drawn or compat.update(), said
+
+    def count(self, prompt: str) -> str:
+        """The token counter, or why the prompt cannot be read."""
+        return _counted(self.host, prompt or "")
+
+
+def _counted(host: PictureHost, prompt: str) -> str:
+    try:
+        return render.tokens(*host.count_tokens(prompt))
+    except TextualInversionError as error:
+        return render.note(str(error), "error")
+
+
+def checked(values: Mapping[str, Any], samplers: tuple[str, ...]) -> dict[str, Any]:
+    """The form's values as the fields of `GenerationSettings`; seed -1 becomes a random one.
+
+    Raises:
+        ConfigError: an empty number, an unknown sampler, too many pictures.
+    """
+    labels = {setting.key: setting.label for row in SETTINGS for setting in row}
+    cleaned = {key: clean(values[key], default, labels[key]) for key, default in _DEFAULTS.items()}
+    cleaned["prompt"], cleaned["negative_prompt"] = (str(values[key] or "") for key in ("prompt", "negative_prompt"))
+    if cleaned["sampler"] not in samplers:
+        raise ConfigError(f"Sampling method is {cleaned['sampler']!r}; it must be one of {', '.join(samplers)}.")
+    if not 1 <= cleaned["count"] <= MOST_PICTURES:
+        raise ConfigError(f"Pictures is {cleaned['count']}; it must be from 1 to {MOST_PICTURES}.")
+    if cleaned["seed"] < 0:
+        cleaned["seed"] = random.SystemRandom().randrange(2**32)
+    return cleaned
+
+
+def keep(drawn: list[Image.Image], folder: Path, seed: int) -> None:
+    """Write the pictures as PNG with their parameters inside, as `<day>/<number>-<seed>.png`."""
+    from PIL.PngImagePlugin import PngInfo
+
+    day = folder / time.strftime("%Y-%m-%d")
+    day.mkdir(parents=True, exist_ok=True)
+    numbers = [int(found.group()) for path in day.glob("*.png") if (found := re.match(r"\d+", path.name))]
+    for index, picture in enumerate(drawn):
+        about = PngInfo()
+        about.add_itxt("parameters", str(picture.info.get("parameters", "")))
+        picture.save(day / f"{max(numbers, default=0) + 1 + index:05}-{(seed + index) % 2**32}.png", pnginfo=about)
+
+
+def _parameters(drawn: list[Image.Image]) -> str:
+    return str(drawn[0].info.get("parameters", "")) if drawn else ""
+
+
+def drawing_values(host: PictureHost) -> dict[str, Any]:
+    """Values of the form that make the first click on Generate work, with the chosen checkpoint."""
+    try:
+        side = host.checkpoint().size
+    except TextualInversionError:
+        side = 512  # without a checkpoint the click on Generate says so
+    return {
+        "sampler": host.samplers[-1],
+        "sampler_options": {"choices": list(host.samplers)},
+        "width": side,
+        "height": side,
+        **host.suggestions().drawing,
+    }
