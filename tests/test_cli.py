@@ -1,0 +1,227 @@
+"""The command line as a person meets it: what it prints, its exit status, and one line for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.support.checkpoints import write_checkpoint
+from textual_inversion import formats
+from textual_inversion.cli import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "random.safetensors"))
+
+
+@pytest.fixture
+def place(tmp_path, checkpoint):
+    """Arguments that keep a command inside the test's folder."""
+    return ["--embeddings", str(tmp_path / "embeddings"), "--checkpoint", checkpoint]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(2):
+        Image.new("RGB", (64, 64), (40 * index, 90, 120)).save(folder / f"{index}.png")
+    return str(folder)
+
+
+def refused(capsys, arguments) -> str:
+    """The one line that a command refused with."""
+    status = main(arguments)
+    printed = capsys.readouterr()
+    assert status == 2, printed
+    lines = [line for line in printed.err.splitlines() if line]
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("textual-inversion: ")
+    return lines[0]
+
+
+def test_create_train_generate_list_inspect_convert(capsys, tmp_path, place, pictures, checkpoint):
+    assert main(["create", "my-cat", "--init", "small cat", *place, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["vectors"] == 2
+    size = ["--width", "64", "--height", "64"]
+    assert main(["train", "my-cat", "--images", pictures, "--steps", "2", "--batch-size", "1", *size, *place, "--json"]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert (trained["step"], trained["reason"], trained["images"]) == (2, "finished", 2)
+    assert (
+        main(["generate", "a <my-cat:1.2>", "--steps", "2", "--count", "2", *size, "--out", str(tmp_path / "out"), *place, "--json"]) == 0
+    )
+    drawn = json.loads(capsys.readouterr().out)["pictures"]
+    assert [Image.open(path).size for path in drawn] == [(64, 64), (64, 64)]
+    assert main(["list", "--embeddings", str(tmp_path / "embeddings"), "--checkpoint", checkpoint, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["embeddings"]
+    assert (row["name"], row["vectors"], row["step"], row["reason"]) == ("my-cat", 2, 2, "")
+    assert main(["inspect", made["embedding"], "--json"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out)["embeddings"]
+    assert (facts["layout"], facts["widths"], facts["step"]) == ("safetensors", {"clip_l": 64}, 2)
+    target = tmp_path / "other.pt"
+    assert main(["convert", made["embedding"], str(target)]) == 0
+    assert torch.equal(formats.load(target).vectors["clip_l"], formats.load(made["embedding"]).vectors["clip_l"])
+
+
+def test_preprocess_writes_pictures(capsys, tmp_path, pictures):
+    (Path(pictures) / "3.png").write_bytes(b"none")
+    assert main(["preprocess", pictures, str(tmp_path / "ready"), "--width", "64", "--height", "64", "--flip", "--json"]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert (len(result["written"]), len(result["skipped"])) == (4, 1)
+    assert "3.png" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["create", "../up"], "path"),
+        (["create", ""], "empty"),
+        (["create", "x", "--vectors", "0"], "from 1 to 75"),
+        (["create", "x", "--vectors", "76"], "from 1 to 75"),
+        (["create", "x", "--vectors", "some"], "auto"),
+        (["train", "nobody", "--images", "."], "create it first"),
+        (["generate", "x", "--sampler", "Heun"], "Euler a"),
+        (["generate", "x", "--width", "65"], "multiples of 8"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(capsys, place, arguments, words):
+    assert words in refused(capsys, [*arguments, *place])
+
+
+def test_a_check_tells_what_a_run_would_be_and_changes_nothing(capsys, tmp_path, place, pictures):
+    main(["create", "x", "--init", "cat", *place])
+    capsys.readouterr()
+    before = (tmp_path / "embeddings" / "x.safetensors").read_bytes()
+    arguments = ["train", "x", "--images", pictures, "--width", "64", "--height", "64", "--check", *place]
+    assert main(arguments) == 0
+    assert "Every prompt holds the name." in capsys.readouterr().out.splitlines()
+    assert main([*arguments, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["pictures"], told["ready"]) == (2, True)
+    assert told["seconds"] > 0
+    template = tmp_path / "template.txt"
+    template.write_text("a photo\n")
+    assert main([*arguments, "--template", str(template)]) == 1
+    assert "has no [name]" in capsys.readouterr().out
+    assert (tmp_path / "embeddings" / "x.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--learning-rate", "fast"], "fast"),
+        (["--learning-rate", "0.1:5, 0.2:3"], "0.2:3"),
+        (["--steps", "0"], "from 1 to"),
+        (["--width", "60"], "60"),
+        (["--batch-size", "0"], "Batch size"),
+        (["--clip-mode", "hard"], "norm"),
+        (["--images", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_training_settings_are_refused_and_nothing_is_lost(capsys, tmp_path, place, pictures, arguments, words):
+    main(["create", "x", "--init", "cat", *place])
+    capsys.readouterr()
+    before = (tmp_path / "embeddings" / "x.safetensors").read_bytes()
+    assert words in refused(capsys, ["train", "x", "--images", pictures, *arguments, *place])
+    assert (tmp_path / "embeddings" / "x.safetensors").read_bytes() == before
+
+
+def test_a_folder_without_pictures_and_a_template_without_the_name(capsys, tmp_path, place, pictures):
+    main(["create", "x", *place])
+    capsys.readouterr()
+    (tmp_path / "empty").mkdir()
+    assert "picture" in refused(capsys, ["train", "x", "--images", str(tmp_path / "empty"), *place])
+    (tmp_path / "template.txt").write_text("a photo\n")
+    assert "[name]" in refused(capsys, ["train", "x", "--images", pictures, "--template", str(tmp_path / "template.txt"), *place])
+
+
+def test_a_taken_name_is_refused_unless_overwriting(capsys, place):
+    assert main(["create", "x", *place]) == 0
+    capsys.readouterr()
+    assert "overwriting" in refused(capsys, ["create", "x", *place])
+    assert main(["create", "x", "--overwrite", *place]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "words"),
+    [
+        ("xl", {"conditioner.embedders.0.transformer.text_model.x": torch.zeros(1)}, "SDXL"),
+        ("lora", {"lora_unet_down.weight": torch.zeros(2, 2)}, "no Stable Diffusion checkpoint"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used(capsys, tmp_path, name, tensors, words):
+    save_file(tensors, tmp_path / f"{name}.safetensors")
+    where = ["--embeddings", str(tmp_path / "e"), "--checkpoint", str(tmp_path / f"{name}.safetensors")]
+    assert words in refused(capsys, ["generate", "a cat", "--out", str(tmp_path), *where])
+
+
+def test_pictures_of_others_are_not_overwritten(capsys, tmp_path, place):
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "embeddings").mkdir()
+    (out / "7.png").write_bytes(b"somebody's own")
+    arguments = ["generate", "a cat", "--seed", "7", "--steps", "1", "--width", "64", "--height", "64", "--out", str(out), *place, "--json"]
+    for name in ("7-2.png", "7-3.png"):
+        assert main(arguments) == 0
+        assert json.loads(capsys.readouterr().out)["pictures"] == [str(out / name)]
+    assert (out / "7.png").read_bytes() == b"somebody's own"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there(capsys, place, device):
+    assert repr(device) in refused(capsys, ["generate", "a cat", *place, "--device", device])
+
+
+def test_training_that_had_to_stop_is_exit_status_1_and_the_json_says_why(capsys, tmp_path, place, pictures):
+    main(["create", "x", "--init", "cat", *place])
+    capsys.readouterr()
+    size = ["--width", "64", "--height", "64", "--steps", "9", "--learning-rate", "1e38"]
+    assert main(["train", "x", "--images", pictures, *size, *place, "--json"]) == 1
+    printed = capsys.readouterr()
+    assert "loss became nan" in json.loads(printed.out)["error"]
+    assert "loss became nan" in printed.err
+    assert formats.load(tmp_path / "embeddings" / "x.safetensors").provenance.step == 0
+
+
+def test_bad_input_is_json_too(capsys, place):
+    assert main(["train", "nobody", "--images", ".", *place, "--json"]) == 2
+    assert "create it first" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_memory_that_runs_out_is_one_line(capsys, place, monkeypatch):
+    def runs_out(*_arguments, **_options):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr("textual_inversion.diffusion.load_checkpoint", runs_out)
+    assert "not enough memory" in refused(capsys, ["generate", "a cat", *place])
+
+
+def test_ctrl_c_is_given_back_after_training(place, pictures):
+    before = signal.getsignal(signal.SIGINT)
+    main(["create", "x", "--init", "cat", *place])
+    main(["train", "x", "--images", pictures, "--width", "64", "--height", "64", "--steps", "1", *place])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_help_explains_every_training_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "A1111's schedule" in text
+    assert "show each picture mirrored" in text
+
+
+def test_a_word_that_is_no_command_is_exit_status_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["dance"])
+    assert stop.value.code == 2

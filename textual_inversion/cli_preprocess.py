@@ -1,0 +1,177 @@
+"""The command `preprocess`: reads its options, shows the plan or does it, prints. Knows nothing of pixels."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Any
+
+from textual_inversion.cli_common import Result, command, tell
+from textual_inversion.cli_report import Bar, say
+
+if TYPE_CHECKING:
+    from textual_inversion.preprocess.run import Planned, PreprocessConfig, PreprocessReport
+
+_EPILOG = (
+    "The steps are done in the order of the groups above. Sources are never changed, and a second run leaves what is there alone. "
+    "Example: textual-inversion preprocess photos ready --focal-crop --flip --dry-run"
+)
+#: Title -> settings, by the fields of `PreprocessConfig`.
+_GROUPS = {
+    "size": ("width", "height", "resize"),
+    "reading": ("exif", "transparency", "background"),
+    "splitting": ("split", "split_threshold", "split_overlap"),
+    "focal-point crop": ("focal_crop", "face_weight", "entropy_weight", "edges_weight", "focal_debug"),
+    "auto-sized crop": ("auto_size", "min_side", "max_side", "side_step", "min_area", "max_area", "objective", "error_threshold"),
+    "captions": (
+        *("captions_only", "captioners", "blip_model", "tagger_folder", "tag_threshold", "existing_captions"),
+        *("caption_join", "caption_prefix", "caption_suffix", "drop_words", "caption_place"),
+    ),
+}
+_CHOSEN = {"transparency": "TRANSPARENCY", "objective": "OBJECTIVES", "existing_captions": "EXISTING", "caption_place": "CAPTION_PLACES"}
+
+
+def add_preprocess(commands: Any) -> None:
+    """Add the command."""
+    parser = command(commands, "preprocess", _preprocess, "make training pictures from a folder of pictures")
+    parser.epilog = _EPILOG
+    parser.add_argument("source", help="folder of pictures; no picture in it is changed, and subfolders are not searched")
+    parser.add_argument("destination", nargs="?", default="", help="folder for the results, made if missing; none with --captions-only")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be made of each picture and what to look at; write nothing"
+    )
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads (default: as many as processors, at most 4)")
+    _add_settings(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    from textual_inversion.preprocess import config as settings
+
+    documented = _field_help(settings.PreprocessConfig.__doc__ or "")
+    known = {field.name: field for field in fields(settings.PreprocessConfig)}
+    for title, names in _GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            flag, text, default = "--" + name.replace("_", "-"), documented[name], known[name].default
+            if isinstance(default, bool):
+                action = argparse.BooleanOptionalAction if default else "store_true"
+                group.add_argument(flag, action=action, default=default, help=text)
+            elif name == "captioners":
+                group.add_argument("--caption", dest=name, nargs="+", default=[], metavar="NAME", help=text)
+            elif name == "resize":
+                group.add_argument(flag, choices=settings.RESIZE, default=default, help=f"{text} (default: {default})")
+                group.add_argument("--no-crop", dest=name, action="store_const", const="fit", help="the same as --resize fit")
+            elif name in _CHOSEN:
+                group.add_argument(flag, choices=getattr(settings, _CHOSEN[name]), default=default, help=f"{text} (default: {default})")
+            else:
+                shown = "" if default in ("", MISSING) else f" (default: {default})"
+                group.add_argument(flag, type=type(default), default=default, metavar=_placeholder(default), help=text + shown)
+        if title == "auto-sized crop":
+            copies = parser.add_argument_group("copies")
+            copies.add_argument("--flip", dest="flips", nargs="*", choices=settings.FLIPS, help=documented["flips"] + "; alone: horizontal")
+        if title == "captions":
+            group.add_argument("--download", action="store_true", help="allow the download of the BLIP model (about 1 GB)")
+            group.add_argument("--device", default="cpu", help="torch device for BLIP (default: cpu)")
+
+
+def _placeholder(default: object) -> str:
+    return {"int": "N", "float": "X"}.get(type(default).__name__, "TEXT")
+
+
+def _field_help(doc: str) -> dict[str, str]:
+    """Field -> its line in the docstring, so that each is written once."""
+    entries = [line.strip().partition(": ") for line in doc.splitlines() if line.startswith("        ")]
+    names = {name for name, _, _ in entries}
+
+    def as_written(match: re.Match[str]) -> str:
+        return "--" + match[1].replace("_", "-") if match[1] in names else match[1]
+
+    return {name: re.sub("`([^`]*)`", as_written, text).replace("%", "%%") for name, _, text in entries}
+
+
+def _preprocess(options: argparse.Namespace) -> Result:
+    from textual_inversion.preprocess.captioners import load_captioners
+    from textual_inversion.preprocess.run import PreprocessConfig, notes, plan, preprocess
+
+    values = {field.name: getattr(options, field.name) for field in fields(PreprocessConfig)}
+    flips = ("horizontal",) if options.flips == [] else tuple(options.flips or ())
+    config = PreprocessConfig(**{**values, "flips": flips, "captioners": tuple(options.captioners)})
+    bar = Bar()
+
+    def move(done: int, total: int, name: str) -> None:
+        bar.move(done, total, name)
+
+    try:
+        captioners = load_captioners(config, device=options.device, may_download=options.download, progress=move)
+        bar.close()
+        if options.dry_run:
+            planned = plan(config, move, captioners=captioners, workers=options.workers)
+            bar.close()
+            return _show_plan(options, config, planned, notes(config))
+        report = preprocess(config, move, captioners=captioners, workers=options.workers)
+    finally:
+        bar.close()
+    return _show_report(options, config, report)
+
+
+def _show_report(options: argparse.Namespace, config: PreprocessConfig, report: PreprocessReport) -> Result:
+    for reason in (*(reason for _, reason in report.skipped), *report.notes):
+        say(reason, error=True)
+    parts = [f"{len(report.written)} written", f"{len(report.kept)} already there"]
+    parts = [f"{len(report.captions)} captions written"] if config.captions_only else parts
+    tell(options, f"{config.destination_path}: {', '.join(parts)}, {len(report.skipped)} skipped")
+    skipped = [{"file": file, "reason": reason} for file, reason in report.skipped]
+    return {
+        "written": [str(path) for path in report.written],
+        "captions": [str(path) for path in report.captions],
+        "kept": len(report.kept),
+        "skipped": skipped,
+        "notes": report.notes,
+    }
+
+
+def _show_plan(options: argparse.Namespace, config: PreprocessConfig, planned: Sequence[Planned], notes: Sequence[str]) -> Result:
+    for note in notes:
+        say(note, error=True)
+    rows = [row for item in planned for row in _rows(item)]
+    widths = [max(len(row[place]) for row in [_COLUMNS, *rows]) for place in range(len(_COLUMNS) - 1)]
+    for row in [_COLUMNS, *rows]:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        tell(options, "  ".join([*cells, row[-1]]).rstrip())
+    results = sum(view.chosen for item in planned for view in item.views) * (1 + len(config.flips))
+    unusable = sum(bool(item.reason) for item in planned)
+    tell(options, f"{len(planned)} pictures, {results} results, {unusable} that cannot be used; nothing was written")
+    return {"planned": [_as_json(item) for item in planned], "results": results, "notes": list(notes)}
+
+
+_COLUMNS = ("picture", "pixels", "cut out at", "result", "caption and remarks")
+
+
+def _rows(item: Planned) -> list[tuple[str, str, str, str, str]]:
+    size = "x".join(map(str, item.size)) if item.size[0] else ""
+    if item.reason:
+        return [(item.source.name, size, "", "", item.reason)]
+    rows = []
+    for view in item.views:
+        left, top, right, bottom = (round(edge) for edge in view.box)
+        remarks = [f"“{view.caption}”"] if view.caption else []
+        remarks += [problem.text for problem in item.problems] if view.part == 0 else []
+        remarks += ["(already there)"] if item.done else []
+        made = "x".join(map(str, view.size))
+        rows.append((item.source.name, size, f"{left},{top} {right - left}x{bottom - top}", made, " ".join(remarks)))
+    return rows
+
+
+def _as_json(item: Planned) -> dict[str, Any]:
+    views = [{"box": [round(edge, 2) for edge in view.box], "size": view.size, "caption": view.caption} for view in item.views]
+    problems = [{"kind": problem.kind, "text": problem.text} for problem in item.problems]
+    return {
+        "file": item.source.name,
+        "size": item.size,
+        "views": views,
+        "problems": problems,
+        "reason": item.reason,
+        "done": item.done,
+    }

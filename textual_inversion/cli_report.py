@@ -1,0 +1,148 @@
+"""What the command line shows and leaves: a progress bar on a terminal, lines elsewhere, pictures. Knows no command."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual_inversion.training.events import CopySaved, Event, Message, PreviewDrawn, Started, StepDone, Stopped
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from tqdm import tqdm
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with what could steer a terminal shown as an escape such as `\\x1b`: names of files are input too."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def say(text: str, *, as_json: bool = False, error: bool = False) -> None:
+    """A line for people: on standard output, or beside it when that is for JSON or it is an error."""
+    stream = sys.stderr if as_json or error else sys.stdout
+    encoding = stream.encoding or "utf-8"
+    shown = printable(text).encode(encoding, errors="backslashreplace").decode(encoding)  # a terminal may know fewer letters
+    print(shown, file=stream, flush=True)
+
+
+@contextmanager
+def logged() -> Iterator[None]:
+    """Warnings of the package are lines on standard error inside, printable as all others."""
+    handler = _Lines(logging.WARNING)
+    logger = logging.getLogger("textual_inversion")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Lines(logging.Handler):
+    """Shows log records as lines for people."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage(), error=True)
+
+
+def save_picture(picture: Image.Image, folder: Path, name: str) -> Path:
+    """Write under the first of `name.png`, `name-2.png`, … that is free, because a picture there may be somebody's own."""
+    for number in count(1):
+        path = folder / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
+        try:
+            with path.open("xb") as file:
+                picture.save(file, "PNG")
+        except FileExistsError:
+            continue
+        break
+    return path
+
+
+class Bar:
+    """A progress bar on a terminal; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def move(self, done: int, total: int, text: str) -> None:
+        """Show `done` of `total` things."""
+        if not sys.stderr.isatty():
+            return
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=total, initial=done, leave=True, dynamic_ncols=True)
+        self._bar.total = total
+        self._bar.set_postfix_str(printable(text), refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """End the bar's line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Report:
+    """Events of a run as a progress bar and lines, and as the JSON at the end."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json, self.bar, self.stopped = as_json, Bar(), False
+        self.result: dict[str, Any] = {}
+        self._restore: Callable[[], Any] = lambda: None
+
+    def interruptible(self) -> Callable[[], bool]:
+        """Make the first Ctrl+C end the run after its step, with everything kept; a second one ends at once."""
+        import signal
+
+        before = signal.getsignal(signal.SIGINT)
+        self._restore = lambda: signal.signal(signal.SIGINT, before)
+
+        def stop(*_: Any) -> None:
+            self.stopped = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        signal.signal(signal.SIGINT, stop)
+        return lambda: self.stopped
+
+    def __call__(self, event: Event) -> None:
+        """Take an event."""
+        if isinstance(event, Started):
+            self.result = {"name": event.name, "first_step": event.first_step, "images": event.images, "skipped": len(event.skipped)}
+            self.first_step, self.last_step = event.first_step, event.last_step
+            for _, reason in event.skipped:
+                self.line(reason)
+        elif isinstance(event, StepDone):
+            self.result.update(step=event.step, loss=event.loss, vector_norm=event.vector_norm, steps_per_second=event.steps_per_second)
+            self.bar.move(event.step, self.last_step, f"loss {event.loss:.4f}")
+            self._tell_now_and_then(event)
+        elif isinstance(event, (PreviewDrawn, CopySaved)):
+            self.result.setdefault("previews" if isinstance(event, PreviewDrawn) else "copies", []).append(event.path)
+        elif isinstance(event, Message):
+            self.line(event.text)
+        elif isinstance(event, Stopped):
+            self.bar.close()
+            self.result.update(step=event.step, reason=event.reason, embedding=event.path)
+            if not event.failed:
+                self.line(f"{event.path}: step {event.step}, {event.reason}")
+
+    def _tell_now_and_then(self, event: StepDone) -> None:
+        """Where there is no bar, such as in a log, a line at each tenth of the run."""
+        tenth = max(1, (self.last_step - self.first_step) // 10)
+        if not sys.stderr.isatty() and (event.step - self.first_step) % tenth == 0:
+            left = f"{event.seconds_left:.0f} s left"
+            self.line(f"step {event.step} of {self.last_step}, loss {event.loss:.4f}, {event.steps_per_second:.1f} steps/s, {left}")
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.bar.close()
+        say(text, as_json=self.as_json)
+
+    def close(self) -> None:
+        """Leave the terminal tidy, and Ctrl+C as it was."""
+        self.bar.close()
+        self._restore()

@@ -1,0 +1,1 @@
+"""A drawn world in which learning can be measured, and the demonstration that does so."""
