@@ -65,6 +65,9 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
         chromium.close()
 
 
+SETTLING = 150  # ms; ten times what gradio was seen to take
+
+
 class Tab:
     """One page in the browser, with what its console complained about."""
 
@@ -83,10 +86,19 @@ class Tab:
         self.page.get_by_role("tab", name=name, exact=True).last.click()
 
     def fill(self, setting: str, value: str) -> None:
-        """Type into the field with the id `ti_<setting>` and leave it."""
+        """Type into the field with the id `ti_<setting>` and leave it.
+
+        gradio 6 draws a tab when it is first opened and sets the fields to their first values once more some milliseconds later;
+        what was typed in between is gone. No hand is that quick, but this is: so it looks again, and types again.
+        """
         field = self.page.locator(f"#ti_{setting}").locator("input, textarea").first
-        field.fill(value)
-        field.blur()
+        for _ in range(5):
+            field.fill(value)
+            field.blur()
+            typed = field.input_value()
+            self.page.wait_for_timeout(SETTLING)
+            if field.input_value() == typed:
+                return
 
     def value(self, setting: str) -> str:
         """What the field with the id `ti_<setting>` holds."""
