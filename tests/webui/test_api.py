@@ -110,6 +110,38 @@ def test_what_cannot_be_read_is_listed_with_its_reason(web: TestClient, host: Ho
     assert web.get(f"{API}/inspect?name=broken").json()["sha256"] == ""
 
 
+def test_a_file_whose_name_is_in_no_encoding_is_listed_and_inspected(web: TestClient, host: Host) -> None:
+    write(host.folders().embeddings, "c\udcffat")
+    (listed,) = web.get(f"{API}/embeddings").json()
+    assert listed["file"] == "c\\udcffat.safetensors"
+    assert web.get(f"{API}/inspect", params={"name": listed["file"]}).json()["num_vectors"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("train", {"embedding_name": "a", "data_root": PICTURES, "learn_rate": 0.005}, "embedding_name is called name here"),
+        ("train", {"name": "a", "images": PICTURES, "create_image_every": 5}, "create_image_every is called preview_every here"),
+        ("train", {"name": "a", "images": PICTURES, "preview_from_txt2img": True}, "preview_from_txt2img is no setting here"),
+        ("create", {"name": "a", "init_text": "cat", "num_vectors_per_token": 2}, "num_vectors_per_token is called num_vectors here"),
+    ],
+)
+def test_names_of_the_webuis_own_routes_are_refused_with_ours(web: TestClient, host: Host, path: str, body: Any, said: str) -> None:
+    answer = web.post(f"{API}/{path}", json=body)
+    assert answer.status_code == 422
+    (told,) = answer.json()["detail"]
+    assert said in told["msg"]
+    assert not list(host.folders().embeddings.iterdir())
+
+
+def test_what_the_webuis_names_are_called_here_exists(webui: SimpleNamespace) -> None:
+    from textual_inversion.hosts.webui import api_models
+
+    known = {field.name for field in fields(TrainingConfig)} | {"initializer_text", "num_vectors", "overwrite", ""}
+    assert set(api_models._THEIR_NAMES.values()) <= known
+    assert not known & set(api_models._THEIR_NAMES)
+
+
 def test_every_setting_is_described_for_programs(web: TestClient) -> None:
     described = web.get("/openapi.json").json()
     settings = described["components"]["schemas"]["TrainRequest"]["properties"]

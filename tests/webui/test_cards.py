@@ -94,6 +94,17 @@ def test_names_from_files_are_escaped_everywhere(page: Any, host: Host) -> None:
     assert not re.search(r'="[^"]*it\'s "', made)
 
 
+def test_a_name_in_no_encoding_can_be_sent_to_a_page(page: Any, host: Host) -> None:
+    write(folder(host), "cat")
+    write(folder(host), "d\udcffog", width=768)
+    made = page.create_html("txt2img")
+    assert made.encode()
+    assert {"cat"} < set(cards(page))
+    name = next(name for name in page.items if name != "cat")
+    assert page.create_item_html("txt2img", page.create_item(name), "{name} {copy_path_button} {description}").encode()
+    assert json.dumps(page.metadata, ensure_ascii=False).encode()
+
+
 def test_one_failing_card_says_so_and_the_others_are_there(page: Any, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder(host), "cat")
     write(folder(host), "dog")

@@ -28,6 +28,7 @@ from textual_inversion.hosts.webui.api_models import (
     inspect_answer,
     values_of,
 )
+from textual_inversion.hosts.webui.card_text import path_below
 from textual_inversion.training.job import JobRunningError, sentence
 from textual_inversion.ui.actions import Actions, new_embedding
 
@@ -185,7 +186,7 @@ def _named(name: str, entries: Sequence[Entry], folders: Sequence[Path]) -> Entr
     """The entry whose file `name` is, as listed: a path that is compared, and never opened."""
     wanted = PurePath(name)
     for entry in entries:
-        if entry.path == wanted or any(folder / wanted == entry.path for folder in folders):
+        if entry.path == wanted or any(folder / wanted == entry.path for folder in folders) or path_below(entry.path, folders) == name:
             return entry
     return None
 

@@ -9,8 +9,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pydantic
 from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr, create_model
 
+from textual_inversion.errors import legible
 from textual_inversion.hosts.webui.card_text import path_below
 from textual_inversion.training.config import TrainingConfig
 
@@ -28,12 +30,58 @@ _OTHER_WORDS = {
 }
 
 
+#: Names of the WebUI's own addresses for embeddings -> ours; empty where there is no such setting.
+_THEIR_NAMES = {
+    "init_text": "initializer_text",
+    "num_vectors_per_token": "num_vectors",
+    "overwrite_old": "overwrite",
+    "id_task": "",
+    "embedding_name": "name",
+    "learn_rate": "learning_rate",
+    "gradient_step": "gradient_accumulation_steps",
+    "data_root": "images",
+    "log_directory": "log_dir",
+    "training_width": "width",
+    "training_height": "height",
+    "varsize": "no_resize",
+    "clip_grad_mode": "clip_mode",
+    "clip_grad_value": "clip_schedule",
+    "tag_drop_out": "tag_dropout",
+    "latent_sampling_method": "latent_sampling",
+    "use_weight": "alpha_weight",
+    "create_image_every": "preview_every",
+    "save_embedding_every": "copy_every",
+    "template_filename": "template",
+    "save_image_with_stored_embedding": "",
+    "preview_from_txt2img": "",
+    "preview_sampler_name": "preview_sampler",
+}
+
+
+def _refuse_their_names(values: Any) -> Any:
+    """Tell who writes as for the WebUI's own addresses what each setting is called here; taken silently, it would be left out.
+
+    Raises:
+        ValueError: there is such a name; pydantic makes an answer of it.
+    """
+    theirs = [name for name in values if name in _THEIR_NAMES] if isinstance(values, dict) else []
+    if theirs:
+        told = (f"{name} is called {ours} here" if (ours := _THEIR_NAMES[name]) else f"{name} is no setting here" for name in theirs)
+        raise ValueError(f"{', '.join(told)}; /docs describes every setting.")
+    return values
+
+
 class _Strict(BaseModel):
     """A request; a field that is not known is an error, since it is mostly a slip of the pen."""
 
     if hasattr(BaseModel, "model_validate"):  # pydantic 2
         model_config = {"extra": "forbid"}
+        _names = pydantic.model_validator(mode="before")(_refuse_their_names)
     else:
+
+        @pydantic.root_validator(pre=True, allow_reuse=True)
+        def _names(cls, values: dict[str, Any]) -> dict[str, Any]:
+            return dict(_refuse_their_names(values))
 
         class Config:
             extra = "forbid"
@@ -184,20 +232,19 @@ def embedding_answer(entry: Entry, folders: Sequence[Path]) -> dict[str, Any]:
     """An entry as the list shows it."""
     shown = {"name": entry.name, "file": path_below(entry.path, folders), "usable": entry.usable, "reason": entry.reason}
     if (info := entry.info) is None:
-        return shown
+        return _legible(shown)
     provenance = info.provenance
     about = {"num_vectors": info.num_vectors, "family": info.family, "step": provenance.step, "checkpoint": provenance.checkpoint_name}
-    return {**shown, **about, "negative": entry.negative}
+    return _legible({**shown, **about, "negative": entry.negative})
 
 
 def inspect_answer(entry: Entry, folders: Sequence[Path], sha256: str) -> dict[str, Any]:
     """An entry with all that is known of it."""
     shown = {**embedding_answer(entry, folders), "sha256": sha256, "hash": sha256[:12], "notes": entry.notes}
     if (info := entry.info) is None:
-        return shown
+        return _legible(shown)
     provenance = info.provenance
-    return {
-        **shown,
+    about = {
         "layout": info.layout,
         "dtype": info.dtype,
         "widths": info.widths,
@@ -207,3 +254,9 @@ def inspect_answer(entry: Entry, folders: Sequence[Path], sha256: str) -> dict[s
         "initializer_text": provenance.initializer_text,
         "size": info.size,
     }
+    return _legible({**shown, **about})
+
+
+def _legible(shown: dict[str, Any]) -> dict[str, Any]:
+    """With texts that JSON can carry, whatever a file or its name holds."""
+    return {key: legible(value) if isinstance(value, str) else value for key, value in shown.items()}

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textual_inversion.errors import legible
+
 if TYPE_CHECKING:
     from textual_inversion.library import Entry
 
 _SPECIAL = re.compile(r"[()\[\]\\]")
 #: Characters with which the WebUI's own click fails, as it looks for the text by a regular expression.
-_NO_PLAIN_PATTERN = re.compile(r"[\\()\[\]{}*+?^$|]")
+_NO_PLAIN_PATTERN = re.compile(r"[\\()\[\]{}*+?^$|.]")
 
 
 def unique_names(entries: Sequence[Entry], word: Callable[[Entry], str], folders: Sequence[Path]) -> dict[str, Entry]:
@@ -35,11 +37,9 @@ def unique_names(entries: Sequence[Entry], word: Callable[[Entry], str], folders
 
 
 def path_below(path: Path, folders: Sequence[Path]) -> str:
-    """The path as seen from the embeddings folder that it is in, with `/`."""
-    for folder in folders:
-        if folder in path.parents:
-            return path.relative_to(folder).as_posix()
-    return path.name
+    """The path as seen from the embeddings folder that it is in, with `/`; legible, so that it can be shown and sent."""
+    below = next((path.relative_to(folder).as_posix() for folder in folders if folder in path.parents), path.name)
+    return legible(below)
 
 
 def facts(entry: Entry) -> str:
@@ -78,7 +78,7 @@ def metadata(entry: Entry) -> dict[str, Any]:
         "initialization text": provenance.initializer_text,
         "problem": entry.reason,
     }
-    return {key: value for key, value in told.items() if value not in (None, "")}
+    return {key: legible(value) if isinstance(value, str) else value for key, value in told.items() if value not in (None, "")}
 
 
 def description(line: str, reason: str, theirs: str, shown: bool) -> str:

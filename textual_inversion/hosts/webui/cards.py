@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.errors import TextualInversionError
+from textual_inversion.errors import TextualInversionError, legible
 from textual_inversion.hosts.webui import card_text
 from textual_inversion.hosts.webui.rewriting import spellings, word_of
 
@@ -94,6 +94,10 @@ class _Cards:
             return item
         raise LookupError(f"There is no embedding {name!r} any more; refresh the cards.")
 
+    def create_html(self, *args: Any, **keywords: Any) -> str:
+        """The WebUI's page; a letter of a file's name that no encoding knows would leave every page blank."""
+        return legible(super().create_html(*args, **keywords))  # type: ignore[misc]
+
     def create_item_html(self, tabname: str, item: dict[str, Any], template: str | None = None) -> str | dict[str, Any]:
         """The WebUI's card, with the facts above the description, and marked where the embedding does not fit."""
         if "ti_facts" not in item:
@@ -107,7 +111,7 @@ class _Cards:
         args["description"] = card_text.description(item["ti_facts"], item["ti_reason"], args["description"], self._descriptions_shown())
         if item["ti_reason"]:
             args["sort_keys"] += " data-ti-unfit"  # any place inside the card's tag would do
-        return template.format(**args) if template else args
+        return legible(template.format(**args)) if template else args
 
     def create_tree_file_item_html(self, tabname: str, file_path: str, item: dict[str, Any]) -> str:
         """The WebUI's line of the tree, with the file's name escaped."""
@@ -124,7 +128,7 @@ class _Cards:
     def _shown(self) -> dict[str, Entry]:
         """Card name -> entry; names that several files have tell the file too."""
         library, known = self.host.library(), self.host.known_names()
-        return card_text.unique_names(library.rescan(), lambda entry: word_of(entry, known), library.folders)
+        return card_text.unique_names(library.rescan(), lambda entry: legible(word_of(entry, known)), library.folders)
 
     def _item_or_reason(self, name: str, entry: Entry, index: int) -> dict[str, Any]:
         try:

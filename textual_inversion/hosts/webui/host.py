@@ -16,12 +16,14 @@ from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS
 from textual_inversion.hosts.engine import EngineHost
 from textual_inversion.hosts.port import Folders, NewEmbedding, Suggestions
 from textual_inversion.hosts.webui import options
+from textual_inversion.hosts.webui.interrogators import interrogators
 from textual_inversion.hosts.webui.running import StoppedWaitingError, queue_if_free, queue_turn, running
 from textual_inversion.hosts.webui.tensorboard import tensorboard
 from textual_inversion.prompts.templates import template_folder
 from textual_inversion.training.events import Stopped
 
 if TYPE_CHECKING:
+    from textual_inversion.preprocess.captioning import Captioner
     from textual_inversion.training.config import TrainingConfig
     from textual_inversion.training.job import Listener, ShouldStop
 
@@ -110,6 +112,10 @@ class WebUIHost(EngineHost):
         """List the files anew; a WebUI that is at work looks itself before it draws again."""
         with queue_if_free() as free:
             self._changed(tell=free)
+
+    def captioners(self) -> Mapping[str, Captioner]:
+        """Its interrogators."""
+        return interrogators()
 
     def train(self, config: TrainingConfig, listener: Listener, should_stop: ShouldStop) -> None:
         """Train when the WebUI's queue has come to this job."""

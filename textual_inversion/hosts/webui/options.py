@@ -12,6 +12,7 @@ from textual_inversion.errors import ConfigError
 from textual_inversion.training.config import TrainingConfig
 
 SECTION = ("textual_inversion", "Textual Inversion")
+CATEGORY = "training"  # the WebUI's own heading in the list of sections
 PREFIX = "textual_inversion_"
 #: Name without prefix -> default, label, explanation.
 OPTIONS: dict[str, tuple[Any, str, str]] = {
@@ -31,6 +32,7 @@ def add_options() -> None:
     """Put the settings into the WebUI's Settings page; called when it asks for them."""
     for name, (default, label, info) in OPTIONS.items():
         option = shared.OptionInfo(default, label, section=SECTION)
+        option.category_id = CATEGORY  # no argument, as older WebUIs have none
         shared.opts.add_option(PREFIX + name, option.info(info) if info else option)
 
 

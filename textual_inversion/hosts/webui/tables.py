@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from modules import hashes
 
-from textual_inversion.errors import EmbeddingError
+from textual_inversion.errors import EmbeddingError, legible
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS
+from textual_inversion.training.job import sentence
 
 if TYPE_CHECKING:
     from textual_inversion.embedding import Embedding
@@ -72,6 +73,7 @@ class EmbeddingTables:
     ) -> None:
         self._kinds, self._library_for, self._enabled, self._changed = kinds, library_for, enabled, changed
         self._undo: list[tuple[Any, str, Any, Any]] = []  # class, name, what was there, what is there now
+        self._turn = 0  # of installing; what was wrapped at an earlier one passes through for good
         self._seen: dict[int, str] = {}  # table -> version of its library at the last scan
         self._told: set[str] = set()  # what cannot be read, each once
 
@@ -79,6 +81,7 @@ class EmbeddingTables:
         """Wrap the methods; a second call changes nothing."""
         if self._undo:
             return
+        self._turn += 1
         for kind in self._kinds:
             self._wrap(kind.database, _SCAN, self._scanning(kind))
             self._wrap(kind.database, _READ, self._reading(kind))
@@ -102,21 +105,27 @@ class EmbeddingTables:
     def _at_work(self) -> bool:
         return bool(self._undo) and self._enabled()
 
+    def _installed(self, turn: int) -> bool:
+        """Whether what was wrapped at that turn is still ours to answer for: another extension may keep it in a wrapper of its own."""
+        return bool(self._undo) and turn == self._turn
+
     def _wrap(self, cls: Any, name: str, new: Callable[..., Any]) -> None:
         self._undo.append((cls, name, getattr(cls, name), new))
         setattr(cls, name, new)
 
     def _scanning(self, kind: Kind) -> Callable[..., Any]:
-        scan = getattr(kind.database, _SCAN)
+        scan, turn = getattr(kind.database, _SCAN), self._turn
         can_be_forced = "force_reload" in signature(scan).parameters
 
         def load_textual_inversion_embeddings(database: Any, *args: Any, **keywords: Any) -> Any:
+            if not self._installed(turn):
+                return scan(database, *args, **keywords)
             setattr(database, _FOUND, None)
             before = dict(database.word_embeddings)
             if can_be_forced and not args:
                 keywords["force_reload"] = keywords.get("force_reload", False) or self.is_stale(database)
             result = scan(database, *args, **keywords)
-            if self._undo and before != database.word_embeddings:  # other objects, so it has read them again
+            if self._installed(turn) and before != database.word_embeddings:  # other objects, so it has read them again
                 self._changed()
                 if self._enabled():
                     _keep_apart(database)
@@ -125,10 +134,11 @@ class EmbeddingTables:
         return load_textual_inversion_embeddings
 
     def _reading(self, kind: Kind) -> Callable[..., Any]:
-        read = getattr(kind.database, _READ)
+        read, turn = getattr(kind.database, _READ), self._turn
 
         def load_from_file(database: Any, path: str, filename: str) -> Any:
-            return self._load(kind, database, path) if self._at_work() else read(database, path, filename)
+            ours = self._installed(turn) and self._enabled()
+            return self._load(kind, database, path) if ours else read(database, path, filename)
 
         return load_from_file
 
@@ -140,8 +150,8 @@ class EmbeddingTables:
             if not reason:
                 try:
                     self._register(kind, database, entry)
-                except EmbeddingError as error:
-                    reason = str(error)
+                except (EmbeddingError, OSError) as error:  # the file may have gone since it was listed
+                    reason = sentence(error)
             if reason:
                 _skip(kind, database, entry, reason)
                 self._tell(entry, reason)
@@ -178,7 +188,8 @@ def names_of(entry: Entry) -> list[str]:
     theirs = [entry.path.stem] if info is None or info.word is None else []
     if entry.path.suffix.lower() in PICTURE_ENDINGS and info is not None and info.stored_name:
         theirs = [info.stored_name]
-    return list(dict.fromkeys([entry.name, *(name for name in theirs if name.strip())]))
+    # one in no encoding can neither be typed nor sent, and the WebUI's own list of names would fail with it
+    return list(dict.fromkeys([entry.name, *(name for name in theirs if name.strip() and name == legible(name))]))
 
 
 def _hosts_embedding(kind: Kind, loaded: Embedding, name: str, entry: Entry) -> Any:
