@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from textual_inversion import formats
 from textual_inversion.errors import ConfigError, EmbeddingError, NameTakenError
+from textual_inversion.library import EmbeddingLibrary
 from textual_inversion.prompts.tokenizer import default_tokenizer
-from textual_inversion.training.create import create_embedding, initial_vectors
+from textual_inversion.training.create import create_embedding, initial_vectors, knows_no_word
+from textual_inversion.training.existing import find_embedding
+
+TABLE = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 
 SDXL_TABLES = {
     "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight": 768,
@@ -45,6 +51,56 @@ def test_a_name_that_is_taken_in_any_layout(model, folder):
         with pytest.raises(NameTakenError, match=name):
             create_embedding(model, name, "cat", 1, folder)
     assert formats.load(folder / "thing.safetensors").num_vectors == 2
+
+
+@pytest.mark.parametrize("ending", [".pt", ".PT", ".png"])
+def test_overwriting_leaves_one_file_that_the_name_means(model, folder, ending):
+    old = formats.load(folder / "thing.safetensors").with_vectors({"clip_l": torch.ones(3, 64)})
+    written = formats.save(old, folder / f"other{ending.lower()}").rename(folder / f"other{ending}")
+    path = create_embedding(model, "other", "cat", 1, folder, overwrite=True)
+    library = EmbeddingLibrary([folder])
+    assert [entry.path for entry in library.entries() if entry.name == "other"] == [path]
+    assert library.get("other").num_vectors == find_embedding(folder, "other")[1].num_vectors == 1
+    assert written.exists() is (ending == ".png")  # a picture of that name is its preview
+
+
+def test_overwriting_keeps_what_holds_more_than_the_name_means_or_cannot_be_read(model, folder):
+    torch.save({"cat-toy": torch.ones(768), "dog": torch.ones(768)}, folder / "other.bin")
+    (folder / "other.pt").write_bytes(b"<html>")
+    create_embedding(model, "other", "cat", 1, folder, overwrite=True)
+    names = {entry.name: entry.path.name for entry in EmbeddingLibrary([folder]).entries() if entry.usable}
+    assert names == {"cat-toy": "other.bin", "dog": "other.bin", "other": "other.safetensors", "thing": "thing.safetensors"}
+    assert (folder / "other.pt").read_bytes() == b"<html>"
+
+
+def test_what_cannot_be_replaced_is_told(model, folder, monkeypatch):
+    formats.save(formats.load(folder / "thing.safetensors"), folder / "other.pt")
+
+    unlink = Path.unlink
+
+    def refuses(path, **more):
+        if path.suffix == ".pt":
+            raise PermissionError(13, "Permission denied")
+        unlink(path, **more)
+
+    monkeypatch.setattr(Path, "unlink", refuses)
+    with pytest.raises(EmbeddingError, match=r"other\.pt of the same name cannot be deleted"):
+        create_embedding(model, "other", "cat", 1, folder, overwrite=True)
+
+
+@pytest.mark.parametrize(("text", "unknown"), [("cat", False), ("", False), ("dog", True)])
+def test_words_that_the_checkpoint_does_not_know(tmp_path, checkpoint, text, unknown):
+    tensors = load_file(checkpoint)
+    table = tensors[TABLE]
+    table[default_tokenizer().encode("dog")] = 0
+    save_file(tensors, tmp_path / "poor.safetensors")
+    path = create_embedding(tmp_path / "poor.safetensors", "word", text, "auto", tmp_path)
+    assert knows_no_word(path, text) is unknown
+
+
+def test_a_file_of_another_kind_says_nothing_of_words(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    assert not knows_no_word(tmp_path / "x.json", "cat")
 
 
 def test_a_folder_that_cannot_be_made(model, tmp_path):
