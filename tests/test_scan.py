@@ -137,6 +137,20 @@ def test_a_dangerous_file_is_moved_with_its_subfolder_under_a_name_that_no_progr
     assert "quarantine" not in str(list(verdicts(folder)))
 
 
+def test_an_optimizers_state_is_judged_too_and_never_converted(folder):
+    torch.save({"hash": 1, "optimizer_state_dict": {"state": {}, "param_groups": []}}, folder / "old.pt.optim")
+    torch.save({"string_to_param": {"*": torch.ones(1, 768)}}, folder / "odd.pt.optim")
+    (folder / "evil.pt.optim").write_bytes(ATTACK)
+    found = verdicts(folder)
+    kinds = {name: (found[name].kind, found[name].dangerous, found[name].convertible) for name in found if name.endswith(".optim")}
+    assert kinds == {
+        "old.pt.optim": ("not an embedding", False, False),
+        "odd.pt.optim": ("ok", False, False),
+        "evil.pt.optim": ("unsafe", True, False),
+    }
+    assert quarantine(found["evil.pt.optim"]) == folder / "quarantine" / "evil.pt.optim.unsafe"
+
+
 def test_quarantine_never_overwrites(folder):
     for number, ending in enumerate(["", "-2", "-3"]):
         (folder / "evil.pt").write_bytes(ATTACK + bytes([number]))

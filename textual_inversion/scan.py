@@ -23,7 +23,9 @@ from textual_inversion.verdict import judge
 
 QUARANTINE, ORIGINALS = "quarantine", "originals"
 UNSAFE_ENDING, ORIGINAL_ENDING = ".unsafe", ".original"  # no program loads files of these endings
+OPTIMIZER_ENDING = ".optim"  # what trainers keep beside an embedding to go on from; a pickle too
 _LONGEST_NAME = 240  # bytes; file systems take 255
+_STATE = "not an embedding: an optimizer's state, from which training goes on; no prompt needs it."
 _Stamp = tuple[int, int, int, int]  # device, inode, size, mtime_ns
 Progress = Callable[[int, int, str], None]
 
@@ -55,11 +57,13 @@ class Verdict:
     @property
     def convertible(self) -> bool:
         """Whether `to_safetensors` has something to do: an honest file that programs unpickle."""
-        return self.kind == "ok" and self.path.suffix.lower() not in (".safetensors", *PICTURE_ENDINGS)
+        return self.kind == "ok" and self.path.suffix.lower() not in (".safetensors", OPTIMIZER_ENDING, *PICTURE_ENDINGS)
 
 
 def scan_folder(folder: str | Path, progress: Progress | None = None) -> Iterator[Verdict]:
-    """Judge every file under `folder` whose ending may be an embedding's, in the order of their paths; changes nothing.
+    """Judge every file under `folder` whose ending may be an embedding's, or an optimizer's state beside one; changes nothing.
+
+    They come in the order of their paths.
 
     Args:
         folder: searched with its subfolders, links to folders included.
@@ -83,7 +87,8 @@ def scan_folder(folder: str | Path, progress: Progress | None = None) -> Iterato
         stamp = _stamp(path)  # before it is read, so that a change while it is read shows
         judged = judge(path)
         found = tuple(one.info for one in judged.found)
-        yield Verdict(folder, path, judged.kind, judged.sentence, found, judged.dangerous, judged.ordinary, stamp)
+        state = judged.kind == "not an embedding" and path.suffix.lower() == OPTIMIZER_ENDING
+        yield Verdict(folder, path, judged.kind, _STATE if state else judged.sentence, found, judged.dangerous, judged.ordinary, stamp)
 
 
 def quarantine(verdict: Verdict, folder: str | Path | None = None) -> Path:
@@ -141,7 +146,7 @@ def _files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
             continue
         seen.add(real)
         folders.sort()
-        found += [Path(root, name) for name in files if name.lower().endswith(READ_ENDINGS)]
+        found += [Path(root, name) for name in files if name.lower().endswith((*READ_ENDINGS, OPTIMIZER_ENDING))]
     return sorted(found), unreadable
 
 
