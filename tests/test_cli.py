@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +19,8 @@ from safetensors.torch import save_file
 
 from tests.support.checkpoints import write_checkpoint
 from textual_inversion import formats
-from textual_inversion.cli import main
+from textual_inversion.cli import build_parser, main
+from textual_inversion.training.config import TrainingConfig
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +158,12 @@ def test_a_taken_name_is_refused_unless_overwriting(capsys, place):
     assert main(["create", "x", "--overwrite", *place]) == 0
 
 
+def test_words_that_the_checkpoint_does_not_know_are_told(capsys, tmp_path):
+    for words, told in (("helicopter", True), ("heart", False), ("", False)):
+        assert main(["create", "x", "--init", words, "--overwrite", "--embeddings", str(tmp_path)]) == 0
+        assert ("knows none of these words" in capsys.readouterr().out) is told
+
+
 @pytest.mark.parametrize(
     ("name", "tensors", "words"),
     [
@@ -219,6 +232,69 @@ def test_help_explains_every_training_setting(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "A1111's schedule" in text
     assert "show each picture mirrored" in text
+
+
+def options_of(command: str) -> Iterator[argparse.Action]:
+    """The options of a command that set something."""
+    commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for action in commands.choices[command]._actions:
+        if action.option_strings and not action.required and action.dest not in ("help", "json", "check", "dry_run"):
+            yield action
+
+
+@pytest.mark.parametrize("command", ["create", "preprocess", "train", "generate", "serve", "demo"])
+def test_help_shows_the_default_of_every_option(command):
+    for option in options_of(command):
+        assert "; default: " in (option.help or "") or option.option_strings == ["--no-crop"], option.option_strings
+
+
+@pytest.mark.parametrize(("name", "choices"), [("clip_mode", "{off,value,norm}"), ("latent_sampling", "{once,deterministic,random}")])
+def test_help_shows_the_choices_and_leaves_judging_them_to_the_settings(name, choices):
+    (option,) = (option for option in options_of("train") if option.dest == name)
+    assert (option.metavar, option.choices) == (choices, None)
+
+
+def test_every_training_setting_has_its_option():
+    settings = {field.name for field in fields(TrainingConfig)} - {"name", "images"}
+    assert settings - {option.dest for option in options_of("train")} == set()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "x", "--images", "nowhere"],
+        ["train", "x", "--images", ".", "--learning-rate", "fast"],
+        ["preprocess", "nowhere", "out"],
+        ["list", "--embeddings", "nowhere"],
+        ["scan", "nowhere"],
+    ],
+)
+def test_what_needs_no_torch_to_be_refused_is_refused_without_it(tmp_path, arguments):
+    code = "import sys\nfrom textual_inversion.cli import main\nprint(main(sys.argv[1:]), 'torch' in sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.split() == ["2", "False"]
+
+
+def test_words_in_angle_brackets_that_name_nothing_are_told_and_drawn_all_the_same(capsys, tmp_path, place):
+    main(["create", "my cat", "--init", "cat", *place])
+    capsys.readouterr()
+    small = ["--steps", "1", "--width", "64", "--height", "64", "--out", str(tmp_path / "out"), *place]
+    assert main(["generate", "a <my cat:1.2>, <typo> and <typo:1.2>", "--negative", "<other>", *small, "--json"]) == 0
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert told["unknown"] == ["<typo>", "<typo:1.2>", "<other>"]
+    assert told["prompt"] == "a <my cat:1.2>, <typo> and <typo:1.2>"
+    (line, _) = printed.err.splitlines()
+    assert line == "<typo>, <typo:1.2>, <other> are no names of embeddings that fit, and were taken as plain text."
+    assert main(["generate", "a (my cat:1.2) beside <my cat>", *small]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_word_that_is_no_command_is_exit_status_2(capsys):

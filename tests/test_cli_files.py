@@ -78,6 +78,11 @@ def test_list_gives_the_reason_and_each_word_of_a_file(capsys, folder, checkpoin
     assert len(out.splitlines()) == 5
 
 
+def test_one_vector_is_one(capsys, folder):
+    _, out, _ = ran(capsys, "list", "--embeddings", folder)
+    assert [line.split()[1:3] for line in out.splitlines()] == [["2", "vectors"], ["1", "vector"]]
+
+
 def test_list_of_an_empty_folder_says_what_to_do(capsys, tmp_path):
     assert "textual-inversion create" in ran(capsys, "list", "--embeddings", tmp_path)[1]
     assert "nowhere" in refused(capsys, "list", "--embeddings", tmp_path / "nowhere")
@@ -154,6 +159,15 @@ def test_convert_between_all_layouts_keeps_the_vectors_and_says_what_is_lost(cap
     back = answer(capsys, "convert", there, tmp_path / "back.safetensors")
     assert back["lost"] == []
     assert torch.equal(formats.load(tmp_path / "back.safetensors").vectors["clip_l"], formats.load(source).vectors["clip_l"])
+
+
+def test_convert_takes_a_name_as_inspect_does(capsys, folder, tmp_path):
+    torch.save({"<cat-toy>": torch.ones(768), "dog": torch.ones(2, 768)}, folder / "learned.bin")
+    for name, vectors in (("good", 2), ("OLD", 1), ("cat-toy", 1), ("dog", 2)):
+        there = tmp_path / f"{name}.safetensors"
+        assert ran(capsys, "convert", name, there, "--embeddings", folder)[0] == 0
+        assert formats.load(there).num_vectors == vectors
+    assert "no embedding of that name" in refused(capsys, "convert", "nobody", tmp_path / "x.pt", "--embeddings", folder)
 
 
 def test_convert_tells_what_a_pt_file_cannot_hold(capsys, folder, tmp_path):
@@ -234,6 +248,14 @@ def test_scan_reports_without_touching_then_moves_and_converts(capsys, folder):
     assert rows["evil.pt"]["moved_to"] == str(folder / "quarantine" / "evil.pt.unsafe")
     assert rows["old.pt"]["converted_to"] == [str(folder / "sub" / "old.safetensors")]
     assert ran(capsys, "scan", folder)[0] == 0
+
+
+def test_scan_counts_the_states_of_optimizers(capsys, folder):
+    torch.save({"hash": 1, "optimizer_state_dict": {"state": {}, "param_groups": []}}, folder / "sub" / "old.pt.optim")
+    status, out, _ = ran(capsys, "scan", folder)
+    assert status == 0
+    assert "old.pt.optim: not an embedding: an optimizer's state" in out
+    assert "3 files: 2 ok, 1 not an embedding." in out
 
 
 def test_scan_moves_to_another_folder(capsys, folder, tmp_path):

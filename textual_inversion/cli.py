@@ -5,17 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.cli_common import Result, add_folder, command, embeddings_folder, library_of, tell
+from textual_inversion.cli_common import (
+    Result,
+    add_folder,
+    add_switch,
+    add_value,
+    check_pictures,
+    command,
+    counted,
+    embeddings_folder,
+    field_help,
+    library_of,
+    tell,
+)
 from textual_inversion.cli_files import add_files
 from textual_inversion.cli_preprocess import add_preprocess
 from textual_inversion.cli_report import Bar, Report, logged, save_picture, say
 from textual_inversion.errors import TextualInversionError, TrainingError
 from textual_inversion.hosts.engine import checkpoint_facts, enough_memory
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.training.config import CLIP_MODES, PRECISIONS, SAMPLING_METHODS, TrainingConfig
 
 if TYPE_CHECKING:
     from textual_inversion.diffusion import StableDiffusion
@@ -25,7 +37,30 @@ _LISTEN_HELP = (
     "let other computers open the page; there is no password: whoever opens it can see small pictures of any folder that you can read, "
     "and can write embeddings, pictures and logs where you can write"
 )
-_TRAINING_SIZE_HELP = "training {} in pixels, a multiple of 8 (default: what the checkpoint was made for)"
+_TRAINING_SIZE_HELP = "training {} in pixels (multiple of 8, 64 to 2048); default: what the checkpoint was made for"
+#: Title -> settings, by the fields of `TrainingConfig`; those of every command are added by themselves.
+_TRAIN_GROUPS = {
+    "learning": (
+        *("steps", "learning_rate", "batch_size", "gradient_accumulation_steps", "seed", "clip_mode", "clip_schedule"),
+        *("weight_decay", "save_optimizer"),
+    ),
+    "pictures": (
+        *("subfolders", "width", "height", "buckets", "bucket_step", "no_resize", "crops", "flip", "alpha_weight", "background"),
+        *("latent_cache", "latent_sampling"),
+    ),
+    "prompts": (
+        *("template", "filename_regex", "filename_join", "shuffle_tags", "tag_dropout", "keep_tags", "caption_dropout", "clip_skip"),
+    ),
+    "what a run leaves": (
+        *("log_dir", "csv_every", "copy_every", "preview_every", "preview_prompt", "preview_negative_prompt", "preview_steps"),
+        *("preview_cfg_scale", "preview_seed", "preview_sampler", "preview_width", "preview_height"),
+    ),
+}
+_CHOSEN = {"clip_mode": CLIP_MODES, "latent_sampling": SAMPLING_METHODS}
+_PLACEHOLDERS = {
+    **{"learning_rate": "RATE", "clip_schedule": "RATE", "preview_sampler": "NAME"},
+    **{"template": "FILE", "latent_cache": "DIR", "log_dir": "DIR"},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,14 +107,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="a Stable Diffusion 1.x checkpoint, .safetensors (default: the tiny one that ships)"
+        "--checkpoint", metavar="FILE", help="a Stable Diffusion 1.x checkpoint, .safetensors; default: the tiny one that ships"
     )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    _add_checkpoint(parser)
-    parser.add_argument("--device", default="", help="torch device such as cuda or cpu (default: the best there is)")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="compute type of the frozen model")
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="", help="torch device such as cuda or cpu; default: the best there is")
+    text = "compute type of the frozen model, auto: fp32 on the CPU, bf16 or else fp16 on CUDA; default: auto"
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help=text)
 
 
 # create ---------------------------------------------------------------------------------------------------------------
@@ -88,9 +123,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_create(commands: Any) -> None:
     parser = command(commands, "create", _create, "make a new embedding that starts from the meaning of some words")
     parser.add_argument("name", help="the new word; letters, digits, '.', '_', '-' and spaces")
-    parser.add_argument("--init", default="*", metavar="TEXT", help="words to start from, such as 'cat'; empty = zeros (default: *)")
-    parser.add_argument("--vectors", default="auto", metavar="N", help="vectors, 1 to 75, or auto: as many as TEXT has tokens")
-    parser.add_argument("--overwrite", action="store_true", help="replace an embedding of that name")
+    add_value(parser, "--init", "*", "words to start from, such as 'cat'; empty = zeros")
+    add_value(parser, "--vectors", "auto", "how many, 1 to 75, or auto: as many as TEXT has tokens", metavar="N")
+    add_switch(parser, "--overwrite", "replace an embedding of that name, a .pt or .bin of that name too")
     add_folder(parser)
     _add_checkpoint(parser)
 
@@ -98,16 +133,14 @@ def _add_create(commands: Any) -> None:
 def _create(options: argparse.Namespace) -> Result:
     from textual_inversion import formats
     from textual_inversion.embedding import check_name
-    from textual_inversion.training.create import create_embedding
+    from textual_inversion.training.create import UNKNOWN_WORDS, create_embedding, knows_no_word
 
     check_name(options.name)
     folder = embeddings_folder(options)
     path = create_embedding(_checkpoint(options), options.name, options.init, options.vectors, folder, overwrite=options.overwrite)
-    made = formats.load(path)
-    vectors = made.num_vectors
-    known = not options.init or any(bool(rows.any()) for rows in made.vectors.values())
-    hint = "" if known else "; this checkpoint knows none of these words, so it starts from zeros: other words would help"
-    tell(options, f"{path}: {vectors} vector{'s' * (vectors != 1)} from {options.init!r}{hint}")
+    vectors = formats.load(path).num_vectors
+    hint = f"; {UNKNOWN_WORDS}" if knows_no_word(path, options.init) else ""
+    tell(options, f"{path}: {counted(vectors, 'vector')} from {options.init!r}{hint}")
     return {"embedding": str(path), "name": options.name, "vectors": vectors}
 
 
@@ -115,42 +148,38 @@ def _create(options: argparse.Namespace) -> Result:
 
 
 def _add_train(commands: Any) -> None:
-    parser = command(commands, "train", _train, "train an embedding on a folder of pictures")
-    parser.add_argument("name", help="the embedding, made with create")
+    parser = command(commands, "train", _train, "train an embedding on a folder of pictures", "NAME --images DIR")
+    parser.epilog = "Example: textual-inversion train my-cat --images photos --steps 1000 --preview-every 100 --log-dir runs"
+    parser.add_argument("name", metavar="NAME", help="the embedding, made with create")
     parser.add_argument("--images", required=True, metavar="DIR", help="folder of pictures; .txt files beside them are their captions")
-    documented = _field_help()
-    for field in fields(TrainingConfig):
-        if field.name in ("name", "images", "device", "precision"):
-            continue
-        flag, text = "--" + field.name.replace("_", "-"), documented[field.name]
-        if field.type == "bool":
-            parser.add_argument(flag, action="store_true", help=text)
-        else:
-            size = field.name in ("width", "height")
-            kind = {"int": int, "float": float}.get(str(field.type), str)
-            given = None if size or field.default is MISSING else field.default
-            parser.add_argument(flag, type=kind, default=given, help=_TRAINING_SIZE_HELP.format(field.name) if size else text)
     parser.add_argument("--check", action="store_true", help="only say what the run would be: pictures, crops, prompts, time and memory")
     add_folder(parser)
-    _add_model(parser)
-
-
-def _field_help() -> dict[str, str]:
-    """Field -> its sentence in the docstring of `TrainingConfig`, so that each is written once."""
-    lines = (TrainingConfig.__doc__ or "").splitlines()
-    entries = (line.strip().partition(": ") for line in lines if line.startswith("        "))
-    return {name: text.replace("`", "").replace("%", "%%") for name, _, text in entries}
+    _add_checkpoint(parser)
+    _add_device(parser)
+    known, documented = {field.name: field for field in fields(TrainingConfig)}, field_help(TrainingConfig)
+    for title, names in _TRAIN_GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            flag, text, default = "--" + name.replace("_", "-"), documented[name], known[name].default
+            if isinstance(default, bool):
+                add_switch(group, flag, text)
+            elif name in ("width", "height"):
+                group.add_argument(flag, type=int, metavar="N", help=_TRAINING_SIZE_HELP.format(name))
+            else:
+                add_value(group, flag, default, text, metavar=_PLACEHOLDERS.get(name, ""), choices=_CHOSEN.get(name, ()))
 
 
 def _train(options: argparse.Namespace) -> Result:
+    values = {field.name: getattr(options, field.name) for field in fields(TrainingConfig)}
+    sizes = {key: 512 if values[key] is None else values[key] for key in ("width", "height")}
+    TrainingConfig(**{**values, **sizes})  # bad settings are told before torch is imported and the checkpoint is read
+    check_pictures(options.images)
+
     from textual_inversion.training import train
     from textual_inversion.training.trainer import find_embedding
 
     folder = embeddings_folder(options)
     _, embedding = find_embedding(folder, options.name)
-    values = {field.name: getattr(options, field.name) for field in fields(TrainingConfig)}
-    sizes = {key: values[key] or 512 for key in ("width", "height")}
-    TrainingConfig(**{**values, **sizes})  # bad settings are told before the checkpoint is read
     if options.check:
         native = checkpoint_facts(_checkpoint(options))[1]
         config = TrainingConfig(**{**values, **{key: values[key] or native for key in sizes}})
@@ -179,24 +208,28 @@ def _check(options: argparse.Namespace, config: TrainingConfig, embedding: Embed
 
 
 def _add_generate(commands: Any) -> None:
-    parser = command(commands, "generate", _generate, "draw pictures; <name> and <name:weight> mean embeddings")
-    parser.add_argument("prompt", help="what to draw")
-    parser.add_argument("--negative", default="", metavar="TEXT", help="what to lead away from")
-    parser.add_argument("--steps", type=int, default=20, help="sampler steps, 1 to 150 (default: 20)")
-    parser.add_argument("--sampler", default="DPM++ 2M Karras", help="Euler, Euler a or DPM++ 2M Karras (default)")
-    parser.add_argument("--cfg-scale", type=float, default=7.0, help="guidance, 1 to 30 (default: 7)")
-    parser.add_argument("--width", type=int, help="pixels (default: what the checkpoint was made for)")
-    parser.add_argument("--height", type=int, help="pixels (default: what the checkpoint was made for)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture; each further one takes the next (default: 0)")
-    parser.add_argument("--count", type=int, default=1, help="pictures, 1 to 64 (default: 1)")
-    parser.add_argument("--clip-skip", type=int, default=1, help="1 to 12, as A1111 counts (default: 1)")
-    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder for the pictures (default: the current one)")
+    parser = command(commands, "generate", _generate, "draw pictures; <name> and <name:weight> mean embeddings", "PROMPT")
+    parser.epilog = "Example: textual-inversion generate 'a painting of <my cat:1.2>' --count 4 --out pictures"
+    parser.add_argument("prompt", metavar="PROMPT", help="what to draw")
+    add_value(parser, "--negative", "", "what to lead away from")
+    add_value(parser, "--steps", 20, "sampler steps (1 to 150)")
+    add_value(parser, "--sampler", "DPM++ 2M Karras", "Euler, Euler a or DPM++ 2M Karras", metavar="NAME")
+    add_value(parser, "--cfg-scale", 7.0, "guidance (1 to 30)")
+    for side in ("width", "height"):
+        text = f"{side} in pixels (multiple of 8, 64 to 2048); default: what the checkpoint was made for"
+        parser.add_argument(f"--{side}", type=int, metavar="N", help=text)
+    add_value(parser, "--seed", 0, "of the first picture (0 to 2**32 - 1); each further one takes the next")
+    add_value(parser, "--count", 1, "pictures (1 to 64)")
+    add_value(parser, "--clip-skip", 1, "layers left out at the end of the text encoder, as A1111 counts (1 to 12, 1 = none)")
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder for the pictures; default: the current one")
     add_folder(parser)
-    _add_model(parser)
+    _add_checkpoint(parser)
+    _add_device(parser)
 
 
 def _generate(options: argparse.Namespace) -> Result:
     from textual_inversion.diffusion import GenerationSettings, generate
+    from textual_inversion.prompts.names import about_unknown, unknown_names
 
     options.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told before anything is drawn
     model = _load_model(options)
@@ -213,13 +246,16 @@ def _generate(options: argparse.Namespace) -> Result:
         clip_skip=options.clip_skip,
     )
     embeddings = library_of(options, model.widths).as_mapping()
+    unknown = unknown_names((settings.prompt, settings.negative_prompt), embeddings)
+    if unknown:
+        say(about_unknown(unknown), error=True)
     bar = Bar()
     pictures = generate(model, settings, embeddings, progress=lambda done, total: bar.move(done, total, "drawing"))
     bar.close()
     paths = [save_picture(picture, options.out, str(settings.seed + index)) for index, picture in enumerate(pictures)]
     for path in paths:
         tell(options, str(path))
-    return {"pictures": [str(path) for path in paths], "prompt": settings.prompt, "seed": settings.seed}
+    return {"pictures": [str(path) for path in paths], "prompt": settings.prompt, "seed": settings.seed, "unknown": unknown}
 
 
 # serve, demo ----------------------------------------------------------------------------------------------------------
@@ -227,11 +263,11 @@ def _generate(options: argparse.Namespace) -> Result:
 
 def _add_serve(commands: Any) -> None:
     parser = command(commands, "serve", _serve, "start the WebUI")
-    parser.add_argument("--port", type=int, default=7870, help="port of the page (default: 7870)")
-    parser.add_argument("--listen", action="store_true", help=_LISTEN_HELP)
-    parser.add_argument("--no-browser", action="store_true", help="do not open the page")
-    parser.add_argument("--checkpoint", metavar="FILE", help="a Stable Diffusion 1.x checkpoint (default: the tiny one that ships)")
-    parser.add_argument("--data", metavar="DIR", help="folder for embeddings and pictures")
+    add_value(parser, "--port", 7870, "port of the page")
+    add_switch(parser, "--listen", _LISTEN_HELP)
+    add_switch(parser, "--no-browser", "do not open the page")
+    _add_checkpoint(parser)
+    parser.add_argument("--data", metavar="DIR", help="folder for embeddings and pictures; default: textual-inversion-data")
 
 
 def _serve(options: argparse.Namespace) -> Result:
@@ -246,11 +282,11 @@ def _serve(options: argparse.Namespace) -> Result:
 
 def _add_demo(commands: Any) -> None:
     parser = command(commands, "demo", _demo, "train a word on pictures that ship, and draw it before and after")
-    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
-    parser.add_argument("--steps", type=int, default=None, help="training steps (default: what the demonstration needs)")
-    parser.add_argument("--out", type=Path, default=Path("textual-inversion-demo"), metavar="DIR", help="folder for the results")
-    parser.add_argument("--device", default="", help="torch device such as cuda or cpu (default: the best there is)")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="compute type of the frozen model")
+    add_value(parser, "--seed", 0, "of the training")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps; default: what the demonstration needs")
+    text = "folder for the results; default: textual-inversion-demo"
+    parser.add_argument("--out", type=Path, default=Path("textual-inversion-demo"), metavar="DIR", help=text)
+    _add_device(parser)
     parser.set_defaults(checkpoint=None)
 
 

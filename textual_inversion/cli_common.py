@@ -3,30 +3,100 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.cli_report import say
-from textual_inversion.errors import ConfigError
+from textual_inversion.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from textual_inversion.library import EmbeddingLibrary
 
 Result = dict[str, Any]
+_PLACEHOLDERS = {int: "N", float: "X"}
 
 
-def command(commands: Any, name: str, run: Callable[[argparse.Namespace], Result], text: str) -> argparse.ArgumentParser:
-    """Add a command that `run` does; it may set `status` of its options to another exit status than 0."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+def command(commands: Any, name: str, run: Callable[[argparse.Namespace], Result], text: str, usage: str = "") -> argparse.ArgumentParser:
+    """Add a command that `run` does; it may set `status` of its options to another exit status than 0.
+
+    `usage` is what must be given, for a command with too many options to list them twice.
+    """
+    about = text[0].upper() + text[1:] + "."
+    short = f"%(prog)s {usage} [OPTIONS]" if usage else None
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=about, usage=short)
     parser.set_defaults(run=run, status=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     return parser
 
 
+def add_value(group: Any, flag: str, default: Any, text: str, *, metavar: str = "", choices: Sequence[str] = (), **more: Any) -> None:
+    """Add an option that takes a value of its default's type; its help ends with the default, and shows the choices where there are some.
+
+    Args:
+        metavar: what stands for the value; by default `N` for whole numbers, `X` for others, `TEXT`, or the choices.
+        choices: the values that will do; they are only shown, and the settings refuse others in one sentence.
+        more: goes to argparse as it is.
+    """
+    kind = str if default is None else type(default)
+    shown = metavar or ("{" + ",".join(choices) + "}" if choices else _PLACEHOLDERS.get(kind, "TEXT"))
+    group.add_argument(flag, type=kind, default=default, metavar=shown, help=with_default(text, default), **more)
+
+
+def with_default(text: str, default: object) -> str:
+    """An option's help with its default; None where the text says what it is."""
+    if default is None:
+        return text
+    words: dict[object, str] = {"": "empty", " ": "a space", ", ": "a comma and a space", True: "on", False: "off"}
+    shown = words.get(default) if isinstance(default, (str, bool)) else f"{default:g}" if isinstance(default, float) else None
+    return f"{text}; default: {default if shown is None else shown}"
+
+
+def add_switch(group: Any, flag: str, text: str, *, default: bool = False, **more: Any) -> None:
+    """Add an option without a value; one that is on by default can be turned off by `--no-…`."""
+    group.add_argument(
+        flag, action=argparse.BooleanOptionalAction if default else "store_true", default=default, help=with_default(text, default), **more
+    )
+
+
+def field_help(settings: type) -> dict[str, str]:
+    """Field -> its line in the docstring of a dataclass, so that each is written once; other fields in it become their options."""
+    entries = [line.strip().partition(": ") for line in (settings.__doc__ or "").splitlines() if line.startswith("        ")]
+    names = {name for name, _, _ in entries}
+
+    def as_written(match: re.Match[str]) -> str:
+        return "--" + match[1].replace("_", "-") if match[1] in names else match[1]
+
+    return {name: re.sub("`([^`]*)`", as_written, text).replace("%", "%%").rstrip(".") for name, _, text in entries}
+
+
+def check_pictures(folder: str) -> None:
+    """Refuse a folder of pictures that is not there, before anything slow is imported; whoever reads it says the rest.
+
+    Raises:
+        DatasetError: no such folder.
+    """
+    path = Path(os.path.expanduser(folder))
+    if folder.strip() and not os.path.isdir(path):  # not Path.is_dir, which raises where a parent may not be entered
+        found = "is a file, not a folder" if os.path.exists(path) else "does not exist"
+        raise DatasetError(f"The folder of pictures {path} {found}; choose a folder with pictures in it.")
+
+
+def check_embeddings(folder: str | Path) -> None:
+    """Refuse a folder of embeddings that is not there, likewise.
+
+    Raises:
+        ConfigError: no such folder.
+    """
+    if not os.path.isdir(folder):
+        raise ConfigError(f"There is no folder {folder}; give the folder of your embeddings.")
+
+
 def add_folder(parser: argparse.ArgumentParser) -> None:
     """Add the option for the folder of embeddings."""
-    parser.add_argument("--embeddings", metavar="DIR", help="folder of embeddings (default: the WebUI's)")
+    parser.add_argument("--embeddings", metavar="DIR", help="folder of embeddings; default: the page's, textual-inversion-data/embeddings")
 
 
 def tell(options: argparse.Namespace, text: str) -> None:
@@ -34,18 +104,25 @@ def tell(options: argparse.Namespace, text: str) -> None:
     say(text, as_json=options.json)
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 vector`, `2 vectors`."""
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
 def embeddings_folder(options: argparse.Namespace) -> Path:
     """The folder of embeddings that was asked for, or the WebUI's."""
+    if options.embeddings:
+        return Path(options.embeddings).expanduser()
     from textual_inversion.hosts.standalone.adapter import default_data_folder
 
-    return Path(options.embeddings).expanduser() if options.embeddings else default_data_folder() / "embeddings"
+    return default_data_folder() / "embeddings"
 
 
 def library_of(options: argparse.Namespace, widths: dict[str, int] | None) -> EmbeddingLibrary:
     """The embeddings of that folder, judged by a checkpoint's widths; raises `ConfigError` when the folder is not there."""
+    folder = embeddings_folder(options)
+    if options.embeddings:
+        check_embeddings(folder)
     from textual_inversion.library import EmbeddingLibrary
 
-    folder = embeddings_folder(options)
-    if options.embeddings and not folder.is_dir():
-        raise ConfigError(f"There is no folder {folder}; give the folder of your embeddings.")
     return EmbeddingLibrary([folder], widths)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.cli_common import Result, add_folder, command, embeddings_folder, library_of, tell
+from textual_inversion.cli_common import Result, add_folder, check_embeddings, command, counted, embeddings_folder, library_of, tell
 from textual_inversion.cli_report import Bar, say
 from textual_inversion.errors import ConfigError, EmbeddingError
 
@@ -21,8 +21,9 @@ _SCAN_TEXT = (
     "judge every embedding file of a folder; changes nothing unless --quarantine or --to-safetensors is given; "
     "exit status 1 if a file is unsafe, damaged or could not be checked"
 )
+_COMPARE_HELP = "compare with the words of this checkpoint, .safetensors of SD1, SD2 or SDXL; default: the tiny one, where it fits"
 _QUARANTINE_HELP = (
-    "move files that could run code, and pickles too damaged to be checked, to DIR (default: 'quarantine' in the scanned folder), "
+    "move files that could run code, and pickles too damaged to be checked, to DIR, by default 'quarantine' in the scanned folder, "
     "'.unsafe' added to their names so that no program loads them; nothing is deleted or overwritten"
 )
 _TO_SAFETENSORS_HELP = (
@@ -38,11 +39,11 @@ _REPLACE_HELP = (
 def add_files(commands: Any) -> None:
     """Add the four commands."""
     parser = command(commands, "list", _list, "show the embeddings, and why some do not fit the checkpoint")
-    parser.add_argument("--checkpoint", metavar="FILE", help="judge by this checkpoint (default: by none)")
+    parser.add_argument("--checkpoint", metavar="FILE", help="judge by this checkpoint; default: by none")
     add_folder(parser)
     parser = command(commands, "inspect", _inspect, "show what an embedding file holds and whether it is any good")
     parser.add_argument("file", help="a file, or the name of an embedding in the folder of embeddings")
-    parser.add_argument("--checkpoint", metavar="FILE", help="compare with the words of this checkpoint, .safetensors of SD1, SD2 or SDXL")
+    parser.add_argument("--checkpoint", metavar="FILE", help=_COMPARE_HELP)
     add_folder(parser)
     _add_convert(commands)
     parser = command(commands, "scan", _scan, _SCAN_TEXT)
@@ -67,7 +68,9 @@ def _list(options: argparse.Namespace) -> Result:
         if info:
             row |= {"vectors": info.num_vectors, "family": info.family, "step": info.provenance.step, "word": info.word}
         rows.append(row)
-        facts = f"{info.num_vectors:>3} vectors  {info.family:<8} step {info.provenance.step or 0}" if info and info.counts else ""
+        facts = ""
+        if info and info.counts:
+            facts = f"{counted(info.num_vectors, 'vector'):>10}  {info.family:<8} step {info.provenance.step or 0}"
         inside = f"  in {entry.path.name}" if info and info.word is not None else ""
         tell(options, f"{entry.name:<30} {facts}{inside}{'  - ' if facts and entry.reason else ''}{entry.reason}")
     if not entries:
@@ -79,7 +82,7 @@ def _list(options: argparse.Namespace) -> Result:
 
 
 def _inspect(options: argparse.Namespace) -> Result:
-    path = _file_called(options)
+    path, _ = _file_called(options, str(options.file))
     seen = _compare(path, options.checkpoint)
     facts = {
         "file": str(seen.path),
@@ -100,17 +103,16 @@ def _inspect(options: argparse.Namespace) -> Result:
     return facts
 
 
-def _file_called(options: argparse.Namespace) -> Path:
-    """The file that was named by its path, or by an embedding's name."""
+def _file_called(options: argparse.Namespace, given: str) -> tuple[Path, str | None]:
+    """The file that was named by its path, or by an embedding's name; then with its word, where the file holds several."""
     from textual_inversion.formats import READ_ENDINGS
 
-    given = str(options.file)
     if os.path.lexists(given) or Path(given).name != given:
-        return Path(given)
+        return Path(given), None
     if entry := library_of(options, None).find(given):
-        return entry.path
+        return entry.path, entry.info.word if entry.info else None
     if given.lower().endswith(READ_ENDINGS):
-        return Path(given)  # that there is none is told as for every file
+        return Path(given), None  # that there is none is told as for every file
     raise ConfigError(f"There is no file {given!r}, and no embedding of that name in {embeddings_folder(options)}; give a path.")
 
 
@@ -200,29 +202,29 @@ def _tell_vectors(options: argparse.Namespace, report: Report, checkpoint: str) 
 def _add_convert(commands: Any) -> None:
     text = "write an embedding in another layout; says what that cannot hold; exit status 2 if nothing was written"
     parser = command(commands, "convert", _convert, text)
-    parser.add_argument("source", type=Path, metavar="SRC")
+    parser.add_argument("source", metavar="SRC", help="a file, or the name of an embedding in the folder of embeddings")
     parser.add_argument("destination", type=Path, metavar="DST", help="a file, whose ending chooses the layout, or a folder")
     parser.add_argument("--layout", metavar="NAME", help="name of the layout, where several have one ending; a wrong one lists them all")
     parser.add_argument("--word", metavar="W", help="which embedding, where SRC holds several")
     parser.add_argument("--overwrite", action="store_true", help="replace DST")
+    add_folder(parser)
 
 
 def _convert(options: argparse.Namespace) -> Result:
     from textual_inversion import formats
     from textual_inversion.verdict import join_clauses
 
-    source, destination = options.source, options.destination
+    source, named = _file_called(options, options.source)
+    word, destination = options.word or named, options.destination
     words = [info.word for info in formats.describe_all(source) if info.word is not None]
-    if len(words) > 1 and options.word is None:
+    if len(words) > 1 and word is None:
         raise ConfigError(f"{source} holds {len(words)} embeddings ({', '.join(words[:8])}); choose one with --word.")
-    embedding = formats.load(source, word=options.word)
+    embedding = formats.load(source, word=word)
     if os.path.isdir(destination):
         endings = {name.casefold(): endings for name, endings in formats.writable_layouts().items()}
         ending = endings.get((options.layout or "").casefold(), (".safetensors",))[0]
         destination = destination / f"{embedding.name}{ending}"
-    path = formats.save(
-        formats.load(source, destination.stem, word=options.word), destination, overwrite=options.overwrite, layout=options.layout
-    )
+    path = formats.save(formats.load(source, destination.stem, word=word), destination, overwrite=options.overwrite, layout=options.layout)
     tell(options, str(path))
     lost = _lost(embedding, formats.load(path))
     if lost:
@@ -249,11 +251,13 @@ def _lost(before: Embedding, after: Embedding) -> list[str]:
 
 
 def _scan(options: argparse.Namespace) -> Result:
+    if options.replace and not options.to_safetensors:
+        raise ConfigError("--replace says what --to-safetensors does with the originals; give both.")
+    check_embeddings(options.folder)
+
     from textual_inversion.scan import scan_folder
     from textual_inversion.verdict import KINDS
 
-    if options.replace and not options.to_safetensors:
-        raise ConfigError("--replace says what --to-safetensors does with the originals; give both.")
     bar = Bar()
     try:
         verdicts = list(scan_folder(options.folder, lambda done, total, name: bar.move(done, total, name)))
@@ -299,19 +303,19 @@ def _tell_row(options: argparse.Namespace, verdict: Verdict, row: Result) -> Non
 
 
 def _tell_sum(options: argparse.Namespace, verdicts: list[Verdict], rows: list[Result]) -> None:
-    from textual_inversion.verdict import KINDS, count_things
+    from textual_inversion.verdict import KINDS
 
     told = [verdict for verdict in verdicts if not verdict.ordinary]
     counts = [f"{count} {kind}" for kind in KINDS if (count := sum(verdict.kind == kind for verdict in told))]
     ordinary = len(verdicts) - len(told)
-    beside = f"; and {count_things(ordinary, 'picture')} without an embedding" if ordinary else ""
-    tell(options, f"{count_things(len(told), 'file')}{': ' if counts else ''}{', '.join(counts)}{beside}.")
+    beside = f"; and {counted(ordinary, 'picture')} without an embedding" if ordinary else ""
+    tell(options, f"{counted(len(told), 'file')}{': ' if counts else ''}{', '.join(counts)}{beside}.")
     moved, converted = (sum(key in row for row in rows) for key in ("moved_to", "converted_to"))
     dangerous = sum(verdict.dangerous for verdict in verdicts)
     convertible = sum(verdict.convertible for verdict in verdicts)
     if moved or converted:
-        tell(options, f"{count_things(moved, 'file')} moved aside, {converted} converted.")
+        tell(options, f"{counted(moved, 'file')} moved aside, {converted} converted.")
     if options.quarantine is None and dangerous:
-        tell(options, f"Nothing was run. --quarantine would move {count_things(dangerous, 'file')} to where no program loads them.")
+        tell(options, f"Nothing was run. --quarantine would move {counted(dangerous, 'file')} to where no program loads them.")
     if not options.to_safetensors and convertible:
-        tell(options, f"--to-safetensors would convert {count_things(convertible, 'file')} to the kind that no program has to unpickle.")
+        tell(options, f"--to-safetensors would convert {counted(convertible, 'file')} to the kind that no program has to unpickle.")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.cli_common import Result, command, tell
+from textual_inversion.cli_common import Result, add_switch, add_value, check_pictures, command, counted, field_help, tell, with_default
 from textual_inversion.cli_report import Bar, say
 
 if TYPE_CHECKING:
@@ -35,69 +34,59 @@ _CHOSEN = {"transparency": "TRANSPARENCY", "objective": "OBJECTIVES", "existing_
 
 def add_preprocess(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "preprocess", _preprocess, "make training pictures from a folder of pictures")
+    text = "make training pictures from a folder of pictures"
+    parser = command(commands, "preprocess", _preprocess, text, "SOURCE [DESTINATION]")
     parser.epilog = _EPILOG
-    parser.add_argument("source", help="folder of pictures; no picture in it is changed, and subfolders are not searched")
-    parser.add_argument("destination", nargs="?", default="", help="folder for the results, made if missing; none with --captions-only")
+    parser.add_argument("source", metavar="SOURCE", help="folder of pictures; no picture in it is changed, and subfolders are not searched")
+    text = "folder for the results, made if missing; none with --captions-only"
+    parser.add_argument("destination", metavar="DESTINATION", nargs="?", default="", help=text)
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be made of each picture and what to look at; write nothing"
     )
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads (default: as many as processors, at most 4)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads; default: as many as processors, at most 4")
     _add_settings(parser)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     from textual_inversion.preprocess import config as settings
 
-    documented = _field_help(settings.PreprocessConfig.__doc__ or "")
+    documented = field_help(settings.PreprocessConfig)
     known = {field.name: field for field in fields(settings.PreprocessConfig)}
     for title, names in _GROUPS.items():
         group = parser.add_argument_group(title)
         for name in names:
             flag, text, default = "--" + name.replace("_", "-"), documented[name], known[name].default
             if isinstance(default, bool):
-                action = argparse.BooleanOptionalAction if default else "store_true"
-                group.add_argument(flag, action=action, default=default, help=text)
+                add_switch(group, flag, text, default=default)
             elif name == "captioners":
-                group.add_argument("--caption", dest=name, nargs="+", default=[], metavar="NAME", help=text)
+                group.add_argument("--caption", dest=name, nargs="+", default=[], metavar="NAME", help=f"{text}; default: none")
             elif name == "resize":
-                group.add_argument(flag, choices=settings.RESIZE, default=default, help=f"{text} (default: {default})")
+                group.add_argument(flag, choices=settings.RESIZE, default=default, help=with_default(text, default))
                 group.add_argument("--no-crop", dest=name, action="store_const", const="fit", help="the same as --resize fit")
             elif name in _CHOSEN:
-                group.add_argument(flag, choices=getattr(settings, _CHOSEN[name]), default=default, help=f"{text} (default: {default})")
+                group.add_argument(flag, choices=getattr(settings, _CHOSEN[name]), default=default, help=with_default(text, default))
             else:
-                shown = "" if default in ("", MISSING) else f" (default: {default})"
-                group.add_argument(flag, type=type(default), default=default, metavar=_placeholder(default), help=text + shown)
+                add_value(group, flag, default, text)
         if title == "auto-sized crop":
             copies = parser.add_argument_group("copies")
-            copies.add_argument("--flip", dest="flips", nargs="*", choices=settings.FLIPS, help=documented["flips"] + "; alone: horizontal")
+            text = f"{documented['flips']}; alone: horizontal; default: none"
+            copies.add_argument("--flip", dest="flips", nargs="*", choices=settings.FLIPS, help=text)
         if title == "captions":
-            group.add_argument("--download", action="store_true", help="allow the download of the BLIP model (about 1 GB)")
-            group.add_argument("--device", default="cpu", help="torch device for BLIP (default: cpu)")
-
-
-def _placeholder(default: object) -> str:
-    return {"int": "N", "float": "X"}.get(type(default).__name__, "TEXT")
-
-
-def _field_help(doc: str) -> dict[str, str]:
-    """Field -> its line in the docstring, so that each is written once."""
-    entries = [line.strip().partition(": ") for line in doc.splitlines() if line.startswith("        ")]
-    names = {name for name, _, _ in entries}
-
-    def as_written(match: re.Match[str]) -> str:
-        return "--" + match[1].replace("_", "-") if match[1] in names else match[1]
-
-    return {name: re.sub("`([^`]*)`", as_written, text).replace("%", "%%") for name, _, text in entries}
+            group.add_argument("--download", action="store_true", help="allow the download of the BLIP model (about 1 GB); default: off")
+            group.add_argument("--device", default="cpu", help="torch device for BLIP; default: cpu")
 
 
 def _preprocess(options: argparse.Namespace) -> Result:
-    from textual_inversion.preprocess.captioners import load_captioners
-    from textual_inversion.preprocess.run import PreprocessConfig, notes, plan, preprocess
+    from textual_inversion.preprocess.config import PreprocessConfig
 
     values = {field.name: getattr(options, field.name) for field in fields(PreprocessConfig)}
     flips = ("horizontal",) if options.flips == [] else tuple(options.flips or ())
     config = PreprocessConfig(**{**values, "flips": flips, "captioners": tuple(options.captioners)})
+    check_pictures(config.source)
+
+    from textual_inversion.preprocess.captioners import load_captioners
+    from textual_inversion.preprocess.run import notes, plan, preprocess
+
     bar = Bar()
 
     def move(done: int, total: int, name: str) -> None:
@@ -120,7 +109,7 @@ def _show_report(options: argparse.Namespace, config: PreprocessConfig, report: 
     for reason in (*(reason for _, reason in report.skipped), *report.notes):
         say(reason, error=True)
     parts = [f"{len(report.written)} written", f"{len(report.kept)} already there"]
-    parts = [f"{len(report.captions)} captions written"] if config.captions_only else parts
+    parts = [f"{counted(len(report.captions), 'caption')} written"] if config.captions_only else parts
     tell(options, f"{config.destination_path}: {', '.join(parts)}, {len(report.skipped)} skipped")
     skipped = [{"file": file, "reason": reason} for file, reason in report.skipped]
     return {
@@ -142,7 +131,8 @@ def _show_plan(options: argparse.Namespace, config: PreprocessConfig, planned: S
         tell(options, "  ".join([*cells, row[-1]]).rstrip())
     results = sum(view.chosen for item in planned for view in item.views) * (1 + len(config.flips))
     unusable = sum(bool(item.reason) for item in planned)
-    tell(options, f"{len(planned)} pictures, {results} results, {unusable} that cannot be used; nothing was written")
+    counts = f"{counted(len(planned), 'picture')}, {counted(results, 'result')}"
+    tell(options, f"{counts}, {unusable} that cannot be used; nothing was written")
     return {"planned": [_as_json(item) for item in planned], "results": results, "notes": list(notes)}
 
 

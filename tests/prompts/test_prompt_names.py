@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from textual_inversion.prompts.chunks import chunk_prompt
 from textual_inversion.prompts.emphasis import parse_emphasis
-from textual_inversion.prompts.names import names_in, rewrite_names
+from textual_inversion.prompts.names import about_unknown, names_in, rewrite_names, unknown_names
 from textual_inversion.prompts.tokenizer import default_tokenizer
 
 KNOWN = ["sakura", "my-char", "Old Man", "v2.1", "EasyNegative", "neg (bad)", "<toy>", "end-", "'tis", "lora", "é"]
@@ -95,3 +95,24 @@ def test_no_name_that_a_prompt_means_is_left_out(before: str, known: list[str], 
     for spelling in (prompt, prompt.upper()):
         found = {splice.name for chunk in chunk_prompt(spelling, default_tokenizer(), dict.fromkeys(known, 1)) for splice in chunk.splices}
         assert found <= set(names_in([spelling], known))
+
+
+def test_tags_that_name_nothing_are_found_in_the_order_of_the_prompts() -> None:
+    prompts = ["a <SAKURA:1.2> <typo> <Old Man> <toy> <typo:1.2> <typo> 1 < 2", "<lora:x:1>, <sakura:heavy>, sakura"]
+    assert unknown_names(prompts, KNOWN) == ["<typo>", "<typo:1.2>", "<lora:x:1>", "<sakura:heavy>"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("ab<>:1.2()\\ ", max_size=20))
+def test_what_is_rewritten_is_known_and_nothing_else(text: str) -> None:
+    unknown = unknown_names([text], ["a", "b"])
+    assert all(tag in rewrite_names(text, ["a", "b"]) for tag in unknown)
+    assert unknown_names([rewrite_names(text, ["a", "b"])], ["a", "b"]) == unknown
+
+
+def test_tags_that_name_nothing_are_one_short_sentence() -> None:
+    assert about_unknown([]) == ""
+    assert about_unknown(["<a>"]) == "<a> is no name of an embedding that fits, and was taken as plain text."
+    many = about_unknown([f"<{'x' * 5000}{index}>" for index in range(500)])
+    assert "and 495 more" in many
+    assert len(many) < 500

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from textual_inversion.prompts.emphasis import NUMBER
 
@@ -16,6 +16,7 @@ _MARKUP = rf"(?:[()\[\]]|:\s*{NUMBER}\s*\))*"
 _LEADING_MARKUP = re.compile(r"\A" + _MARKUP)
 _TRAILING_MARKUP = re.compile(_MARKUP + r"\Z")
 _IGNORED = re.compile(r"[\s\\<>]+")
+_LONGEST_SHOWN, _MOST_SHOWN = 60, 5  # characters of a tag and tags in one sentence
 _LONGEST_MARKUP = 64  # characters looked at for the neighbour, so that a prompt of brackets stays quick
 
 
@@ -56,6 +57,23 @@ def names_in(texts: Iterable[str], known: Iterable[str]) -> list[str]:
     """
     haystack = "\n".join(map(_letters, texts))
     return [name for name in known if _letters(name) in haystack]
+
+
+def unknown_names(texts: Iterable[str], known: Collection[str]) -> list[str]:
+    """The `<…>` of the prompts that name none of `known`, as written, each once; a `<lora:…>` is one of them."""
+    lookup = _Names(known)
+    tags = (tag for text in texts for tag in _TAG.finditer(text))
+    return list(dict.fromkeys(tag[0] for tag in tags if lookup.resolve(tag) is None))
+
+
+def about_unknown(tags: Sequence[str]) -> str:
+    """One sentence about such tags; empty when there are none."""
+    if not tags:
+        return ""
+    shown = ", ".join(tag if len(tag) <= _LONGEST_SHOWN else f"{tag[:_LONGEST_SHOWN]}…" for tag in tags[:_MOST_SHOWN])
+    more = f" and {len(tags) - _MOST_SHOWN} more" if len(tags) > _MOST_SHOWN else ""
+    told = "is no name of an embedding that fits, and was" if len(tags) == 1 else "are no names of embeddings that fit, and were"
+    return f"{shown}{more} {told} taken as plain text."
 
 
 def _letters(text: str) -> str:
