@@ -90,7 +90,7 @@
 
     document.addEventListener("visibilitychange", () => { if (!document.hidden) schedule(0); });
     document.addEventListener("click", (event) => {
-        if (event.target.closest && event.target.closest("#ti_train_button, #ti_preprocess_button, #ti_train_stop, #ti_generate, #ti_create_button, #ti_check_button")) ti.hurry();
+        if (event.target.closest && event.target.closest("#ti_train_button, #ti_preprocess_button, #ti_look_button, #ti_train_stop, #ti_generate, #ti_create_button, #ti_check_button")) ti.hurry();
     }, true);
     // gradio 3 takes text typed into a choice over when a key is let go: what was pasted with the mouse would be shown and not meant.
     document.addEventListener("focusout", (event) => {

@@ -26,6 +26,7 @@
 
     function phase(state) {
         if (state.kind === "check") return { working: "Checking", stopping: "Stopping after this file", finished: "Checked" }[state.phase] || PHASES[state.phase];
+        if (state.kind === "look") return { working: "Looking", stopping: "Stopping after this picture", finished: "Looked at" }[state.phase] || PHASES[state.phase];
         if (state.kind === "preprocess") return { working: "Preprocessing", stopping: "Stopping after this picture", finished: "Preprocessed" }[state.phase] || PHASES[state.phase];
         return PHASES[state.phase] || state.phase;
     }
@@ -129,7 +130,7 @@
         else if (!busy && state.kind === "train") {
             text = state.reason || (state.phase === "interrupted" ? ((state.points || []).length ? "What was learned up to step " + state.step + " is kept." : "Stopped before the first step; nothing has changed.") : "The word is ready: use it in a prompt.");
             kind = "done";
-        } else if (!busy) [text, kind] = [state.reason, state.kind === "check" ? "" : "done"];
+        } else if (!busy) [text, kind] = [state.reason, ["check", "look"].includes(state.kind) ? "" : "done"];
         parts.notice.textContent = text;
         parts.notice.className = "ti-notice" + (kind ? " ti-notice-" + kind : "");
         parts.notice.hidden = !text;

@@ -14,7 +14,7 @@ import pytest
 from textual_inversion.errors import DatasetError
 from textual_inversion.hosts.fake import FakeHost
 from textual_inversion.hosts.port import Card, NewEmbedding
-from textual_inversion.ui import form, pictures, render
+from textual_inversion.ui import form, pictures, preprocess_form, render
 from textual_inversion.ui.actions import Actions, folder_text, name_problem
 from textual_inversion.ui.page import starting_values
 
@@ -187,30 +187,12 @@ def _until(stop: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_preprocess_runs_in_the_background_and_offers_its_result(host: FakeHost, tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    values = {"source": str(host.folders().pictures), "destination": str(target), "width": 64.0, "height": 64.0}
-    outcome = Actions(host).preprocess({**values, "center_crop": True, "flip": True, "use_result": True})
-    assert (outcome.failed, outcome.name) == (False, str(target))
-    assert host.job.wait(20)
-    assert len(list(target.glob("*.png"))) == 8
-    state = host.job.snapshot()
-    assert (state["step"], state["last_step"], state["phase"]) == (4, 4, "finished")
-    assert "8 written" in state["reason"]
-
-
-def test_preprocess_says_what_is_wrong(host: FakeHost) -> None:
-    values = {"source": "", "destination": "x", "width": 64, "height": 64, "center_crop": True, "flip": False}
-    assert "Source is empty" in Actions(host).preprocess(values).text
-
-
 def test_the_form_has_every_training_setting_once() -> None:
     keys = [setting.key for setting in form.train_settings()]
     assert sorted(keys) == sorted(form.training_defaults())
     rows = [row for _, group in form.TRAIN_GROUPS for row in group]
-    labels = [
-        setting.label for row in (*form.CREATE, *form.PREPROCESS, *form.TRAIN_ESSENTIALS, *form.TRAIN_BASICS, *rows) for setting in row
-    ]
+    rows += [*preprocess_form.SOURCE, *preprocess_form.RESULT, *(row for _, group in preprocess_form.GROUPS for row in group)]
+    labels = [setting.label for row in (*form.CREATE, *form.TRAIN_ESSENTIALS, *form.TRAIN_BASICS, *rows) for setting in row]
     assert len(labels) == len(set(labels)), "a WebUI remembers values by label"
 
 

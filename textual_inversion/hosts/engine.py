@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from textual_inversion.diffusion import GenerationSettings, StableDiffusion
     from textual_inversion.library import EmbeddingLibrary, Entry
+    from textual_inversion.preprocess.captioning import Captioner
     from textual_inversion.training.config import TrainingConfig
 
 
@@ -67,6 +68,10 @@ class EngineHost:
 
     def check_answered(self) -> None:
         """Nothing to remember."""
+
+    def captioners(self) -> Mapping[str, Captioner]:
+        """None: this program has no interrogators of its own."""
+        return {}
 
     def look_again(self) -> None:
         """List the files anew, and tell the WebUI."""

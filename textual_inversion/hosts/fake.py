@@ -19,6 +19,7 @@ from textual_inversion.training.job import Job, Listener, ShouldStop
 if TYPE_CHECKING:
     from PIL import Image
 
+    from textual_inversion.preprocess.captioning import Captioner
     from textual_inversion.training.config import TrainingConfig
 
 _PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
@@ -86,6 +87,9 @@ class FakeHost:
     def check_answered(self) -> None:
         """Not again."""
         self.asks = False
+
+    def captioners(self) -> Mapping[str, Captioner]:
+        return {"colours": _colours}
 
     def look_again(self) -> None:
         """Nothing is kept; the WebUI hears of it."""
@@ -226,3 +230,9 @@ def _hue(degrees: float, saturation: float) -> tuple[int, int, int]:
 
     red, green, blue = colorsys.hls_to_rgb(degrees % 360 / 360, 0.6, saturation)
     return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _colours(image: Image.Image) -> str:
+    """What a captioner may say: which of its colours a picture has most of."""
+    red, green, blue = image.resize((1, 1)).getpixel((0, 0))  # type: ignore[misc]
+    return max((red, "a red picture"), (green, "a green picture"), (blue, "a blue picture"))[1]

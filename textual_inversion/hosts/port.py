@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from PIL import Image
 
+    from textual_inversion.preprocess.captioning import Captioner
     from textual_inversion.training.config import TrainingConfig
     from textual_inversion.training.job import Job, Listener, ShouldStop
 
@@ -107,6 +108,9 @@ class Host(Protocol):
 
     def look_again(self) -> None:
         """Files were moved: list them anew, and tell the WebUI."""
+
+    def captioners(self) -> Mapping[str, Captioner]:
+        """Name -> the WebUI's own ways to describe a picture; nothing is loaded before one is called."""
 
     def create(self, new: NewEmbedding) -> Path:
         """Write the file of a new embedding, read by the chosen checkpoint's token table, and tell the WebUI."""

@@ -36,19 +36,21 @@ class Describer:
 
     Args:
         config: names the captioners that are wanted.
-        captioners: name -> captioner.
+        captioners: name -> captioner; None where everything is described already, and nobody is to be asked.
 
     Raises:
         ConfigError: one that is wanted is not among them.
     """
 
-    def __init__(self, config: PreprocessConfig, captioners: Mapping[str, Captioner]) -> None:
-        for name in config.captioners:
+    def __init__(self, config: PreprocessConfig, captioners: Mapping[str, Captioner] | None) -> None:
+        wanted = () if captioners is None else config.captioners
+        captioners = captioners or {}
+        for name in wanted:
             if name not in captioners:
                 offered = f"there are {', '.join(captioners)}" if captioners else "none is loaded"
                 raise ConfigError(f"There is no captioner {name!r} ({offered}); choose another one.")
         self.rules = rules_of(config)
-        self._wanted = [captioners[name] for name in config.captioners]
+        self._wanted = [captioners[name] for name in wanted]
         self._turn = threading.Lock()
 
     @property

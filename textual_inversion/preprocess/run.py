@@ -76,6 +76,6 @@ def _prepare(
     elif any(item.settings != config.fingerprint for item in planned):
         raise ConfigError("These pictures were looked at with other settings; look at them again before writing.")
     else:
-        describer, destination, todo = Describer(replace(config, captioners=()), {}), Destination(config), list(planned)
+        describer, destination, todo = Describer(config, None), Destination(config), list(planned)
     destination.prepare()
     return todo, Writer(config, Looker(config, describer, destination))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError
 from textual_inversion.training.config import TrainingConfig
 from textual_inversion.training.events import Message
-from textual_inversion.training.job import Advanced, JobRunningError, Listener, ShouldStop, left_out, sentence
+from textual_inversion.training.job import JobRunningError, Listener, ShouldStop, sentence
 from textual_inversion.ui import form
 
 if TYPE_CHECKING:
@@ -70,22 +70,6 @@ class Actions:
         return Outcome(f"“{new.name}” is there{vectors}; the Train tab has it selected.", name=new.name)
 
     @answered
-    def preprocess(self, values: Mapping[str, Any]) -> Outcome:
-        """Start preprocessing in the background."""
-        from textual_inversion.preprocess.run import PreprocessConfig
-
-        config = PreprocessConfig(
-            source=folder_text(values["source"]),
-            destination=folder_text(values["destination"]),
-            width=_whole(values["width"], "Width"),
-            height=_whole(values["height"], "Height"),
-            resize="crop" if values["center_crop"] else "fit",
-            flips=("horizontal",) if values["flip"] else (),
-        )
-        self.host.job.start("preprocess", config.source_path.name, lambda listener, stop: _preprocess(config, listener, stop))
-        return Outcome("", name=config.destination if values.get("use_result") else "")
-
-    @answered
     def train(self, values: Mapping[str, Any], new_values: Mapping[str, Any]) -> Outcome:
         """Start training in the background; an embedding that does not exist yet is created first."""
         if self.host.job.running:
@@ -117,9 +101,10 @@ class Actions:
     def interrupt(self) -> Outcome:
         """Ask the running job to stop."""
         job = self.host.job
-        preprocessing = job.about("preprocess")
+        writing, looking = job.about("preprocess"), job.about("look")
         if job.interrupt():
-            return Outcome("Stopping after this picture; those that are written stay." if preprocessing else _STOPPING)
+            at_pictures = "Stopping after this picture; " + ("those that are written stay." if writing else "nothing is written.")
+            return Outcome(at_pictures if writing or looking else _STOPPING)
         return Outcome("Nothing is running.", "hint")
 
     def card(self, name: str) -> Card | None:
@@ -229,15 +214,3 @@ def _whole(value: Any, label: str) -> int:
     if number != number or not float(number).is_integer():
         raise ConfigError(f"{label} is {value!r}; it must be a whole number.")
     return int(number)
-
-
-def _preprocess(config: Any, listener: Listener, should_stop: ShouldStop) -> str:
-    from textual_inversion.preprocess.run import preprocess
-
-    report = preprocess(config, lambda done, total, _name: listener(Advanced(done, total)), should_stop)
-    for file, reason in report.skipped:
-        listener(Message(left_out(file, reason)))
-    parts = [f"{len(report.written)} written"]
-    parts += [f"{len(report.kept)} kept from before"] if report.kept else []
-    parts += [f"{len(report.skipped)} left out"] if report.skipped else []
-    return f"{', '.join(parts)}; they are in {config.destination_path}."

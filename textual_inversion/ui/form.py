@@ -1,4 +1,4 @@
-"""The settings of the three tabs as gradio components: labels, advice, ranges. Knows nothing of what a click does."""
+"""The settings of the tabs as gradio components: labels, advice, ranges. Knows nothing of what a click does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Setting:
     """One component: `key` in the form's values, what kind it is, and what a person reads."""
 
     key: str
-    kind: str  # text, lines, whole, number, slider, check, choice, open_choice
+    kind: str  # text, lines, whole, number, slider, check, checks, choice, open_choice
     label: str
     info: str = ""
     value: Any = None
@@ -72,20 +72,6 @@ CREATE: tuple[Row, ...] = (
             saved=False,
         ),
     ),
-)
-
-PREPROCESS: tuple[Row, ...] = (
-    (Setting("source", "text", "Source directory", "Pictures as they are; this folder is only read.", saved=False),),
-    (Setting("destination", "text", "Destination directory", "Made if missing. Captions (.txt) come along.", saved=False),),
-    (
-        Setting("width", "slider", "Preprocess width", "Pixels of the results.", options=_SIDE, saved=False),
-        Setting("height", "slider", "Preprocess height", "Best what you train at.", options=_SIDE, saved=False),
-    ),
-    (
-        Setting("center_crop", "check", "Centre crop", "Fill the size and cut what stands out; off keeps whole pictures.", True),
-        Setting("flip", "check", "Create flipped copies", "Not for text, or faces that must keep their side.", False),
-    ),
-    (Setting("use_result", "check", "Train on the result", "Points the Train tab at the destination.", True),),
 )
 
 TRAIN_ESSENTIALS: tuple[Row, ...] = (
@@ -346,6 +332,10 @@ def _check(value: Any, options: Mapping[str, Any], common: Mapping[str, Any]) ->
     return gr.Checkbox(value=bool(value), **options, **common)
 
 
+def _checks(value: Any, options: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
+    return gr.CheckboxGroup(value=list(value or ()), **options, **common)
+
+
 def _choice(value: Any, options: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
     return gr.Dropdown(value=value, **options, **common)
 
@@ -361,6 +351,7 @@ _MAKERS = {
     "number": _number,
     "slider": _slider,
     "check": _check,
+    "checks": _checks,
     "choice": _choice,
     "open_choice": _open_choice,
 }

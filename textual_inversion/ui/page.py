@@ -12,9 +12,10 @@ import gradio as gr
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
 from textual_inversion.training.job import sentence
-from textual_inversion.ui import compat, form, pictures, previews, render
+from textual_inversion.ui import compat, form, pictures, preprocess_form, preprocess_tab, previews, render
 from textual_inversion.ui.actions import Actions, Outcome, folder_text, name_problem
 from textual_inversion.ui.checking import Checking
+from textual_inversion.ui.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from textual_inversion.hosts.port import Checkpoint, Host
@@ -87,15 +88,16 @@ def build_train_page(host: Host, drawing_settings: Sequence[Any] = ()) -> TrainP
             with gr.Tab("Create", id="ti_create", elem_id="ti_tab_create"):
                 create = _create_tab(values["create"], parts)
             with gr.Tab("Preprocess", id="ti_preprocess", elem_id="ti_tab_preprocess"):
-                preprocess = _preprocess_tab(values["preprocess"], parts)
+                preprocess = preprocess_tab.draw(values["preprocess"], parts)
             with gr.Tab("Train", id="ti_train", elem_id="ti_tab_train"):
                 train = _train_tab(values["train"], parts, can_follow=bool(drawing_settings))
         with gr.Column(scale=6, min_width=320, elem_classes=["ti-stage"]):
             gr.HTML(render.live(), elem_id="ti_live")
+    preprocess_tab.draw_gallery(parts)
     page = TrainPage(create, preprocess, train, parts, actions)
     _wire_check(page, Checking(host))
     _wire_create(page)
-    _wire_preprocess(page)
+    preprocess_tab.wire(preprocess, parts, host, train["images"], actions.interrupt)
     _wire_train(page, list(drawing_settings))
     return page
 
@@ -115,7 +117,8 @@ def starting_values(host: Host, actions: Actions) -> dict[str, Parts]:
     train["template"] = train["template"] or (DEFAULT_TEMPLATE if DEFAULT_TEMPLATE in templates else next(iter(templates), None))
     train["template_options"] = {"choices": templates}
     create = {"name": new.name, "initializer_text": new.initializer_text, "num_vectors": str(new.num_vectors)}
-    preprocess = {"destination": str(folders.outputs / "preprocessed"), "width": train["width"], "height": train["height"]}
+    describers = Preprocessing(host).captioners()
+    preprocess = preprocess_form.starting_values(str(outputs / "preprocessed"), train["width"], train["height"], describers)
     return {"create": create, "preprocess": preprocess, "train": train}
 
 
@@ -192,22 +195,6 @@ def _create_tab(values: Mapping[str, Any], parts: Parts) -> Parts:
     return drawn
 
 
-def _preprocess_tab(values: Mapping[str, Any], parts: Parts) -> Parts:
-    gr.HTML(
-        render.intro(
-            "Pictures of one size", "Crops and resizes a folder of pictures into another one. Skip this if yours are square already."
-        )
-    )
-    drawn = form.draw(form.PREPROCESS[:1], values, "preprocess")
-    parts["source_strip"] = gr.HTML("", elem_id="ti_source_strip")
-    drawn.update(form.draw(form.PREPROCESS[1:], values, "preprocess"))
-    with gr.Row(elem_classes=["ti-buttons"]):
-        parts["preprocess_button"] = gr.Button("Preprocess", variant="primary", elem_id="ti_preprocess_button")
-        parts["preprocess_stop"] = gr.Button("Interrupt", elem_id="ti_preprocess_stop", elem_classes=["ti-stop"])
-    parts["preprocess_note"] = gr.HTML("", elem_id="ti_preprocess_note")
-    return drawn
-
-
 def _train_tab(values: Mapping[str, Any], parts: Parts, *, can_follow: bool) -> Parts:
     drawn = form.draw(form.TRAIN_ESSENTIALS[:1], values, "train")
     parts["standing"] = gr.HTML("", elem_id="ti_standing")
@@ -247,20 +234,6 @@ def _wire_create(page: TrainPage) -> None:
     outputs = [parts["create_note"], page.train["name"], page.create["overwrite"]]
     compat.on(parts["create_button"].click, create, page.create.values(), outputs)
     compat.on(page.create["name"].change, renamed, [page.create["name"], page.train["name"]], [page.train["name"]])
-
-
-def _wire_preprocess(page: TrainPage) -> None:
-    keys, parts, actions = list(page.preprocess), page.parts, page.actions
-
-    def preprocess(*values: Any) -> Any:
-        outcome = actions.preprocess(dict(zip(keys, values, strict=True)))
-        return _noted(outcome), compat.update(value=outcome.name) if outcome.name else compat.update()
-
-    outputs = [parts["preprocess_note"], page.train["images"]]
-    compat.on(parts["preprocess_button"].click, preprocess, page.preprocess.values(), outputs)
-    compat.on(parts["preprocess_stop"].click, lambda: _noted(actions.interrupt()), [], [parts["preprocess_note"]], queue=False)
-    source = page.preprocess["source"]
-    compat.on(source.change, lambda folder: _strip(folder) if folder else "", [source], [parts["source_strip"]])
 
 
 def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.ui import render
+from textual_inversion.ui.looking import looking_of
 
 if TYPE_CHECKING:
     from textual_inversion.hosts.port import Host
@@ -49,6 +50,7 @@ def add_routes(app: Any, host: Host, drawing: Drawing | None = None, allowed_hos
 
     prefix = f"/{render.ROUTE}"
     endpoints = {"state": _state(host, drawing), "picture": _job_picture(host), "cards": _cards(host), "card": _card_picture(host)}
+    endpoints["source"] = _source_picture(host)
     ours = [Route(f"{prefix}/{name}", guarded(handler), methods=["GET"]) for name, handler in endpoints.items()]
     app.router.routes[:] = [*ours, *(route for route in app.router.routes if not getattr(route, "path", "").startswith(f"{prefix}/"))]
 
@@ -123,6 +125,20 @@ def _card_picture(host: Host) -> Handler:
         name = request.query_params.get("name", "")
         path = next((card.picture for card in host.cards() if card.name == name), None)
         return _file(path, path.parent if path else None)  # a host may have several folders, and links to further ones
+
+    return picture
+
+
+def _source_picture(host: Host) -> Handler:
+    """A small copy of a picture that was looked at on the Preprocess tab."""
+
+    def picture(request: Request) -> Response:
+        place = request.query_params.get("item", "")
+        wanted = int(place) if place.isascii() and place.isdigit() and len(place) < 10 else -1
+        found = looking_of(host.job).thumbnail(request.query_params.get("look", ""), wanted)
+        if found is None:
+            return PlainTextResponse("There is no such picture.", status_code=404, headers=_HEADERS)
+        return Response(found, media_type="image/jpeg", headers={**_HEADERS, "Cache-Control": "private, max-age=3600"})
 
     return picture
 

@@ -1,0 +1,281 @@
+"""The Preprocess tab without a browser: looking, changing what was looked at, writing; what the page's script may send; the HTML."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.preprocess.run import PreprocessConfig
+from textual_inversion.ui import gallery, preprocess_form
+from textual_inversion.ui.looking import ALL, LEFT_OUT, Looking, looking_of, sent_for
+from textual_inversion.ui.preprocessing import Preprocessing
+from textual_inversion.ui.routes import add_routes
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three landscapes, one of them there twice, one far too small, one that is no picture."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, seed in (("a.jpg", 1), ("b.jpg", 2), ("b-copy.jpg", 2)):
+        noise(seed, (320, 200)).save(folder / name, quality=95)
+    noise(3, (40, 30)).save(folder / "small.png")
+    (folder / "z.png").write_text("not a picture")
+    (folder / "a.txt").write_text("a cat on a mat")
+    return folder
+
+
+def noise(seed: int, size: tuple[int, int]) -> Image.Image:
+    """A picture of coloured squares."""
+    import random
+
+    chance = random.Random(seed)
+    small = Image.new("RGB", (16, 12))
+    small.putdata([tuple(chance.randrange(256) for _ in range(3)) for _ in range(16 * 12)])
+    return small.resize(size, Image.Resampling.NEAREST)
+
+
+def values(source: Path, target: Path, **changed: Any) -> dict[str, Any]:
+    """The form as gradio hands it over: whole numbers as floats, choices as lists."""
+    given = preprocess_form.starting_values(str(target), 128, 128, ["colours"])
+    given = {key: float(value) if type(value) is int else value for key, value in given.items() if not key.endswith("_options")}
+    return {**given, "use_result": True, "may_download": False, "source": f" {source} ", **changed}
+
+
+def looked(host: FakeHost, source: Path, target: Path, **changed: Any) -> tuple[Preprocessing, Looking]:
+    actions = Preprocessing(host)
+    outcome = actions.look(values(source, target, **changed))
+    assert not outcome.failed, outcome.text
+    assert host.job.wait(30)
+    assert host.job.snapshot()["phase"] == "finished", host.job.snapshot()
+    return actions, actions.looking
+
+
+def sent(looking: Looking, *commands: dict[str, Any], first: int = 1) -> str:
+    return json.dumps({"look": looking.id, "commands": [{"n": first + place, **what} for place, what in enumerate(commands)]})
+
+
+def place_of(looking: Looking, name: str) -> int:
+    return next(place for place, item in enumerate(looking.planned) if item.source.name == name)
+
+
+def test_the_form_has_every_setting_and_its_defaults(tmp_path: Path) -> None:
+    drawn = {s.key for rows in (preprocess_form.SOURCE, preprocess_form.RESULT) for row in rows for s in row}
+    drawn |= {s.key for _, rows in preprocess_form.GROUPS for row in rows for s in row}
+    assert drawn == {field.name for field in fields(PreprocessConfig)} | {"use_result", "may_download"}
+    config = preprocess_form.config_of(values(tmp_path, tmp_path / "out"))
+    assert config == PreprocessConfig(str(tmp_path), str(tmp_path / "out"), width=128, height=128)
+
+
+def test_spaces_at_the_ends_of_a_prefix_stay(tmp_path: Path) -> None:
+    config = preprocess_form.config_of(values(tmp_path, tmp_path / "out", caption_prefix="photo, ", caption_join=" "))
+    assert (config.caption_prefix, config.caption_join) == ("photo, ", " ")
+
+
+def test_looking_writes_nothing_and_finds_what_is_wrong(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    _, looking = looked(host, photos, target)
+    assert not target.exists()
+    counts = looking.counts()
+    assert counts[ALL] == 5
+    assert (counts["small"], counts["unreadable"]) == (1, 1)
+    copy = next(item for item in looking.planned if any(problem.kind == "duplicate" for problem in item.problems))
+    assert copy.source.name in ("b.jpg", "b-copy.jpg")
+    assert looking.sizes() == {(128, 128): 4}
+    assert "nothing is written yet" in host.job.snapshot()["reason"]
+    assert any("z.png" in said for said in host.job.snapshot()["messages"])
+
+
+def test_what_was_changed_is_what_is_written(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    actions, looking = looked(host, photos, target, flips=["horizontal"])
+    a, small = place_of(looking, "a.jpg"), place_of(looking, "small.png")
+    said = sent(
+        looking,
+        {"do": "caption", "item": a, "part": 0, "text": "a dog on <b>a rug</b>"},
+        {"do": "choose", "item": small, "part": None, "chosen": False},
+    )
+    assert not looking.take(said), "the same pictures are shown: nothing that is being typed may be drawn over"
+    assert looking.counts()[LEFT_OUT] == 1
+    outcome = actions.write(values(photos, target, flips=["horizontal"]), said)
+    assert (outcome.text, outcome.name) == ("", str(target))
+    assert host.job.wait(30)
+    assert "6 written" in host.job.snapshot()["reason"]
+    captions = {path.name: path.read_text() for path in target.glob("*.txt")}
+    assert list(captions.values()) == ["a dog on <b>a rug</b>"] * 2
+    assert not list(target.glob("*small*"))
+    assert looking.id == ""
+
+
+def test_a_command_typed_just_before_the_click_counts(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    actions, looking = looked(host, photos, tmp_path / "out")
+    a = place_of(looking, "a.jpg")
+    said = sent(looking, {"do": "caption", "item": a, "part": 0, "text": "late"})
+    assert not actions.write(values(photos, tmp_path / "out"), said).failed
+    assert host.job.wait(30)
+    assert [path.read_text() for path in (tmp_path / "out").glob("*a.txt")] == ["late"]
+
+
+def test_without_looking_it_writes_everything(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    outcome = Preprocessing(host).write(values(photos, tmp_path / "out", use_result=False))
+    assert (outcome.failed, outcome.name) == (False, "")
+    assert host.job.wait(30)
+    state = host.job.snapshot()
+    assert (state["step"], state["last_step"], state["phase"]) == (5, 5, "finished")
+    assert "4 written, 1 left out" in state["reason"]
+
+
+def test_settings_changed_after_looking_are_not_mixed(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    actions, looking = looked(host, photos, tmp_path / "out")
+    outcome = actions.write(values(photos, tmp_path / "out", width=64.0))
+    assert outcome.failed
+    assert "Look again" in outcome.text
+    assert looking.take(sent(looking, {"do": "forget"}))
+    assert not actions.write(values(photos, tmp_path / "out", width=64.0)).failed
+    assert host.job.wait(30)
+
+
+def test_the_hosts_captioner_describes_before_anything_is_written(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    changed = {"captioners": ["colours"], "drop_words": "picture"}
+    actions, looking = looked(host, photos, tmp_path / "out", **changed)
+    captions = {item.source.name: item.views[0].caption for item in looking.planned if item.views}
+    assert captions["a.jpg"] == "a cat on a mat", "kept, for it had one"
+    assert set(captions.values()) - {"a cat on a mat"} <= {"a red", "a green", "a blue"}
+    assert "colours" in actions.captioners()
+    assert not actions.write(values(photos, tmp_path / "out", **changed)).failed
+    assert host.job.wait(30)
+    assert len(list((tmp_path / "out").glob("*.txt"))) == 4
+
+
+def test_captions_only_writes_beside_the_sources(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    changed = {"captions_only": True, "captioners": ["colours"], "existing_captions": "replace"}
+    actions, looking = looked(host, photos, tmp_path / "out", **changed)
+    assert "captions only" in gallery.head(looking)
+    outcome = actions.write(values(photos, tmp_path / "out", **changed))
+    assert (outcome.failed, outcome.name) == (False, ""), "the Train tab keeps its folder"
+    assert host.job.wait(30)
+    assert host.job.snapshot()["reason"].startswith("4 captions written"), host.job.snapshot()
+    assert (photos / "a.txt").read_text() != "a cat on a mat"
+    assert (photos / "b.txt").is_file()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_is_said(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    actions = Preprocessing(host)
+    assert "Source is empty" in actions.look({**values(photos, tmp_path), "source": ""}).text
+    assert "Destination is empty" in actions.write(values(photos, tmp_path, destination="")).text
+    assert actions.look(values(photos, tmp_path / "out", width=100.0)).text.startswith("Width is 100")
+    assert not actions.look(values(photos, tmp_path / "out", captioners=["blip"], blip_model=str(tmp_path / "none"))).failed
+    assert host.job.wait(30)
+    assert host.job.snapshot()["failed"], "a model that is not there fails the job with a sentence"
+    assert actions.looking.id == ""
+
+
+def test_commands_are_taken_once(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    _, looking = looked(host, photos, tmp_path / "out")
+    first = sent(looking, {"do": "choose", "item": 0, "part": None, "chosen": False})
+    looking.take(first)
+    looking.take(sent(looking, {"do": "choose", "item": 0, "part": None, "chosen": True}, first=2))
+    looking.take(first)  # said again, late
+    assert looking.planned[0].chosen
+    assert looking.taken == 2
+    assert sent_for(first) == looking.id
+
+
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=6)
+)
+def test_nothing_that_is_sent_breaks_it(junk: Any) -> None:
+    looking = Looking(id="x", config=PreprocessConfig("a", "b"))
+    for said in (junk, json.dumps(junk), json.dumps({"look": "x", "commands": junk})):
+        looking.take(said)
+    names = ["do", "item", "part", "page", "kind", "chosen", "text"]
+    looking.take(json.dumps({"look": "x", "commands": [{"n": 1, name: junk} for name in names]}))
+    looking.take(json.dumps({"look": "x", "commands": [{"n": 9, "do": "page", "page": junk}, {"n": 10, "do": "show", "kind": junk}]}))
+    gallery.head(looking)
+    gallery.tiles(looking)
+
+
+def test_pages_and_filters(host: FakeHost, tmp_path: Path) -> None:
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(30):
+        noise(number, (140, 130)).save(many / f"{number}.png")
+    _, looking = looked(host, many, tmp_path / "out")
+    assert (len(looking.shown()), looking.pages) == (24, 2)
+    assert looking.take(sent(looking, {"do": "page", "page": 1}))
+    assert looking.shown() == list(range(24, 30))
+    assert looking.take(sent(looking, {"do": "choose", "item": 3, "part": None, "chosen": False}, {"do": "show", "kind": "out"}, first=2))
+    assert looking.shown() == [3]
+    assert looking.take(sent(looking, {"do": "choose_shown", "chosen": True}, first=4))
+    assert looking.places("out") == []
+    assert "There is no such picture any more" in gallery.tiles(looking)
+
+
+def test_names_and_captions_are_text_on_the_page(host: FakeHost, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    noise(1, (140, 130)).save(folder / "<img src=x onerror=alert(1)>.png")
+    (folder / "<img src=x onerror=alert(1)>.txt").write_text("</textarea><script>alert(1)</script>")
+    _, looking = looked(host, folder, tmp_path / "out")
+    html = gallery.tiles(looking) + gallery.head(looking)
+    assert "<script>" not in html
+    assert "<img src=x" not in html
+
+
+def test_a_split_picture_has_a_caption_for_each_part(host: FakeHost, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    noise(1, (600, 130)).save(folder / "long.png")
+    _, looking = looked(host, folder, tmp_path / "out", split=True)
+    parts = len(looking.planned[0].views)
+    assert parts > 1
+    html = gallery.tiles(looking)
+    assert html.count("<textarea") == html.count("ti-crop") == parts
+    looking.take(sent(looking, {"do": "choose", "item": 0, "part": 0, "chosen": False}))
+    assert [view.chosen for view in looking.planned[0].views] == [False] + [True] * (parts - 1)
+    assert looking.sizes() == {(128, 128): parts - 1}
+
+
+def test_the_pictures_come_by_a_route_and_no_other_file_does(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    _, looking = looked(host, photos, tmp_path / "out")
+    app = Starlette()
+    add_routes(app, host)
+    client = TestClient(app, base_url="http://localhost")
+    answer = client.get(f"/textual-inversion/source?look={looking.id}&item={place_of(looking, 'a.jpg')}")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+    assert max(Image.open(io.BytesIO(answer.content)).size) == 320
+    own = f"look={looking.id}"
+    for query in ("", own, f"{own}&item=99", f"{own}&item=-1", "look=other&item=0", "look=&item=0"):
+        assert client.get(f"/textual-inversion/source?{query}").status_code == 404
+    assert client.get(f"/textual-inversion/source?look={looking.id}&item={place_of(looking, 'z.png')}").status_code == 404
+
+
+def test_one_set_for_all_pages_of_a_host(host: FakeHost) -> None:
+    assert looking_of(host.job) is Preprocessing(host).looking
+
+
+def test_interrupting_says_that_nothing_is_written(host: FakeHost) -> None:
+    from textual_inversion.ui.actions import Actions
+
+    host.job.start("look", "cats", lambda listener, stop: _until(stop))
+    assert "nothing is written" in Actions(host).interrupt().text
+    assert host.job.wait(5)
+
+
+def _until(stop: Any) -> None:
+    import time
+
+    while not stop():
+        time.sleep(0.005)

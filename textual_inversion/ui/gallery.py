@@ -1,0 +1,171 @@
+"""HTML of the pictures that were looked at: what they are, their crops, captions and problems. Knows nothing of gradio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textual_inversion.ui.looking import ALL, DONE, LEFT_OUT, UNREADABLE, Looking, counted
+from textual_inversion.ui.render import ROUTE, escape, note
+
+if TYPE_CHECKING:
+    from textual_inversion.preprocess.focal import Focus
+    from textual_inversion.preprocess.layout import View
+    from textual_inversion.preprocess.plan import Planned
+
+#: Filter -> what its button says, in the order of the buttons.
+FILTERS = {
+    ALL: "All",
+    "small": "Too small",
+    "blurred": "Blurred",
+    "duplicate": "The same as another",
+    "shape": "Much cut away",
+    UNREADABLE: "Cannot be used",
+    DONE: "Done before",
+    LEFT_OUT: "Left out",
+}
+_MOST_SIZES = 8
+
+
+def head(looking: Looking) -> str:
+    """How many pictures and results there are, of which sizes, and the filters; nothing when nothing was looked at."""
+    if not looking.id:
+        return ""
+    counts, sizes = looking.counts(), looking.sizes()
+    total = counted(counts[ALL], "picture")
+    made = _captions_line(looking) if looking.config and looking.config.captions_only else _sizes_line(sizes)
+    filters = "".join(
+        f'<button type="button" data-do="show" data-kind="{kind}" aria-pressed="{str(kind == looking.show).lower()}">'
+        f"{label} <b>{counts[kind]}</b></button>"
+        for kind, label in FILTERS.items()
+        if counts[kind] or kind == looking.show
+    )
+    told = "".join(note(text, "hint") for text in looking.notes)
+    return (
+        f'<div class="ti-look-head"><h3>{total}, {made}</h3>'
+        '<button type="button" class="ti-look-close" data-do="forget" title="Forget what was looked at and changed">Close</button>'
+        f'{told}<div class="ti-switch" role="group" aria-label="Which pictures are shown">{filters}</div></div>'
+    )
+
+
+def tiles(looking: Looking) -> str:
+    """The pictures of the current page, with the buttons to others."""
+    if not looking.id:
+        return ""
+    shown = looking.shown()
+    pictures = "".join(_tile(looking, place) for place in shown)
+    nothing = "" if shown else '<p class="ti-look-none">There is no such picture any more.</p>'
+    copies = len(looking.config.flips) if looking.config else 0
+    hint = "Click a picture to leave it out or take it back. Captions are saved as you type."
+    hint += f" Each gets {counted(copies, 'mirrored copy').replace('copys', 'copies')} as well." if copies else ""
+    return (
+        f'<div class="ti-look" data-look="{looking.id}"><p class="ti-look-hint">{hint}</p>'
+        f'<div class="ti-tiles">{pictures}</div>{nothing}{_foot(looking)}</div>'
+    )
+
+
+def acknowledged(looking: Looking) -> str:
+    """What tells the page's script which of its commands were taken."""
+    return f'<span class="ti-look-ack" data-look="{looking.id}" data-taken="{looking.taken}"></span>'
+
+
+def _sizes_line(sizes: dict[tuple[int, int], int]) -> str:
+    results = counted(sum(sizes.values()), "result")
+    most = sorted(sizes.items(), key=lambda item: -item[1])[:_MOST_SIZES]
+    if len(sizes) == 1:
+        return f"{results} of {_pixels(most[0][0])}"
+    told = ", ".join(f"{number} of {_pixels(size)}" for size, number in most)
+    more = f" and {len(sizes) - len(most)} other sizes" if len(sizes) > len(most) else ""
+    return f"{results}: {told}{more}" if sizes else results
+
+
+def _captions_line(looking: Looking) -> str:
+    written = sum(view.chosen and view.caption is not None for item in looking.planned for view in item.views)
+    return f"{counted(written, 'caption')}; captions only, no pictures are written"
+
+
+def _pixels(size: tuple[float, float]) -> str:
+    return f"{size[0]:.0f} × {size[1]:.0f}"
+
+
+def _tile(looking: Looking, place: int) -> str:
+    item = looking.planned[place]
+    problems = "".join(f'<p class="ti-problem">{escape(problem.text)}</p>' for problem in item.problems)
+    problems += f'<p class="ti-problem ti-problem-fatal">{escape(item.reason)}</p>' if item.reason else ""
+    parts = "".join(_part(view, place, alone=len(item.views) == 1) for view in item.views)
+    made = ", ".join(dict.fromkeys(_pixels(view.size) for view in item.views))
+    sizes = f"{_pixels(item.size)} → {made}" if made else _pixels(item.size) if item.size[0] else ""
+    done = '<span class="ti-done">is there already</span>' if item.done else ""
+    out = "" if item.chosen or not item.views else " data-out"
+    return (
+        f'<figure class="ti-tile" data-item="{place}"{out}>{_shot(looking, place, item)}'
+        f'<figcaption><strong title="{escape(item.source.name)}">{escape(item.source.name)}</strong>'
+        f"<span>{sizes}</span>{done}</figcaption>{parts}{problems}</figure>"
+    )
+
+
+def _shot(looking: Looking, place: int, item: Planned) -> str:
+    """The picture with what becomes of it lit and the rest in the dark; a click leaves it out."""
+    width, height = item.size
+    if not item.views or not width or not height:
+        return '<div class="ti-shot ti-shot-none">no picture</div>'
+    cut = any(view.box != (0, 0, width, height) for view in item.views)
+    drawn = _crops(item, width, height) if cut else ""
+    drawn += _faces(item.focus, width, height) if item.focus else ""
+    label = escape(f"Use {item.source.name}")
+    return (
+        f'<button type="button" class="ti-shot" data-do="choose" role="switch" aria-checked="{str(item.chosen).lower()}" '
+        f'aria-label="{label}" title="Click to leave it out, or to take it back" style="aspect-ratio:{width}/{height}">'
+        f'<img src="{ROUTE}/source?look={looking.id}&amp;item={place}" alt="" loading="lazy">'
+        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg></button>'
+    )
+
+
+def _crops(item: Planned, width: int, height: int) -> str:
+    boxes = [view.box for view in item.views]
+    holes = " ".join(f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z" for left, top, right, bottom in boxes[:1])
+    if len(boxes) > 1:  # parts overlap, and an overlap would count as outside: what all of them cover is lit
+        left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
+        right, bottom = max(box[2] for box in boxes), max(box[3] for box in boxes)
+        holes = f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z"
+    frames = "".join(
+        f'<rect class="ti-crop" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"/>'
+        for left, top, right, bottom in boxes
+    )
+    return f'<path class="ti-cut-away" fill-rule="evenodd" d="M0 0H{width}V{height}H0Z {holes}"/>{frames}'
+
+
+def _faces(focus: Focus, width: int, height: int) -> str:
+    return "".join(
+        f'<rect class="ti-seen" x="{left * width:.1f}" y="{top * height:.1f}" '
+        f'width="{(right - left) * width:.1f}" height="{(bottom - top) * height:.1f}"/>'
+        for left, top, right, bottom in focus.faces
+    )
+
+
+def _part(view: View, place: int, *, alone: bool) -> str:
+    """The caption of a result, with a switch where a picture has several."""
+    name = "Caption" if alone else f"Caption of part {view.part + 1}"
+    box = "" if alone else (
+        f'<label class="ti-option"><input type="checkbox" data-do="choose" data-part="{view.part}"{" checked" if view.chosen else ""}>'
+        f"part {view.part + 1}</label>"
+    )  # fmt: skip
+    return (
+        f'<div class="ti-part">{box}<textarea rows="2" data-do="caption" data-part="{view.part}" aria-label="{name}" '
+        f'placeholder="No caption">{escape(view.caption or "")}</textarea></div>'
+    )
+
+
+def _foot(looking: Looking) -> str:
+    places = looking.places()
+    first, last = looking.page, looking.pages - 1
+    several = f'<button type="button" data-do="page" data-page="{first - 1}"{"" if first else " disabled"}>Back</button>'
+    several += f"<span>page {first + 1} of {last + 1}</span>"
+    several += f'<button type="button" data-do="page" data-page="{first + 1}"{"" if first < last else " disabled"}>Next</button>'
+    every = ""
+    if looking.show not in (ALL, UNREADABLE) and places:
+        every = (
+            f'<button type="button" data-do="choose_shown">Leave out all {len(places)}</button>'
+            f'<button type="button" data-do="choose_shown" data-chosen>Take all {len(places)}</button>'
+        )
+    turning = several if last else ""
+    return f'<div class="ti-look-foot">{every}{turning}</div>' if every or turning else ""

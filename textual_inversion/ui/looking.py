@@ -1,0 +1,217 @@
+"""Pictures looked at before they are preprocessed: what becomes of each, and what a person changed about it. Knows nothing of gradio.
+
+The page's script sends what was clicked and typed as numbered commands, again and again until it sees that they were taken, since
+gradio drops a call while the one before is under way.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from textual_inversion.errors import ConfigError, DatasetError
+from textual_inversion.training.events import Message
+from textual_inversion.training.job import Advanced, Job, Listener, ShouldStop, left_out
+
+if TYPE_CHECKING:
+    from textual_inversion.preprocess.captioning import Captioner
+    from textual_inversion.preprocess.plan import Planned
+    from textual_inversion.preprocess.run import PreprocessConfig
+
+JOB = "look"
+PAGE = 24  # pictures on the page at a time
+THUMBNAIL = 384  # pixels of the longer side
+MOST_CAPTION = 2000  # characters
+ALL, UNREADABLE, LEFT_OUT, DONE = "all", "unreadable", "out", "done"
+_lookings: WeakKeyDictionary[Job, Looking] = WeakKeyDictionary()
+
+
+def looking_of(job: Job) -> Looking:
+    """The pictures looked at in the WebUI whose job this is: one set for all of its pages, so that a reloaded page finds it again."""
+    return _lookings.setdefault(job, Looking())
+
+
+@dataclass
+class Looking:
+    """A set of pictures and how it is shown.
+
+    Attributes:
+        id: another text for each set; empty while there is none.
+        config: what it was looked at with.
+        planned: one entry a picture, with what a person changed.
+        notes: sentences on what the settings cannot do on this machine.
+        show: which pictures: `all`, a kind of problem, `unreadable`, `out` or `done`.
+        page: of those, from 0.
+        taken: number of the last command that was taken.
+    """
+
+    id: str = ""
+    config: PreprocessConfig | None = None
+    planned: list[Planned] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    show: str = ALL
+    page: int = 0
+    taken: int = 0
+
+    def look(self, config: PreprocessConfig, captioners: Mapping[str, Captioner], listener: Listener, should_stop: ShouldStop) -> str:
+        """Look at every picture of the source; returns one sentence. What was there before is forgotten."""
+        from textual_inversion.preprocess.run import notes, plan
+
+        self.forget()
+        planned = plan(config, lambda done, total, _name: listener(Advanced(done, total)), should_stop, captioners=captioners)
+        self.config, self.planned, self.notes = config, planned, notes(config)
+        self.id = secrets.token_hex(6)
+        for item in planned:
+            if item.reason:
+                listener(Message(left_out(item.source.name, item.reason)))
+        return f"{counted(len(planned), 'picture')} looked at; nothing is written yet."
+
+    def forget(self) -> None:
+        """There is nothing to show."""
+        self.id, self.config, self.planned, self.notes = "", None, [], []
+        self.show, self.page, self.taken = ALL, 0, 0
+
+    def for_writing(self, config: PreprocessConfig) -> list[Planned] | None:
+        """What was looked at, for a run with these settings; None when nothing was.
+
+        Raises:
+            ConfigError: it was looked at with others.
+        """
+        if not self.id:
+            return None
+        if config != self.config:
+            raise ConfigError("The settings were changed after the pictures were looked at; click Look again, or close the pictures below.")
+        return list(self.planned)
+
+    def places(self, show: str | None = None) -> list[int]:
+        """Places in `planned` of the pictures that a filter shows; the one that is chosen unless told."""
+        show = self.show if show is None else show
+        return [place for place, item in enumerate(self.planned) if show in (ALL, *kinds(item))]
+
+    def shown(self) -> list[int]:
+        """Places of those on the current page."""
+        return self.places()[self.page * PAGE : (self.page + 1) * PAGE]
+
+    @property
+    def pages(self) -> int:
+        """How many pages there are, at least one."""
+        return max(1, -(-len(self.places()) // PAGE))
+
+    def counts(self) -> Counter[str]:
+        """How many pictures there are of each kind."""
+        return Counter(kind for item in self.planned for kind in (ALL, *kinds(item)))
+
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """(width, height) -> results that are wanted, mirrored copies counted."""
+        copies = 1 + len(self.config.flips) if self.config else 1
+        found: Counter[tuple[int, int]] = Counter()
+        for item in self.planned:
+            for view in item.views:
+                found[view.size] += copies * view.chosen
+        return +found
+
+    def take(self, sent: Any) -> bool:
+        """Do what the page's script asks for in JSON, what was done already left alone; returns whether other pictures are now shown."""
+        asked = list(_commands(sent, self.id, self.taken))
+        before = (self.id, self.show, self.page)
+        shown_anew = False
+        for number, command in asked:
+            shown_anew |= self._do(command)
+            self.taken = number
+        return shown_anew or (self.id, self.show, self.page) != before
+
+    def _do(self, command: Mapping[str, Any]) -> bool:
+        kind = command.get("do")
+        if kind == "forget":
+            self.forget()
+        elif kind == "show":
+            self.show, self.page = str(command.get("kind") or ALL), 0
+        elif kind == "page":
+            self.page = min(max(0, _whole(command.get("page"))), self.pages - 1)
+        elif kind == "choose_shown":
+            for place in self.places():
+                self.planned[place] = self.planned[place].choose(bool(command.get("chosen")))
+            return True
+        elif 0 <= (place := _whole(command.get("item"))) < len(self.planned):
+            item, part = self.planned[place], command.get("part")
+            part = part if isinstance(part, int) else None
+            if kind == "choose":
+                self.planned[place] = item.choose(bool(command.get("chosen")), part)
+            elif kind == "caption":
+                self.planned[place] = item.with_caption(str(command.get("text") or "")[:MOST_CAPTION], part)
+        return False
+
+    def thumbnail(self, look: str, place: int) -> bytes | None:
+        """A small JPEG of a whole upright source picture; None when there is no such picture or it cannot be read any more."""
+        if look != self.id or not look or not 0 <= place < len(self.planned) or self.config is None:
+            return None
+        source = self.planned[place].source
+        try:
+            return small_jpeg(str(source), source.stat().st_mtime_ns, self.config.exif, self.config.background)
+        except (OSError, DatasetError):
+            return None
+
+
+def kinds(item: Planned) -> list[str]:
+    """Filters that show a picture, but for `all`."""
+    found = list(dict.fromkeys(problem.kind for problem in item.problems))
+    found += [UNREADABLE] if item.reason else []
+    found += [LEFT_OUT] if item.views and not all(view.chosen for view in item.views) else []
+    return found + ([DONE] if item.done else [])
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 picture`, `2 pictures`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def sent_for(sent: Any) -> str:
+    """Which set of pictures the page showed when it last sent something."""
+    return str(_object(sent).get("look") or "")
+
+
+def _commands(sent: Any, look: str, taken: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Numbered commands that belong to this set and were not taken yet."""
+    told = _object(sent)
+    if not look or told.get("look") != look or not isinstance(told.get("commands"), list):
+        return
+    for command in told["commands"]:
+        if isinstance(command, dict) and (number := _whole(command.get("n"))) > taken:
+            yield number, command
+
+
+def _object(sent: Any) -> dict[str, Any]:
+    try:
+        told = json.loads(sent or "{}")
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else -1
+
+
+@lru_cache(maxsize=256)
+def small_jpeg(path: str, _modified: int, upright: bool, background: str) -> bytes:
+    """JPEG of a picture, 384 pixels on its longer side at most.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    from textual_inversion.dataset.images import read_colours
+    from textual_inversion.dataset.pixels import on_colour
+
+    image = on_colour(read_colours(Path(path), (THUMBNAIL, THUMBNAIL), upright=upright), background)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()

@@ -1,0 +1,115 @@
+"""The Preprocess tab: its settings and the pictures looked at, wired to what the buttons do. Knows no WebUI but through its host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from textual_inversion.errors import TextualInversionError
+from textual_inversion.training.job import sentence
+from textual_inversion.ui import compat, form, gallery, pictures, preprocess_form, render
+from textual_inversion.ui.actions import Outcome, folder_text
+from textual_inversion.ui.looking import sent_for
+from textual_inversion.ui.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from textual_inversion.hosts.port import Host
+
+Parts = dict[str, Any]
+
+
+def draw(values: Parts, parts: Parts) -> Parts:
+    """Put the tab's settings and buttons on the page; returns key -> component, the rest goes into `parts`."""
+    gr.HTML(
+        render.intro(
+            "From photos to a training set",
+            "Look shows what becomes of each picture before anything is written: crops, captions, what is blurred or there twice.",
+        )
+    )
+    drawn = form.draw(preprocess_form.SOURCE, values, "preprocess")
+    parts["source_strip"] = gr.HTML("", elem_id="ti_source_strip")
+    with gr.Accordion("Drop pictures here instead", open=False, elem_id="ti_source_drop"):
+        parts["source_files"] = gr.File(
+            label="Pictures, with .txt captions if you have them", file_count="multiple", elem_id="ti_source_files"
+        )
+        parts["source_files_note"] = gr.HTML("", elem_id="ti_source_files_note")
+    drawn.update(form.draw(preprocess_form.RESULT, values, "preprocess"))
+    for title, rows in preprocess_form.GROUPS:
+        with gr.Accordion(title, open=False, elem_classes=["ti-group"]):
+            drawn.update(form.draw(rows, values, "preprocess"))
+    with gr.Row(elem_classes=["ti-buttons"]):
+        parts["look_button"] = gr.Button("Look", elem_id="ti_look_button", elem_classes=["ti-stop"])
+        parts["preprocess_button"] = gr.Button("Preprocess", variant="primary", elem_id="ti_preprocess_button")
+        parts["preprocess_stop"] = gr.Button("Interrupt", elem_id="ti_preprocess_stop", elem_classes=["ti-stop"])
+    parts["preprocess_note"] = gr.HTML("", elem_id="ti_preprocess_note")
+    return drawn
+
+
+def draw_gallery(parts: Parts) -> None:
+    """Put the pictures looked at on the page, under everything else: they need its whole width."""
+    with gr.Column(elem_id="ti_lookout", elem_classes=["ti-lookout"]):
+        parts["look_head"] = gr.HTML("", elem_id="ti_look_head")
+        parts["look_tiles"] = gr.HTML("", elem_id="ti_look_tiles")
+    # what the page's script says and presses; hidden by a class, for what is not visible is not on the page in gradio 5
+    parts["look_sent"] = gr.Textbox("", elem_id="ti_look_sent", elem_classes=["ti-hidden"], show_label=False)
+    parts["look_take"] = gr.Button("Take", elem_id="ti_look_take", elem_classes=["ti-hidden"])
+    parts["look_taken"] = gr.HTML("", elem_id="ti_look_taken", elem_classes=["ti-hidden"])
+    for name in ("look_button", "look_sent", "look_take"):
+        compat.not_saved(parts[name])
+
+
+def wire(settings: Parts, parts: Parts, host: Host, images: Any, interrupt: Callable[[], Outcome]) -> None:
+    """Wire the tab; `images` is the Train tab's folder, which a result may become."""
+    actions, keys = Preprocessing(host), list(settings)
+    shown = [parts["look_head"], parts["look_tiles"], parts["look_taken"]]
+
+    def look(*values: Any) -> str:
+        return _noted(actions.look(dict(zip(keys, values, strict=True))))
+
+    def write(*values: Any) -> Any:
+        outcome = actions.write(dict(zip(keys, values)), values[-1])
+        return _noted(outcome), compat.update(value=outcome.name) if outcome.name else compat.update()
+
+    def take(sent: Any) -> Any:
+        """Do what the page's script asks for. Pictures are drawn anew only for others, since somebody may be typing in these."""
+        other = actions.looking.take(sent)
+        return _shown(actions, tiles=other)
+
+    def refresh(sent: Any) -> Any:
+        """As `take`, for a new page or a job that ended."""
+        other = actions.looking.take(sent) or sent_for(sent) != actions.looking.id
+        return _shown(actions, tiles=other)
+
+    def dropped(files: Any) -> Any:
+        paths = compat.uploaded_paths(files)
+        if not paths:
+            return "", compat.update()
+        try:
+            folder, left_out = pictures.keep_uploads(paths, host.folders().outputs / "pictures")
+        except (TextualInversionError, OSError) as error:
+            return render.note(sentence(error), "error"), compat.update()
+        return render.note(left_out or "Copied; the source directory points there.", "hint"), compat.update(value=str(folder))
+
+    values = list(settings.values())
+    compat.on(parts["look_button"].click, look, values, [parts["preprocess_note"]])
+    compat.on(parts["preprocess_button"].click, write, [*values, parts["look_sent"]], [parts["preprocess_note"], images])
+    compat.on(parts["preprocess_stop"].click, lambda: _noted(interrupt()), [], [parts["preprocess_note"]], queue=False)
+    compat.on(parts["look_take"].click, take, [parts["look_sent"]], shown)
+    compat.on(parts["refresh"].click, refresh, [parts["look_sent"]], shown)
+    compat.on(parts["source_files"].change, dropped, [parts["source_files"]], [parts["source_files_note"], settings["source"]])
+    compat.on(settings["source"].change, _source, [settings["source"]], [parts["source_strip"]])
+
+
+def _shown(actions: Preprocessing, *, tiles: bool) -> Any:
+    looking = actions.looking
+    return gallery.head(looking), gallery.tiles(looking) if tiles else compat.update(), gallery.acknowledged(looking)
+
+
+def _source(folder: Any) -> str:
+    return pictures.folder_strip(folder_text(folder)) if folder else ""
+
+
+def _noted(outcome: Outcome) -> str:
+    return render.note(outcome.text, outcome.kind)
