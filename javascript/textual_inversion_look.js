@@ -90,6 +90,12 @@
         if (what === "page") return command({ do: what, page: Number(button.dataset.page) });
         command({ do: what, chosen: "chosen" in button.dataset });
     });
+    // Says that this page is no new one, whose form would be filled with what was looked at.
+    document.addEventListener("click", (event) => {
+        if (!event.target.closest || !event.target.closest("#ti_look_button")) return;
+        [look, commands] = ["asked", []];
+        say();
+    }, true);
     // They belong to the Preprocess tab, and lie below all of the tabs for their room.
     let seen = "";
     function settle() {

@@ -78,6 +78,11 @@ def test_the_form_has_every_setting_and_its_defaults(tmp_path: Path) -> None:
     assert config == PreprocessConfig(str(tmp_path), str(tmp_path / "out"), width=128, height=128)
 
 
+def test_a_new_page_is_filled_with_what_was_looked_at(tmp_path: Path) -> None:
+    config = PreprocessConfig(str(tmp_path), str(tmp_path / "out"), flips=("both",), captioners=("colours",), caption_prefix="photo, ")
+    assert preprocess_form.config_of(preprocess_form.values_of(config)) == config
+
+
 def test_spaces_at_the_ends_of_a_prefix_stay(tmp_path: Path) -> None:
     config = preprocess_form.config_of(values(tmp_path, tmp_path / "out", caption_prefix="photo, ", caption_join=" "))
     assert (config.caption_prefix, config.caption_join) == ("photo, ", " ")

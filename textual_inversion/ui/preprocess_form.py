@@ -202,5 +202,11 @@ def config_of(values: Mapping[str, Any]) -> PreprocessConfig:
     return PreprocessConfig(**cleaned)
 
 
+def values_of(config: PreprocessConfig) -> dict[str, Any]:
+    """What the form's components show for these settings; an empty destination leaves the form's own."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if key != "destination" or value}
+
+
 def _rows() -> list[Row]:
     return [*SOURCE, *RESULT, *(row for _, rows in GROUPS for row in rows)]

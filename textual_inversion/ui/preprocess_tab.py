@@ -78,9 +78,13 @@ def wire(settings: Parts, parts: Parts, host: Host, images: Any, interrupt: Call
         return _shown(actions, tiles=other)
 
     def refresh(sent: Any) -> Any:
-        """As `take`, for a new page or a job that ended."""
-        other = actions.looking.take(sent) or sent_for(sent) != actions.looking.id
-        return _shown(actions, tiles=other)
+        """As `take`, for a new page or a job that ended. A new page has said nothing yet, and its form gets what was looked at."""
+        looking = actions.looking
+        other = looking.take(sent) or sent_for(sent) != looking.id
+        config = None if sent_for(sent) else looking.config
+        filled = preprocess_form.values_of(config) if config else {}
+        form_now = [compat.update(value=filled[key]) if key in filled else compat.update() for key in keys]
+        return *_shown(actions, tiles=other), *form_now
 
     def dropped(files: Any) -> Any:
         paths = compat.uploaded_paths(files)
@@ -97,7 +101,7 @@ def wire(settings: Parts, parts: Parts, host: Host, images: Any, interrupt: Call
     compat.on(parts["preprocess_button"].click, write, [*values, parts["look_sent"]], [parts["preprocess_note"], images])
     compat.on(parts["preprocess_stop"].click, lambda: _noted(interrupt()), [], [parts["preprocess_note"]], queue=False)
     compat.on(parts["look_take"].click, take, [parts["look_sent"]], shown)
-    compat.on(parts["refresh"].click, refresh, [parts["look_sent"]], shown)
+    compat.on(parts["refresh"].click, refresh, [parts["look_sent"]], [*shown, *values])
     compat.on(parts["source_files"].change, dropped, [parts["source_files"]], [parts["source_files_note"], settings["source"]])
     compat.on(settings["source"].change, _source, [settings["source"]], [parts["source_strip"]])
 
