@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.hosts.a1111_browser import wait_for
 from tests.hosts.conftest import WebUI
 
 pytestmark = [pytest.mark.hosts, pytest.mark.browser]
@@ -214,15 +215,18 @@ def test_the_settings_of_the_page_hold(cards: Page, a1111: WebUI) -> None:
         a1111.post("/sdapi/v1/options", **before)
 
 
+def log_says(a1111: WebUI, line: str) -> int:
+    return a1111.log.read_text(encoding="utf-8", errors="replace").count(line)
+
+
 def test_after_a_reload_of_the_page_there_is_one_of_everything(cards: Page, a1111: WebUI) -> None:
     cards.refresh()
     known = cards.told()
-    said = a1111.log.read_text(encoding="utf-8", errors="replace").count("Startup time:")
+    said, started = log_says(a1111, "Restarting UI"), log_says(a1111, "Startup time:")
     cards.page.evaluate("document.querySelector('#settings_restart_gradio').click()")
-    for _ in range(240):
-        if a1111.log.read_text(encoding="utf-8", errors="replace").count("Startup time:") > said:
-            break
-        cards.page.wait_for_timeout(250)
+    wait_for(lambda: log_says(a1111, "Restarting UI") > said, 60, "the reload")
+    cards.page.goto("about:blank")  # else the page reloads itself in the middle of what follows
+    wait_for(lambda: log_says(a1111, "Startup time:") > started, 120, "the host")
     cards.errors.clear()  # of the page that went away
     cards.open(a1111.url)
     assert cards.told() == known

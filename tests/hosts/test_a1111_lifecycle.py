@@ -38,6 +38,18 @@ ONCE = {
 }
 
 
+#: Name of a section of the settings page -> the heading that it is under; null until the host has put the headings in.
+HEADINGS = """() => {
+    const lines = [...document.querySelectorAll("#settings > div > *")], found = {};
+    let heading = "";
+    for (const line of lines) {
+        if (line.matches(".settings-category")) heading = line.textContent.trim();
+        else found[line.textContent.trim()] = heading;
+    }
+    return heading ? found : null;
+}"""
+
+
 @pytest.fixture(scope="module")
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
     with running_a1111(tmp_path_factory.mktemp("a1111-life")) as webui:
@@ -80,6 +92,14 @@ def begin(webui: WebUI, name: str) -> str:
 
 def wait_phase(tab: TrainTab, phase: str) -> None:
     wait_for(lambda: tab.page.evaluate("document.querySelector('.ti-job')?.dataset.phase") == phase, 20, f"{phase} on the page")
+
+
+def test_its_settings_are_a_section_under_training(webui: WebUI, chromium: str) -> None:
+    with open_page(chromium, webui.url) as tab:
+        tab.open()
+        tab.go("Settings")
+        heading: dict[str, str] = wait_for(lambda: tab.page.evaluate(HEADINGS), 20, "the headings")
+    assert (heading["Textual Inversion"], heading["Training"]) == ("Training", "Training")
 
 
 def test_a_page_that_is_opened_again_finds_the_running_job(webui: WebUI, chromium: str) -> None:

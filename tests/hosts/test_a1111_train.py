@@ -60,9 +60,9 @@ def begin(webui: WebUI, name: str, **values: Any) -> str:
     return str(answer["job"])
 
 
-def draw_slowly(webui: WebUI) -> threading.Thread:
+def draw_slowly(webui: WebUI, prompt: str = "a red circle") -> threading.Thread:
     """Ask for a picture that takes seconds, and come back when the host is at it."""
-    asking = threading.Thread(target=lambda: picture(webui, "a red circle", **SLOW_PICTURE))
+    asking = threading.Thread(target=lambda: picture(webui, prompt, **SLOW_PICTURE))
     asking.start()
     wait_for(lambda: webui.get("/sdapi/v1/progress")["state"]["sampling_step"] > 0)
     return asking
@@ -263,6 +263,46 @@ def test_training_waits_for_a_picture_and_can_be_interrupted_meanwhile(webui: We
     asking.join(120)
     assert until_over(webui)["phase"] == "finished"
     check_draws(webui)
+
+
+def test_a_checkpoint_that_is_chosen_meanwhile_waits_and_does_not_get_into_the_training(webui: WebUI) -> None:
+    checkpoints = webui.data / "models" / "Stable-diffusion"
+    for ending in ("safetensors", "yaml"):
+        shutil.copy(checkpoints / f"tiny.{ending}", checkpoints / f"second.{ending}")
+    webui.post("/sdapi/v1/refresh-checkpoints")
+    create(webui, "kept-apart")
+    begin(webui, "kept-apart")
+    until_step(webui, 3)
+    switching = threading.Thread(target=lambda: set_options(webui, sd_model_checkpoint="second.safetensors"))
+    switching.start()
+    try:
+        shown = until_step(webui, state(webui)["step"] + 25)
+        assert switching.is_alive()
+        webui.post(f"{API}/interrupt")
+        assert until_over(webui)["phase"] == "interrupted"
+        switching.join(60)
+        assert webui.get(f"{API}/inspect", name="kept-apart")["checkpoint"] == "tiny"
+        assert step_in_file(webui, "kept-apart") >= shown["step"]
+        _, infotext = picture(webui, "a picture of kept-apart")
+        assert "Model: second" in infotext
+        assert "TI hashes" in infotext
+        assert train(webui, "kept-apart", steps=state(webui)["step"] + 2)["phase"] == "finished"
+        assert webui.get(f"{API}/inspect", name="kept-apart")["checkpoint"] == "second"
+    finally:
+        set_options(webui, sd_model_checkpoint="tiny.safetensors")
+
+
+def test_a_word_whose_file_goes_while_it_is_drawn_with(webui: WebUI) -> None:
+    plain, _ = picture(webui, "a picture of short-lived")
+    file = create(webui, "short-lived")
+    asking = draw_slowly(webui, "a picture of <short-lived:1.2>")
+    file.unlink()
+    asking.join(120)
+    drawn, infotext = picture(webui, "a picture of short-lived")
+    assert drawn == plain
+    assert "TI hashes" not in infotext
+    assert "short-lived" not in {card["name"] for card in webui.get(f"{API}/embeddings")}
+    check_draws(webui, "a picture of <short-lived:1.2>")
 
 
 @pytest.mark.browser

@@ -88,3 +88,21 @@ def test_a_name_in_no_encoding_is_known_by_the_librarys_only(inside: webui_hosts
     assert len(table.word_embeddings) == 2
     assert "".join(table.word_embeddings).encode()
     host.remove()
+
+
+def test_files_that_cannot_be_read_take_one_line_once(inside: webui_hosts.Inside, caplog: pytest.LogCaptureFixture) -> None:
+    host, folder = a1111(), inside.root / "embeddings"
+    (folder / "first.pt").write_bytes(b"rubbish" * 9)
+    host.install()
+    host.embeddings_changed()
+    (said,) = caplog.messages
+    assert said.startswith("Textual Inversion: first.pt: ")
+    caplog.clear()
+    for number in range(8):
+        (folder / f"many-{number}.pt").write_bytes(b"rubbish" * 9)
+    host.embeddings_changed()
+    host.embeddings_changed()
+    (said,) = caplog.messages
+    assert "8 embedding files cannot be read (" in said
+    assert "and 3 more" in said
+    host.remove()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _WIDTHS = {768: {"clip_l": 768}, 1024: {"clip_h": 1024}, 1280: {"clip_g": 1280}, 2048: {"clip_l": 768, "clip_g": 1280}}
 _SCAN, _READ = "load_textual_inversion_embeddings", "load_from_file"
 _FOUND = "_textual_inversion_entries"  # what a scan has found, kept on the table that is filled
+_NAMED = 5  # files in a line of the console
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +77,7 @@ class EmbeddingTables:
         self._turn = 0  # of installing; what was wrapped at an earlier one passes through for good
         self._seen: dict[int, str] = {}  # table -> version of its library at the last scan
         self._told: set[str] = set()  # what cannot be read, each once
+        self._to_tell: list[tuple[str, str]] = []  # files and reasons that the scan under way has found
 
     def install(self) -> None:
         """Wrap the methods; a second call changes nothing."""
@@ -125,6 +127,7 @@ class EmbeddingTables:
             if can_be_forced and not args:
                 keywords["force_reload"] = keywords.get("force_reload", False) or self.is_stale(database)
             result = scan(database, *args, **keywords)
+            self._tell()
             if self._installed(turn) and before != database.word_embeddings:  # other objects, so it has read them again
                 self._changed()
                 if self._enabled():
@@ -154,13 +157,23 @@ class EmbeddingTables:
                     reason = sentence(error)
             if reason:
                 _skip(kind, database, entry, reason)
-                self._tell(entry, reason)
+                self._note(entry, reason)
 
-    def _tell(self, entry: Entry, reason: str) -> None:
-        told = f"{entry.path.name}: {reason}"
-        if entry.info is None and told not in self._told:
-            self._told.add(told)
-            _log.warning("Textual inversion: %s", told)
+    def _note(self, entry: Entry, reason: str) -> None:
+        file = legible(entry.path.name)
+        if entry.info is None and f"{file}: {reason}" not in self._told:
+            self._told.add(f"{file}: {reason}")
+            self._to_tell.append((file, reason))
+
+    def _tell(self) -> None:
+        """One line in the console for all files that were found to be unreadable, whose folder may hold thousands."""
+        found, self._to_tell = self._to_tell, []
+        if len(found) == 1:
+            _log.warning("Textual Inversion: %s: %s", *found[0])
+        elif found:
+            more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+            names = ", ".join(file for file, _ in found[:_NAMED])
+            _log.warning("Textual Inversion: %d embedding files cannot be read (%s%s); their cards say why.", len(found), names, more)
 
     def _entries_of(self, database: Any, path: str) -> list[Entry]:
         """What the library knows of the file; it is asked once in each of the WebUI's scans."""
