@@ -77,6 +77,15 @@ def test_copies(folder: Path, flags: list[str], suffixes: list[str], capsys: pyt
     assert printed.out.strip().endswith(f"{2 * len(suffixes)} written, 0 already there, 1 skipped")
 
 
+def test_one_picture_is_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("1.jpg", "no.png"):
+        (folder / name).unlink()
+    assert main(["preprocess", str(folder), str(folder.parent / "ready"), *SMALL, "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 picture, 1 result, 0 that cannot be used; nothing was written"
+    assert main(["preprocess", str(folder), "--captions-only", "--caption-prefix", "photo of"]) == 0
+    assert "1 caption written" in capsys.readouterr().out
+
+
 def test_captions_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preprocess", str(folder), "--captions-only", "--caption-prefix", "photo of", "--drop-words", "cat"]) == 0
     assert (folder / "0.txt").read_text() == "photo of a red"

@@ -305,7 +305,7 @@ def _demo(options: argparse.Namespace) -> Result:
         ("after", result.concept_after, result.prompt_following_after),
     ):
         tell(options, f"{when:<7} shows the concept in {concept:.0%} of the pictures, follows the rest of the prompt in {following:.0%}")
-    tell(options, f"{result.steps} steps in {result.seconds:.0f} s; look at {result.pictures}")
+    tell(options, f"{counted(result.steps, 'step')} in {result.seconds:.0f} s; look at {result.pictures}")
     return result.to_dict()
 
 

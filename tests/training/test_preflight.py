@@ -43,6 +43,16 @@ def test_a_good_run_is_told_in_figures(config, checkpoint, pictures):
     assert {path: path.read_bytes() for path in pictures.iterdir()} == before
 
 
+def test_one_of_a_thing_is_told_as_one(config, pictures):
+    for index in (1, 2):
+        (pictures / f"{index}.png").unlink()
+    one = preflight(replace(config, steps=1, batch_size=1), 2)
+    assert "1 picture, each shown about once in 1 step." in texts(one, GOOD)
+    Image.effect_noise((64, 128), 90).save(pictures / "tall.png")
+    two = preflight(replace(config, buckets=True, width=128, height=128, batch_size=1, steps=4), 2)
+    assert "2 pictures, each shown about 2 times in 4 steps." in texts(two, GOOD)
+
+
 def test_everything_that_is_worth_a_word_gets_one(config, pictures):
     (pictures / "copy.png").write_bytes((pictures / "1.png").read_bytes())
     Image.effect_noise((400, 64), 90).save(pictures / "wide.png")

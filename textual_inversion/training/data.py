@@ -88,7 +88,7 @@ def encode_pictures(
     for problem in store.problems.values() if store else ():
         listener(Message(problem))
     if encoded.stored:
-        listener(Message(f"Latents of {encoded.stored} of {count} pictures were there from an earlier run"))
+        listener(Message(f"Latents of {encoded.stored} of {count} picture{'s' * (count != 1)} were there from an earlier run"))
     return _data(listed, encoded, model)
 
 

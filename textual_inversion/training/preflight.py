@@ -105,9 +105,9 @@ def _of_pictures(config: TrainingConfig, listed: TrainingSet, first_step: int) -
     if shown <= 0:
         yield Finding(FATAL, f"The embedding is at step {first_step} already; raise the steps above that (they are {config.steps}).")
     else:
-        yield Finding(
-            GOOD, f"{_pictures(count)}, each shown about {max(1, round(shown / entries))} times in {config.steps - first_step} steps."
-        )
+        times, steps = max(1, round(shown / entries)), config.steps - first_step
+        often = "once" if times == 1 else f"{times} times"
+        yield Finding(GOOD, f"{_pictures(count)}, each shown about {often} in {steps} step{'s' * (steps != 1)}.")
     if count < _FEW_PICTURES:
         yield Finding(
             HINT, f"Only {_pictures(count)}: what they share, such as the background, is learned too; 5 to 20 different ones are better."
@@ -123,10 +123,8 @@ def _of_sizes(config: TrainingConfig, listed: TrainingSet) -> Iterable[Finding]:
     told = ", ".join(f"{len(chosen)} at {width} x {height}" for (width, height), chosen in sorted(sizes.items())[:12])
     yield Finding(GOOD, f"Sizes: {told}{' and more' if len(sizes) > 12 else ''}.")
     if len(sizes) > 1 and (lone := sum(len(chosen) < config.batch_size for chosen in sizes.values())):
-        yield Finding(
-            HINT,
-            f"{lone} of {len(sizes)} sizes have fewer pictures than a batch ({config.batch_size}), so a batch shows some of them twice.",
-        )
+        few = f"{lone} of {len(sizes)} sizes {'has' if lone == 1 else 'have'} fewer pictures than a batch ({config.batch_size})"
+        yield Finding(HINT, f"{few}, so a batch shows some of them twice.")
     if listed.look.whole:
         return
     shares = sorted(((cropped_share(picture.original, picture.size), picture.path.name) for picture in listed.pictures), reverse=True)
@@ -197,9 +195,9 @@ class _Prompts:
         self.chunks = places // CHUNK_TOKENS
         nameless = [text for text in texts if _spliced(text, known) < num_vectors]
         if nameless:
-            self.findings.append(
-                Finding(FATAL, f"{len(nameless)} prompts do not hold the name, such as {nameless[0][:80]!r}; they teach nothing.")
-            )
+            one = len(nameless) == 1
+            told = "1 prompt does not hold the name" if one else f"{len(nameless)} prompts do not hold the name"
+            self.findings.append(Finding(FATAL, f"{told}, such as {nameless[0][:80]!r}; {'it teaches' if one else 'they teach'} nothing."))
         else:
             self.findings.append(Finding(GOOD, "Every prompt holds the name."))
         if self.chunks > 1:

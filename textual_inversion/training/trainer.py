@@ -76,7 +76,8 @@ def train(
     path, embedding = find_embedding(Path(embeddings_dir), config.name)
     first = embedding.provenance.step or 0
     if first >= config.steps:
-        raise ConfigError(f"{config.name!r} has been trained for {first} steps; set steps above that to go on (they are {config.steps}).")
+        trained = f"{first} step{'s' * (first != 1)}"
+        raise ConfigError(f"{config.name!r} has been trained for {trained}; set steps above that to go on (they are {config.steps}).")
     lines = read_template(config.template or template_folder() / DEFAULT_TEMPLATE)
     table = VectorTable.of({config.name: embedding}, model.conditioner.encoder_name, model.conditioner.width, model.device)
     listed = list_pictures(config)
