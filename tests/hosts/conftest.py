@@ -175,12 +175,14 @@ SHORT_UNET = UNetConfig(channel_mult=(1, 2), num_res_blocks=(1, 1), transformer_
 
 
 @pytest.fixture(scope="session")
-def short_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A checkpoint of random weights (0.6 GB) that Forge and reForge take for SD1.5; `SHORT_CHECKPOINT` names one from before."""
     if made := os.environ.get("SHORT_CHECKPOINT"):
-        return Path(made)
+        yield Path(made)
+        return
     path = tmp_path_factory.mktemp("checkpoint") / "short.safetensors"
-    return write_checkpoint(path, unet=SHORT_UNET, vae=VAEConfig(), clip=CLIPConfig(), dtype=torch.float16)
+    yield write_checkpoint(path, unet=SHORT_UNET, vae=VAEConfig(), clip=CLIPConfig(), dtype=torch.float16)
+    path.unlink()  # pytest keeps the folders of its last runs
 
 
 @contextmanager

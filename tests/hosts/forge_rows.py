@@ -30,6 +30,7 @@ from tests.hosts.a1111_browser import (
     wait_for,
 )
 from tests.hosts.conftest import WebUI
+from tests.hosts.test_a1111_cards import Page as CardsPage
 from tests.hosts.test_a1111_prompts import FIELDS, LISTS, NAMES, TABLE
 from tests.support.checkpoints import random_state
 from textual_inversion.diffusion.vae import VAEConfig
@@ -182,6 +183,7 @@ class Start(Rows):
 class Page(Rows):
     """The Train tab as a person uses it."""
 
+    @pytest.mark.timeout(900)
     def test_the_main_job(self, webui: WebUI, chromium: str) -> None:
         with open_page(chromium, webui.url, tab_class=self.tab_class) as tab:
             tab.open()
@@ -205,16 +207,16 @@ class Page(Rows):
         tab.tab("Train")
         assert tab.value("ti_train_name") == "main-job"
         tab.unfold("Size and device", "Previews and copies")
-        values = {"images": PICTURES, "steps": 20, "learning_rate": "0.02", "batch_size": 1, "width": 64, "height": 64}
-        for ident, value in {**values, "preview_every": 10, "preview_steps": 2}.items():
+        values = {"images": PICTURES, "steps": 100, "learning_rate": "0.02", "batch_size": 1, "width": 64, "height": 64}
+        for ident, value in {**values, "preview_every": 50, "preview_steps": 2}.items():
             tab.fill(f"ti_train_{ident}", value)
         press_train(webui, tab, "main-job")
-        shown = until_over(webui)
-        assert (shown["phase"], shown["step"], shown["failed"]) == ("finished", 20, False), shown
-        assert [preview["step"] for preview in shown["previews"]] == [10, 20]
+        shown = until_over(webui, 600)
+        assert (shown["phase"], shown["step"], shown["failed"]) == ("finished", 100, False), shown
+        assert [preview["step"] for preview in shown["previews"]] == [50, 100]
         wait_for(lambda: tab.page.evaluate(PHASE) == "finished", 20)
         wait_for(lambda: tab.page.evaluate("document.querySelector('.ti-preview')?.naturalWidth") == 64, 20, "the preview on the page")
-        assert step_in_file(webui, "main-job") == 20
+        assert step_in_file(webui, "main-job") == 100
         print(f"seconds a step: {1 / shown['steps_per_second']:.2f}")
 
     def check_interrupting(self, webui: WebUI, tab: TrainTab) -> None:
@@ -272,6 +274,30 @@ class Page(Rows):
             tab.page.locator("#txt2img_textual_inversion_cards .card[data-name='xlthing']").click()
             wait_for(lambda: "cannot be used in prompts now" in tab.text(".ti-card-why"), 10, "why it cannot be used")
             assert tab.problems == []
+
+    def test_the_cards_can_be_searched_sorted_and_edited(self, webui: WebUI, chromium: str) -> None:
+        with open_page(chromium, webui.url, tab_class=self.tab_class) as tab:
+            tab.open()
+            tab.go("txt2img")
+            cards = CardsPage(tab.page)
+            tab.page.locator("#txt2img_extra_tabs > .tab-nav button", has_text="Textual Inversion").first.click()
+            cards.refresh()
+            tab.page.fill("#txt2img_textual_inversion_extra_search", "SDXL")
+            wait_for(lambda: cards.shown() == ["xlthing"], 10, "what was searched for")
+            tab.page.fill("#txt2img_textual_inversion_extra_search", "")
+            wait_for(lambda: "my-cat" in cards.shown(), 10, "the other cards")
+            tab.page.click("#txt2img_textual_inversion_extra_sort_name")
+            wait_for(lambda: (shown := [name.lower() for name in cards.shown()]) == sorted(shown), 10, "cards in order")
+            cards.click("my-cat", ".edit-button")
+            tab.page.wait_for_selector(".global-popup .edit-user-metadata-buttons", state="visible")
+            tab.page.wait_for_timeout(1500)
+            form = tab.page.locator("#txt2img_textual_inversion_edit_user_metadata")
+            form.locator("textarea").nth(1).fill("described here")
+            form.locator("button:has-text('Save')").click()
+            wait_for(lambda: "described here" in cards.told()["my-cat"][1], 20, "the description on the card")
+            assert tab.problems == []
+        kept = json.loads((webui.data / "embeddings" / "my-cat.json").read_text(encoding="utf-8"))
+        assert kept["description"] == "described here"
 
     def test_the_offer_to_check_the_files(self, webui: WebUI, chromium: str) -> None:
         embeddings = webui.data / "embeddings"
@@ -348,6 +374,20 @@ class Queue(Rows):
         asking.join(120)
         assert until_over(webui)["phase"] == "finished"
         check_draws(webui)
+
+    def test_the_models_are_unloaded_meanwhile_and_draw_as_before(self, webui: WebUI) -> None:
+        create(webui, "lent")
+        before = picture(webui, "a red circle", **SMALL)
+        webui.get("/test/card", on=True)
+        try:
+            shown = train(webui, "lent")
+        finally:
+            unloaded = webui.get("/test/card", on=False)
+        assert shown["phase"] == "finished", shown
+        assert len(unloaded) == 1
+        assert unloaded[0] > 0
+        assert picture(webui, "a red circle", **SMALL) == before
+        assert "lent" in picture(webui, "a lent", **SMALL)[1].partition("TI hashes: ")[2]
 
     def test_creating_does_not_wait_for_a_picture(self, webui: WebUI) -> None:
         asking = draw_slowly(webui)
@@ -512,9 +552,13 @@ class Prompts(Rows):
         assert "Hires prompt" not in infotext
         assert {"cat", "my-cat"} <= {part.split(":")[0].strip(' "') for part in infotext.partition("TI hashes: ")[2].split(",")}
 
-    @pytest.mark.parametrize(
-        ("typed", "plain"), [("<cat:1.2>", "(cat:1.2)"), ("x, <Old Man>", "x, Old Man"), ("<my-cat:1.2> y", "(my-cat:1.2) y")]
-    )
+    def test_a_pasted_infotext_gives_the_picture_again(self, webui: WebUI) -> None:
+        body = {"prompt": "a <cat:1.2>", "negative_prompt": "<my-cat>", "seed": 1, "sampler_name": "Euler", "cfg_scale": 4, **SMALL}
+        first = webui.post("/sdapi/v1/txt2img", **body)
+        again = webui.post("/sdapi/v1/txt2img", infotext=json.loads(first["info"])["infotexts"][0])
+        assert again["images"] == first["images"]  # the infotext within included
+
+    @pytest.mark.parametrize(("typed", "plain"), list(COUNTED.items()))
     @pytest.mark.parametrize("positive", [True, False])
     def test_the_token_counter_counts_what_is_drawn(self, webui: WebUI, typed: str, plain: str, positive: bool) -> None:
         counts = [webui.get("/test/count", text=text, positive=positive) for text in (typed, plain)]
@@ -572,6 +616,10 @@ class Reload(Rows):
             assert step_in_file(webui, "reloaded") == shown["step"]
             assert train(webui, "reloaded", steps=shown["step"] + 1)["phase"] == "finished"
             assert "reloaded" in picture(webui, "a reloaded", **SMALL)[1].partition("TI hashes: ")[2]
+        there = {path.name for path in (webui.data / "embeddings").rglob("*")}
+        assert "broken.safetensors" in there
+        assert not any(name.endswith(".corrupted") for name in there)
+        assert not (webui.data / "hurt").exists()
 
     def check_one_of_everything(self, webui: WebUI, tab: TrainTab) -> None:
         has = webui.get("/test/inside")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,7 +108,11 @@ def webui(request: pytest.FixtureRequest, make: Callable[[str], World]) -> World
 @pytest.fixture
 def config(world: World, tmp_path: Path) -> TrainingConfig:
     """Three steps on one picture."""
-    pictures = tmp_path / "pictures"
+    return three_steps(world, tmp_path)
+
+
+def three_steps(world: World, root: Path) -> TrainingConfig:
+    pictures = root / "pictures"
     pictures.mkdir()
     Image.new("RGB", (64, 64), "red").save(pictures / "red.png")
     log = str(world.host.folders().outputs / "log")
@@ -302,6 +306,17 @@ def test_install_and_remove_change_nothing_but_once(webui: World) -> None:
     assert webui.inside.tables[0].read_by_host == ["word.safetensors"]
 
 
+def test_a_job_that_ends_while_the_page_is_reloaded_has_no_file_read_by_the_webui(webui: World) -> None:
+    webui.host.remove()  # as the WebUI asks for, before it loads the scripts again
+    path = webui.put("word")
+    webui.host.embeddings_changed()
+    assert webui.inside.tables[0].read_by_host == []
+    webui.host.install()
+    webui.host.look_again()
+    assert webui.inside.known() == {"word"}
+    assert path.exists()
+
+
 def test_a_card_is_lent_and_comes_back(webui: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webui.inside, "device", torch.device("cuda"))
     if hasattr(devices := webui.inside.modules.get("modules.devices"), "device"):
@@ -344,6 +359,39 @@ def test_every_model_of_a1111_leaves_the_card_and_the_one_in_use_comes_back(make
     with pytest.raises(MemoryError), host.lent_memory():
         pytest.fail("there was no room for them")
     assert moves == [("cpu", data.sd_model), ("card", data.sd_model)]
+
+
+def test_training_that_gets_no_memory_is_raised_and_leaves_everything_at_rest(
+    webui: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webui.host.create(NewEmbedding("word", "red", 1))
+    monkeypatch.setattr(webui.inside, "device", torch.device("meta"))  # not the processor, and there everywhere
+    if hasattr(devices := webui.inside.modules.get("modules.devices"), "device"):
+        devices.device = torch.device("meta")
+    places = {
+        "a1111": ("modules.sd_models", "send_model_to_cpu"),
+        "forge": ("backend.memory_management", "unload_all_models"),
+        "reforge": ("ldm_patched.modules.model_management", "unload_all_models"),
+    }
+    module, name = places[webui.kind]
+    config = replace(three_steps(webui, tmp_path), device="cpu")  # where the training itself runs
+
+    def train() -> list[Any]:
+        events: list[Any] = []
+        webui.host.train(config, events.append, lambda: False)
+        return events
+
+    with monkeypatch.context() as broken:
+        broken.setattr(webui.inside.modules[module], name, _refuse)
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            train()
+    webui.check_at_rest()
+    assert [event.reason for event in train() if isinstance(event, Stopped)] == ["finished"]
+    webui.check_at_rest()
+
+
+def _refuse(*given: Any) -> None:
+    raise RuntimeError("CUDA error: device-side assert triggered")
 
 
 def test_on_the_processor_nothing_is_moved(webui: World) -> None:

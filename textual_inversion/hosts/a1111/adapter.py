@@ -59,7 +59,7 @@ class A1111Host(WebUIHost):
 
     def embeddings_changed(self) -> None:
         """Files were written: they count from the next picture on. Before its first model the host has not read any."""
-        if self._model_in_use() is not None:
+        if self.tables.installed and self._model_in_use() is not None:
             _database().load_textual_inversion_embeddings(force_reload=True)
 
     def embedding_folders(self) -> list[Path]:

@@ -79,7 +79,7 @@ class ForgeHost(WebUIHost):
 
     def embeddings_changed(self) -> None:
         """Files were written: they count from the next picture on."""
-        for engine in self._engines():
+        for engine in self._engines() if self.tables.installed else []:
             engine.embeddings.load_textual_inversion_embeddings()
         forget_conditioning()
 

@@ -96,6 +96,11 @@ class EmbeddingTables:
         self._undo = []
         self._seen = {}  # from now on the WebUI fills them by itself
 
+    @property
+    def installed(self) -> bool:
+        """Whether the WebUI's scans come here. While its page is reloaded they do not, and a job that ends then must not ask for one."""
+        return bool(self._undo)
+
     def is_stale(self, database: Any) -> bool:
         """Whether a file in any subfolder is new, gone or written over since the table was filled."""
         if not self._at_work():

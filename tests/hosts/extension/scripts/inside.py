@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -94,6 +95,48 @@ def _load(patcher: Any) -> None:
     management.load_models_gpu([patcher])
 
 
+class Card:
+    """A device that the adapter takes for a card; training and the host go on where they were."""
+
+    type = "cuda"
+
+    def __str__(self) -> str:
+        return "cpu"
+
+
+class PretendedCard:
+    """Forge's or reForge's memory management as its adapter sees it, on a machine without a card; tells what unloading has unloaded."""
+
+    def __init__(self, management: Any) -> None:
+        self.management = management
+        self.unloaded: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.management, name)
+
+    def get_torch_device(self) -> Card:
+        return Card()
+
+    def unload_all_models(self) -> None:
+        before = len(self.management.current_loaded_models)
+        self.management.unload_all_models()
+        self.unloaded.append(before - len(self.management.current_loaded_models))
+
+
+def pretend_card(on: bool) -> list[int]:
+    """Switch it; how many models each unloading since has taken out of the host's list."""
+    from textual_inversion.hosts.webui.current import current_host
+
+    names = vars(sys.modules[type(current_host()).__module__])
+    name = "memory_management" if "memory_management" in names else "model_management"
+    found = names[name]
+    if on:
+        names[name] = PretendedCard(found)
+        return []
+    names[name] = found.management
+    return list(found.unloaded)
+
+
 def timed(name: str, call: Any) -> Any:
     def timed_call(*args: Any, **kwargs: Any) -> Any:
         begun = time.perf_counter()
@@ -128,7 +171,7 @@ def add_routes(demo: Any, app: Any) -> None:
         shared.demo.server.force_exit = True
         shared.state.request_restart()
 
-    routes = {"inside": inside, "model": model, "seconds": seconds, "suggested": suggested, "reload": reload}
+    routes = {"inside": inside, "model": model, "seconds": seconds, "suggested": suggested, "reload": reload, "card": pretend_card}
     for path, answer in routes.items():
         app.add_api_route(f"/test/{path}", answer, methods=["GET"])
 
