@@ -14,6 +14,7 @@ import pytest
 from textual_inversion.errors import DatasetError
 from textual_inversion.hosts.fake import FakeHost
 from textual_inversion.hosts.port import Card, NewEmbedding
+from textual_inversion.hosts.standalone.adapter import StandaloneHost
 from textual_inversion.ui import form, pictures, preprocess_form, render
 from textual_inversion.ui.actions import Actions, folder_text, name_problem
 from textual_inversion.ui.page import starting_values
@@ -61,6 +62,15 @@ def test_create_train_interrupt_and_go_on(host: FakeHost) -> None:
     assert host.job.wait(20)
     assert host.job.snapshot()["first_step"] == card.step
     assert "at step 200 already" in actions.train(train_values(host, name="cat"), new_values(host)).text
+
+
+def test_create_says_when_the_checkpoint_knows_none_of_the_words(tmp_path: Path) -> None:
+    actions = Actions(StandaloneHost(tmp_path))
+    values = {"num_vectors": "auto", "overwrite": True, "name": "word"}
+    for words, told in (("helicopter", True), ("red heart", False), ("", False)):
+        outcome = actions.create({**values, "initializer_text": words})
+        assert not outcome.failed, outcome.text
+        assert ("knows none of these words, so it starts from zeros" in outcome.text) is told
 
 
 @pytest.mark.parametrize(

@@ -61,13 +61,16 @@ class Actions:
     @answered
     def create(self, values: Mapping[str, Any]) -> Outcome:
         """Make a new embedding from the Create tab's values."""
+        from textual_inversion.training.create import UNKNOWN_WORDS, knows_no_word
+
         new = new_embedding(values)
         if self.host.job.about("train", new.name):
             raise JobRunningError(f"“{new.name}” is being trained; interrupt that first, or choose another name.")
-        self.host.create(new)
+        path = self.host.create(new)
         card = self.card(new.name)
         vectors = f" with {card.num_vectors} vector{'s' if card.num_vectors != 1 else ''}" if card else ""
-        return Outcome(f"“{new.name}” is there{vectors}; the Train tab has it selected.", name=new.name)
+        blank = f" {UNKNOWN_WORDS[0].upper()}{UNKNOWN_WORDS[1:]}." if knows_no_word(path, new.initializer_text) else ""
+        return Outcome(f"“{new.name}” is there{vectors}; the Train tab has it selected.{blank}", name=new.name)
 
     @answered
     def train(self, values: Mapping[str, Any], new_values: Mapping[str, Any]) -> Outcome:
