@@ -28,8 +28,12 @@ def _in_turn(describe: Callable[[Image.Image], str]) -> Callable[[Image.Image], 
         with queue_turn():
             try:
                 return describe(image)
+            except DatasetError:
+                raise
             except Exception as error:
-                raise DatasetError(f"The WebUI could not describe it ({type(error).__name__}: {error}).") from error
+                raise DatasetError(
+                    f"The WebUI could not describe it ({type(error).__name__}: {error}); its console may say more."
+                ) from error
 
     return described
 
@@ -39,7 +43,7 @@ def _interrogate(image: Image.Image) -> str:
 
     said = str(shared.interrogator.interrogate(image.convert("RGB")))
     if said.endswith(_FAILED):
-        raise DatasetError("its BLIP model failed; the WebUI's console says why")
+        raise DatasetError("The WebUI could not describe it; its console says why, as where it cannot download its model.")
     return said
 
 
