@@ -204,10 +204,12 @@ def test_generate_shows_progress_pictures_and_how_they_were_made(address: str, o
     host.pace = 0.02
     tab.page.wait_for_selector("#ti_generate", state="visible")
     tab.fill("txt2img_seed", "7")
+    tab.fill("txt2img_prompt", "a <typo:1.2> in a field")
     tab.page.click("#ti_generate")
     tab.until("/Step \\d+ of 80/.test(document.querySelector('.ti-drawing')?.innerText)")
     tab.until("document.querySelectorAll('#ti_gallery img').length >= 4")
     assert "Seed: 7" in tab.text("#ti_generate_note")
+    assert "<typo:1.2> is no name of an embedding" in tab.text("#ti_generate_note")
     kept = sorted((host.folders().outputs / "txt2img").rglob("*.png"))
     assert [path.stem.split("-")[1] for path in kept[-4:]] == ["7", "8", "9", "10"]
 

@@ -56,7 +56,7 @@ def tiles(looking: Looking) -> str:
     nothing = "" if shown else '<p class="ti-look-none">There is no such picture any more.</p>'
     copies = len(looking.config.flips) if looking.config else 0
     hint = "Click a picture to leave it out or take it back. Captions are saved as you type."
-    hint += f" Each gets {counted(copies, 'mirrored copy').replace('copys', 'copies')} as well." if copies else ""
+    hint += f" Each gets {copies} mirrored {'copy' if copies == 1 else 'copies'} as well." if copies else ""
     return (
         f'<div class="ti-look" data-look="{looking.id}"><p class="ti-look-hint">{hint}</p>'
         f'<div class="ti-tiles">{pictures}</div>{nothing}{_foot(looking)}</div>'

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from textual_inversion.errors import ConfigError, TextualInversionError
+from textual_inversion.prompts.names import about_unknown, unknown_names
 from textual_inversion.training.job import sentence
 from textual_inversion.ui import cards, compat, form, render
 from textual_inversion.ui.actions import clean
@@ -95,12 +96,17 @@ class _Page:
             values = checked(dict(zip(self.keys, given, strict=True)), self.host.samplers)
             drawn = self.host.generate(values, self.drawing.progress, self.drawing.should_stop)
             keep(drawn, folder, values["seed"])
-            said = render.made(_parameters(drawn), time.monotonic() - begun, str(folder))
+            said = self._unknown(values) + render.made(_parameters(drawn), time.monotonic() - begun, str(folder))
         except Exception as error:  # noqa: BLE001  a click's last frame: of what rises above it gradio shows "Error" and no more
             said = render.note(sentence(error), "error")
         finally:
             self.drawing.end()
         return drawn or compat.update(), said
+
+    def _unknown(self, values: Mapping[str, Any]) -> str:
+        """What is said of `<…>` in the prompts that name no embedding."""
+        names = [card.name for card in self.host.cards() if not card.reason]
+        return render.note(about_unknown(unknown_names((values["prompt"], values["negative_prompt"]), names)), "hint")
 
     def count(self, prompt: str) -> str:
         """The token counter, or why the prompt cannot be read."""
