@@ -555,7 +555,8 @@ class Prompts(Rows):
     def test_a_pasted_infotext_gives_the_picture_again(self, webui: WebUI) -> None:
         body = {"prompt": "a <cat:1.2>", "negative_prompt": "<my-cat>", "seed": 1, "sampler_name": "Euler", "cfg_scale": 4, **SMALL}
         first = webui.post("/sdapi/v1/txt2img", **body)
-        again = webui.post("/sdapi/v1/txt2img", infotext=json.loads(first["info"])["infotexts"][0])
+        read = webui.post("/sdapi/v1/png-info", image=first["images"][0])["parameters"]  # as the button that pastes reads it
+        again = webui.post("/sdapi/v1/txt2img", **{**body, "prompt": read["Prompt"], "negative_prompt": read["Negative prompt"]})
         assert again["images"] == first["images"]  # the infotext within included
 
     @pytest.mark.parametrize(("typed", "plain"), list(COUNTED.items()))

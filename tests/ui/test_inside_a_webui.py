@@ -8,6 +8,7 @@ import gradio as gr
 import pytest
 
 from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.hosts.port import NewEmbedding
 from textual_inversion.training.config import TrainingConfig
 from textual_inversion.ui.page import build_train_page
 from textual_inversion.ui.previews import DRAWING_SETTINGS, preview_settings
@@ -34,8 +35,19 @@ def built(host: FakeHost) -> Any:
 def test_the_size_follows_the_checkpoint_until_a_person_chooses_one(host: FakeHost, chosen: str, shown: Any, expected: Any) -> None:
     page = built(host)
     host.choose_checkpoint(chosen)
-    *_, width, height = page.refresh("my-concept", 100, "", *shown)
+    *_, width, height = page.refresh("my-concept", "", *shown)
     assert (width.get("value"), height.get("value")) == expected
+
+
+def test_looking_again_leaves_the_name_that_create_has_put_there_meanwhile(host: FakeHost) -> None:
+    page = built(host)
+    for name in ("other", "word"):
+        host.create(NewEmbedding(name, "red", 1))
+    named, *_ = page.refresh("other", "", 128, 128)
+    assert "value" not in named
+    assert {"other", "word"} <= set(named["choices"])
+    named, *_ = page.refresh("my-concept", "", 128, 128)  # the suggestion, which does not exist
+    assert named["value"] in ("other", "word")
 
 
 def test_previews_take_txt2img_settings() -> None:

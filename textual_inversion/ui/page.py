@@ -45,10 +45,14 @@ class TrainPage:
         told = render.note(problem, "error") if problem else render.standing(card, name, int(steps or 0))
         return told + render.left_out(self.actions.left_out())
 
-    def refresh(self, name: Any, steps: Any, folder: Any, width: Any, height: Any) -> Any:
-        """Names to choose from, the line under the name, the pictures, the size: as they are now."""
-        name = self._current(str(name or "").strip())
-        return _name_update(self.actions, name), self.stand(name, steps), self.strip(folder), *self._sizes(width, height)
+    def refresh(self, name: Any, folder: Any, width: Any, height: Any) -> Any:
+        """Names to choose from, the pictures, the size: as they are now."""
+        given = str(name or "").strip()
+        current = self._current(given)
+        named = _name_update(self.actions, current)
+        if current == given:
+            named.pop("value", None)  # Create may have put another one there meanwhile
+        return named, self.strip(folder), *self._sizes(width, height)
 
     def _sizes(self, width: Any, height: Any) -> tuple[Any, Any]:
         """What the checkpoint was made for, as long as the form shows what another one was: a person's own size stays."""
@@ -270,8 +274,9 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
         compat.on(changed.change, page.stand, [name, steps], [parts["standing"]])
     compat.on(images.change, page.strip, [images], [parts["strip"]])
     compat.on(parts["files"].change, dropped, [parts["files"]], [parts["files_note"], images])
-    shown = [name, parts["standing"], parts["strip"], train["width"], train["height"]]
-    compat.on(parts["refresh"].click, page.refresh, [name, steps, images, train["width"], train["height"]], shown)
+    shown = [name, parts["strip"], train["width"], train["height"]]
+    refreshed = compat.on(parts["refresh"].click, page.refresh, [name, images, train["width"], train["height"]], shown)
+    compat.on(refreshed.then, page.stand, [name, steps], [parts["standing"]])  # of the name that stands there by then
 
 
 def _strip(folder: Any) -> str:
