@@ -6,18 +6,23 @@
     ti.looking = true;
 
     const TYPING = 500, AGAIN = 1500;
+    const client = Math.random().toString(36).slice(2); // every page counts its own commands
     let look = "", number = 0, commands = [], timer = 0, typing = null;
 
     const shown = () => document.querySelector(".ti-look");
-    const taken = () => {
+
+    // The number of the last command that the server has taken; null once it has another set of pictures, or none.
+    function taken() {
         const node = document.querySelector(".ti-look-ack");
-        return node && node.dataset.look === look ? Number(node.dataset.taken) : 0;
-    };
+        if (!node || node.dataset.look !== look) return node ? null : 0;
+        return node.dataset.client === client ? Number(node.dataset.taken) : 0;
+    }
 
     // gradio drops a click while it is at work on the one before, so every command is said until the answer names its number.
     function send() {
         clearTimeout(timer);
-        commands = commands.filter((command) => command.n > taken());
+        const done = taken();
+        commands = done === null ? [] : commands.filter((command) => command.n > done);
         say();
         if (!commands.length) return;
         ti.press("ti_look_take");
@@ -27,14 +32,13 @@
     function say() {
         const box = document.querySelector("#ti_look_sent textarea, #ti_look_sent input");
         if (!box) return;
-        box.value = JSON.stringify({ look, commands });
+        box.value = JSON.stringify({ look, client, commands });
         box.dispatchEvent(new Event("input", { bubbles: true }));
     }
 
     function command(what) {
         const now = shown() ? shown().dataset.look : "";
         if (now !== look) [look, number, commands] = [now, 0, []];
-        number = Math.max(number, taken()); // a page that was reloaded, or another one beside it, goes on counting
         commands = commands.filter((old) => !(what.do === "caption" && old.do === "caption" && old.item === what.item && old.part === what.part));
         commands.push(Object.assign({ n: ++number }, what));
         send();
@@ -100,8 +104,14 @@
     let seen = "";
     function settle() {
         const button = document.getElementById("ti_preprocess_button"), open = Boolean(button) && button.offsetParent !== null;
+        const state = ti.state && ti.state();
         document.body.classList.toggle("ti-preprocessing", open);
+        document.body.classList.toggle("ti-writing", Boolean(state) && ti.busy(state) && state.kind === "preprocess");
         const root = shown(), now = root ? root.dataset.look : "";
+        if (now && now !== look) { // says what it shows: else the server would take it for a new page, and draw all of it again
+            [look, number, commands] = [now, 0, []];
+            say();
+        }
         if (open && now && now !== seen && seen !== "") {
             const box = root.closest(".ti-lookout");
             if (box && box.getBoundingClientRect().top > window.innerHeight * 0.7) box.scrollIntoView({ block: "start", behavior: "smooth" });

@@ -19,7 +19,7 @@ from textual_inversion.hosts.fake import FakeHost
 from textual_inversion.preprocess.run import PreprocessConfig
 from textual_inversion.ui import gallery, preprocess_form
 from textual_inversion.ui.looking import ALL, LEFT_OUT, Looking, looking_of, sent_for
-from textual_inversion.ui.preprocessing import Preprocessing
+from textual_inversion.ui.preprocessing import Preprocessing, write
 from textual_inversion.ui.routes import add_routes
 
 
@@ -62,8 +62,10 @@ def looked(host: FakeHost, source: Path, target: Path, **changed: Any) -> tuple[
     return actions, actions.looking
 
 
-def sent(looking: Looking, *commands: dict[str, Any], first: int = 1) -> str:
-    return json.dumps({"look": looking.id, "commands": [{"n": first + place, **what} for place, what in enumerate(commands)]})
+def sent(looking: Looking, *commands: dict[str, Any], first: int = 1, client: str = "a page") -> str:
+    return json.dumps(
+        {"look": looking.id, "client": client, "commands": [{"n": first + place, **what} for place, what in enumerate(commands)]}
+    )
 
 
 def place_of(looking: Looking, name: str) -> int:
@@ -79,13 +81,13 @@ def test_the_form_has_every_setting_and_its_defaults(tmp_path: Path) -> None:
 
 
 def test_a_new_page_is_filled_with_what_was_looked_at(tmp_path: Path) -> None:
-    config = PreprocessConfig(str(tmp_path), str(tmp_path / "out"), flips=("both",), captioners=("colours",), caption_prefix="photo, ")
+    config = PreprocessConfig(str(tmp_path), str(tmp_path / "out"), flips=("both",), captioners=("colours",), caption_prefix="photo,")
     assert preprocess_form.config_of(preprocess_form.values_of(config)) == config
 
 
-def test_spaces_at_the_ends_of_a_prefix_stay(tmp_path: Path) -> None:
-    config = preprocess_form.config_of(values(tmp_path, tmp_path / "out", caption_prefix="photo, ", caption_join=" "))
-    assert (config.caption_prefix, config.caption_join) == ("photo, ", " ")
+def test_a_join_of_one_space_stays_and_ticks_have_no_order(tmp_path: Path) -> None:
+    config = preprocess_form.config_of(values(tmp_path, tmp_path / "out", flips=["both", "horizontal"], caption_join=" "))
+    assert (config.flips, config.caption_join) == (("horizontal", "both"), " ")
 
 
 def test_looking_writes_nothing_and_finds_what_is_wrong(host: FakeHost, photos: Path, tmp_path: Path) -> None:
@@ -194,7 +196,7 @@ def test_commands_are_taken_once(host: FakeHost, photos: Path, tmp_path: Path) -
     looking.take(sent(looking, {"do": "choose", "item": 0, "part": None, "chosen": True}, first=2))
     looking.take(first)  # said again, late
     assert looking.planned[0].chosen
-    assert looking.taken == 2
+    assert looking.taken == {"a page": 2}
     assert sent_for(first) == looking.id
 
 
@@ -284,3 +286,118 @@ def _until(stop: Any) -> None:
 
     while not stop():
         time.sleep(0.005)
+
+
+def test_what_was_changed_outlives_another_look(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    actions, looking = looked(host, photos, tmp_path / "out")
+    a, b = place_of(looking, "a.jpg"), place_of(looking, "b.jpg")
+    looking.take(sent(looking, {"do": "caption", "item": a, "part": 0, "text": "by hand"}, {"do": "choose", "item": b, "chosen": False}))
+    first = looking.id
+    looked(host, photos, tmp_path / "out", width=64.0, height=64.0)
+    assert looking.id != first
+    view = looking.planned[a].views[0]
+    assert (view.caption, view.edited, view.size) == ("by hand", True, (64, 64))
+    assert not looking.planned[b].chosen
+    assert not actions.look(values(tmp_path / "nowhere", tmp_path / "out")).failed
+    assert host.job.wait(30)
+    assert host.job.snapshot()["failed"]
+    assert looking.planned[a].views[0].caption == "by hand", "a look that failed changes nothing"
+
+
+def test_an_interrupted_look_changes_nothing(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    looking = Looking()
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 2
+
+    said = looking.look(preprocess_form.config_of(values(photos, tmp_path / "out")), {}, lambda event: None, stop)
+    assert said.startswith("Stopped after")
+    assert looking.id == ""
+
+
+def test_an_interrupted_write_keeps_what_was_changed(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    actions, looking = looked(host, photos, target)
+    a, b = place_of(looking, "a.jpg"), place_of(looking, "b.jpg")
+    looking.take(sent(looking, {"do": "caption", "item": a, "part": 0, "text": "by hand"}, {"do": "choose", "item": b, "chosen": False}))
+    planned = looking.for_writing(preprocess_form.config_of(values(photos, target)))
+    told, whole = write(looking.config, planned, {}, lambda event: None, lambda: True)  # type: ignore[arg-type]
+    assert (whole, "still to be done" in told) == (False, True)
+    assert not actions.write(values(photos, target)).failed
+    assert host.job.wait(30)
+    assert not list(target.glob("*-b.png"))
+    assert [path.read_text() for path in target.glob("*-a.txt")] == ["by hand"]
+    assert looking.id == "", "all of it is there now"
+
+
+def test_each_page_counts_its_own_commands(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    _, looking = looked(host, photos, tmp_path / "out")
+    a, b = place_of(looking, "a.jpg"), place_of(looking, "b.jpg")
+    looking.take(sent(looking, {"do": "caption", "item": a, "part": 0, "text": "one"}, {"do": "show", "kind": "all"}, client="one"))
+    looking.take(sent(looking, {"do": "caption", "item": b, "part": 0, "text": "two"}, client="two"))
+    assert [looking.planned[place].views[0].caption for place in (a, b)] == ["one", "two"]
+    assert 'data-taken="1"' in gallery.acknowledged(looking, "two")
+    assert 'data-taken="2"' in gallery.acknowledged(looking, "one")
+
+
+def test_nothing_is_changed_while_it_is_written(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    _, looking = looked(host, photos, tmp_path / "out")
+    looking.writing = True
+    looking.take(sent(looking, {"do": "choose", "item": 0, "chosen": False}))
+    assert (looking.planned[0].chosen, looking.taken) == (True, {})
+    looking.writing = False
+    looking.take(sent(looking, {"do": "choose", "item": 0, "chosen": False}))
+    assert not looking.planned[0].chosen, "it is said again, and taken then"
+
+
+def test_what_changed_since_it_was_looked_at_is_left_alone(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    actions, looking = looked(host, photos, tmp_path / "out")
+    noise(9, (130, 300)).save(photos / "b.jpg")
+    (photos / "b-copy.jpg").unlink()
+    assert not actions.write(values(photos, tmp_path / "out")).failed
+    assert host.job.wait(30)
+    state = host.job.snapshot()
+    assert state["reason"].startswith("2 written, 3 left out"), state["reason"]
+    assert any("b.jpg has changed since it was looked at" in said for said in state["messages"])
+    assert looking.id != "", "it can be looked at again, with what was changed by hand"
+
+
+def test_a_caption_written_elsewhere_meanwhile_stays(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    changed = {"captions_only": True, "caption_prefix": "photo"}
+    actions, _ = looked(host, photos, tmp_path / "out", **changed)
+    (photos / "a.txt").write_text("written in an editor")
+    assert not actions.write(values(photos, tmp_path / "out", **changed)).failed
+    assert host.job.wait(30)
+    assert (photos / "a.txt").read_text() == "written in an editor"
+
+
+def test_a_captioner_that_fails_does_not_cost_the_picture(
+    host: FakeHost, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def fails(image: Image.Image) -> str:
+        asked.append(1)
+        raise ValueError("out of memory")
+
+    monkeypatch.setattr(FakeHost, "captioners", lambda self, *given: {"colours": fails})
+    _, looking = looked(host, photos, tmp_path / "out", captioners=["colours"])
+    assert looking.counts()["caption"] == 3
+    assert len(asked) == 3, "and it is not asked for ever"
+    assert looking.sizes() == {(128, 128): 4}
+    assert "out of memory" in gallery.tiles(looking)
+
+
+def test_what_is_done_shows_the_caption_that_is_there(host: FakeHost, photos: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    actions, looking = looked(host, photos, target)
+    assert not actions.write(values(photos, target)).failed
+    assert host.job.wait(30)
+    next(target.glob("*-a.txt")).write_text("changed by hand")
+    _, looking = looked(host, photos, target)
+    a = place_of(looking, "a.jpg")
+    assert (looking.planned[a].done, looking.planned[a].views[0].caption) == (True, "changed by hand")
+    looking.take(sent(looking, {"do": "choose", "item": a, "chosen": False}))
+    assert "stays in the destination" in gallery.tiles(looking)

@@ -17,6 +17,10 @@ from textual_inversion.errors import DatasetError
 PICTURE = Image.new("RGB", (8, 8))
 
 
+def nothing() -> None:
+    """What a model does when it is loaded or put away here."""
+
+
 @pytest.fixture
 def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Image.Image], str]], Any]]:
     """`offered(describe)`: the captioners in a WebUI both of whose interrogators are `describe`."""
@@ -24,14 +28,14 @@ def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
     def with_both(describe: Callable[[Image.Image], str]) -> Any:
         deepbooru = ModuleType("modules.deepbooru")
-        deepbooru.model = SimpleNamespace(tag=describe)  # type: ignore[attr-defined]
+        deepbooru.model = SimpleNamespace(start=nothing, stop=nothing, tag_multi=lambda image, force_disable_ranks: describe(image))  # type: ignore[attr-defined]
         for name, module in {**inside.modules, "modules.deepbooru": deepbooru}.items():
             monkeypatch.setitem(sys.modules, name, module)
         inside.modules["modules"].deepbooru = deepbooru  # type: ignore[attr-defined]
         inside.modules["modules.shared"].interrogator = SimpleNamespace(interrogate=describe)  # type: ignore[attr-defined]
         from textual_inversion.hosts.webui.interrogators import interrogators
 
-        return interrogators()
+        return interrogators(lambda: False, lambda event: None)
 
     with webui_hosts.forgetting():
         yield with_both
@@ -59,7 +63,7 @@ def test_what_they_cannot_describe_is_one_sentence(failing: str, offered: Callab
     def describe(image: Image.Image) -> str:
         if failing == "raises":
             raise IndexError("list index out of range")
-        return "a cat<error>"
+        return "<error>"
 
     names = list(offered(describe))
     describer = offered(describe)[names[0]]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from textual_inversion.errors import CheckpointError, ConfigError, TextualInversionError, legible
 from textual_inversion.hosts.port import Card, Checkpoint, Folders, NewEmbedding
 from textual_inversion.training.events import Message, PreviewDrawn
-from textual_inversion.training.job import Job, JobEvent, Listener, ShouldStop
+from textual_inversion.training.job import Job, JobEvent, Listener, ShouldStop, never, silent
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -69,9 +69,13 @@ class EngineHost:
     def check_answered(self) -> None:
         """Nothing to remember."""
 
-    def captioners(self) -> Mapping[str, Captioner]:
+    def captioners(self, should_stop: ShouldStop = never, listener: Listener = silent) -> Mapping[str, Captioner]:
         """None: this program has no interrogators of its own."""
         return {}
+
+    def device(self) -> str:
+        """The best there is."""
+        return ""
 
     def look_again(self) -> None:
         """List the files anew, and tell the WebUI."""

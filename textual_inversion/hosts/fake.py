@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from textual_inversion.errors import DatasetError, EmbeddingError, InvalidNameError, NameTakenError
 from textual_inversion.hosts.port import Card, Checkpoint, Folders, NewEmbedding, Suggestions
 from textual_inversion.training.events import CopySaved, Message, PreviewDrawn, Started, StepDone, Stopped
-from textual_inversion.training.job import Job, Listener, ShouldStop
+from textual_inversion.training.job import Job, Listener, ShouldStop, never, silent
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,8 +88,11 @@ class FakeHost:
         """Not again."""
         self.asks = False
 
-    def captioners(self) -> Mapping[str, Captioner]:
+    def captioners(self, should_stop: ShouldStop = never, listener: Listener = silent) -> Mapping[str, Captioner]:
         return {"colours": _colours}
+
+    def device(self) -> str:
+        return "cpu"
 
     def look_again(self) -> None:
         """Nothing is kept; the WebUI hears of it."""

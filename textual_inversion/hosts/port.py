@@ -109,8 +109,14 @@ class Host(Protocol):
     def look_again(self) -> None:
         """Files were moved: list them anew, and tell the WebUI."""
 
-    def captioners(self) -> Mapping[str, Captioner]:
-        """Name -> the WebUI's own ways to describe a picture; nothing is loaded before one is called."""
+    def captioners(self, should_stop: ShouldStop = ..., listener: Listener = ...) -> Mapping[str, Captioner]:
+        """Name -> the WebUI's own ways to describe a picture; nothing is loaded before one is called.
+
+        A call waits for its turn in the WebUI's queue: `listener` is told so, and `should_stop` ends the wait.
+        """
+
+    def device(self) -> str:
+        """The torch device that the WebUI computes on; empty = the best there is."""
 
     def create(self, new: NewEmbedding) -> Path:
         """Write the file of a new embedding, read by the chosen checkpoint's token table, and tell the WebUI."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,13 @@ class Blip:
 
 
 def load_blip(
-    model: str, *, device: str = "cpu", may_download: bool = False, progress: Progress | None = None, models: Path | None = None
+    model: str,
+    *,
+    device: str = "cpu",
+    may_download: bool = False,
+    progress: Progress | None = None,
+    models: Path | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Blip:
     """Load a BLIP model from its folder or by its name on the Hugging Face hub.
 
@@ -74,6 +81,7 @@ def load_blip(
         may_download: bring it from the hub when it is not on this machine (about 1 GB); nothing is downloaded without this.
         progress: told (bytes done, bytes in all, file name) meanwhile.
         models: where downloaded models lie; None = the user's cache folder.
+        should_stop: asked during the download.
 
     Raises:
         ConfigError: it is not here and may not be downloaded, or cannot be read or downloaded.
@@ -82,7 +90,7 @@ def load_blip(
     if folder is None:
         if not may_download:
             raise ConfigError(f"The caption model {model} is not on this machine; allow its download (about 1 GB), or give its folder.")
-        folder = download(model, models or models_folder(), progress)
+        folder = download(model, models or models_folder(), progress, should_stop)
     return Blip(folder, device)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from textual_inversion.errors import ConfigError
 from textual_inversion.preprocess.blip import load_blip
@@ -21,6 +21,7 @@ def load_captioners(
     device: str = "cpu",
     may_download: bool = False,
     progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, Captioner]:
     """Name -> captioner, for those in `config.captioners`.
 
@@ -29,6 +30,7 @@ def load_captioners(
         device: torch device for BLIP.
         may_download: bring a BLIP model from the hub when it is not on this machine.
         progress: told (bytes done, bytes in all, file name) meanwhile.
+        should_stop: asked during that download.
 
     Raises:
         ConfigError: a name that nobody has, or a model that cannot be loaded; the sentence says what to do.
@@ -36,7 +38,9 @@ def load_captioners(
     loaded: dict[str, Captioner] = {}
     for name in config.captioners:
         if name == BLIP:
-            loaded[name] = load_blip(config.blip_model, device=device, may_download=may_download, progress=progress)
+            loaded[name] = load_blip(
+                config.blip_model, device=device, may_download=may_download, progress=progress, should_stop=should_stop
+            )
         elif name == TAGGER:
             loaded[name] = load_tagger(config.tagger_folder, config.tag_threshold)
         elif offered and name in offered:

@@ -12,6 +12,8 @@ from textual_inversion.errors import ConfigError
 from textual_inversion.preprocess.captions import CaptionRules
 from textual_inversion.preprocess.config import PreprocessConfig
 
+_FAILURES = 3  # pictures in a row that could not be described, after which a captioner is not asked any more
+
 
 class Captioner(Protocol):
     """Describes a picture; a plain function of a WebUI's own interrogator will do. It is called by one thread at a time."""
@@ -52,6 +54,8 @@ class Describer:
         self.rules = rules_of(config)
         self._wanted = [captioners[name] for name in wanted]
         self._turn = threading.Lock()
+        self._failures = 0
+        self._failure: Exception | None = None
 
     @property
     def wanted(self) -> bool:
@@ -59,6 +63,17 @@ class Describer:
         return bool(self._wanted)
 
     def describe(self, image: Image.Image) -> list[str]:
-        """What each says of an RGB picture, in order."""
+        """What each says of an RGB picture, in order.
+
+        What a captioner raises comes out, and from the third picture in a row on that fails, at once: nobody waits 10,000 times.
+        """
         with self._turn:
-            return [captioner(image) for captioner in self._wanted]
+            if self._failure is not None and self._failures >= _FAILURES:
+                raise self._failure
+            try:
+                said = [captioner(image) for captioner in self._wanted]
+            except Exception as error:
+                self._failures, self._failure = self._failures + 1, error
+                raise
+            self._failures = 0
+            return said

@@ -23,7 +23,7 @@ _BITS = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8
 
 @dataclass(frozen=True)
 class Problem:
-    """Something to look at before writing: `kind` is `small`, `blurred`, `duplicate` or `shape`, `text` one sentence."""
+    """Something to look at before writing: `kind` is `small`, `blurred`, `duplicate`, `shape` or `caption`, `text` one sentence."""
 
     kind: str
     text: str

@@ -104,7 +104,7 @@ class Destination:
             why = f"with {size[0]}x{size[1]} pixels, for other settings"
         elif note.get("settings", self.config.fingerprint) != self.config.fingerprint:
             why = "for other settings"
-        elif note.get("bytes", source.stat().st_size) != source.stat().st_size:
+        elif source.exists() and note.get("bytes", source.stat().st_size) != source.stat().st_size:
             why = f"from another {source.name}"
         else:
             return ""

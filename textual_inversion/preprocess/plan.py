@@ -33,7 +33,7 @@ from textual_inversion.preprocess.faces import FaceFinder, one_thread
 from textual_inversion.preprocess.focal import Focus
 from textual_inversion.preprocess.layout import View
 from textual_inversion.preprocess.parallel import PixelRoom, default_workers, in_order
-from textual_inversion.preprocess.picture import decode, decoded_pixels, focused, measure
+from textual_inversion.preprocess.picture import Picture, decode, decoded_pixels, focused, measure
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Planned:
         reason: one sentence why nothing is made of it; empty when all is well.
         done: all of its results are in the destination already.
         settings: fingerprint of the settings that it was planned with.
+        stamp: (time of the last change in ns, bytes) of the source then.
+        text: the caption file beside the source then; None when there was none.
     """
 
     source: Path
@@ -61,6 +63,8 @@ class Planned:
     reason: str = ""
     done: bool = False
     settings: str = ""
+    stamp: tuple[int, int] = (0, 0)
+    text: str | None = None
 
     @property
     def chosen(self) -> bool:
@@ -130,6 +134,7 @@ class Looker:
         source, number = numbered
         item = Planned(source, number, settings=self.config.fingerprint)
         try:
+            item = replace(item, stamp=stamp_of(source), text=old_caption(source))
             size, views = measure(source, self.config)
             item = replace(item, size=size)
             with self.room.taken(decoded_pixels(source, size, views)):
@@ -146,12 +151,33 @@ class Looker:
         found = [check_sharpness(np.asarray(small.convert("L")))]
         if not config.captions_only:
             found += [check_size(boxes, [view.size for view in views]), check_shape(item.size, boxes)]
-        views = [self.captioned(item.source, view, partial(picture.cut, view)) for view in views]
-        done = self.destination.has_all(item.number, item.source, views)
+        done = config.caption_place == "txt" and self.destination.has_all(item.number, item.source, views)
+        if done:  # nobody is asked again for what is not going to be written
+            views = [self._as_written(item, view) for view in views]
+        else:
+            views, silent = self._described(item.source, picture, views)
+            found.append(silent)
+            done = self.destination.has_all(item.number, item.source, views)
         problems = tuple(problem for problem in found if problem)
         if focus:
             focus = replace(focus, corners=())  # a hundred of them for each of 10,000 pictures take 100 MB
         return replace(item, views=tuple(views), focus=focus, problems=problems, done=done), print_of(small)
+
+    def _as_written(self, item: Planned, view: View) -> View:
+        """The view of a result that is there already, with the caption that is beside it, or the one that it lacks."""
+        result = self.destination.found(item.number, item.source, view, "")
+        if result is not None and caption_file(result).is_file():
+            return replace(view, caption=caption_for(result))
+        return replace(view, caption=self.describer.rules.caption(item.text, [], caption_in_name(item.source)))
+
+    def _described(self, source: Path, picture: Picture, views: list[View]) -> tuple[list[View], Problem | None]:
+        """The views with their captions; where describing fails, with what there is without it, and what is to be said of that."""
+        try:
+            return [self.captioned(source, view, partial(picture.cut, view)) for view in views], None
+        except Exception as error:  # noqa: BLE001  of a captioner, anybody's code: the picture can do without it
+            rest = self.describer.rules.caption(old_caption(source), [], caption_in_name(source))
+            told = str(error) if isinstance(error, DatasetError) else f"It could not be described ({type(error).__name__}: {error})."
+            return [replace(view, caption=rest) for view in views], Problem("caption", told)
 
     def captioned(self, source: Path, view: View, make: Callable[[], Image.Image]) -> View:
         """The view with its caption; `make` gives the very pixels that become the result, if they have to be described."""
@@ -160,6 +186,19 @@ class Looker:
         if self.describer.wanted and self.describer.rules.needs_new(old):
             new = self.describer.describe(on_colour(make(), self.config.background))
         return replace(view, caption=self.describer.rules.caption(old, new, caption_in_name(source)))
+
+
+def stamp_of(source: Path) -> tuple[int, int]:
+    """By which a change of a file is seen: (time of the last one in ns, bytes).
+
+    Raises:
+        DatasetError: it is not there.
+    """
+    try:
+        status = source.stat()
+    except OSError as error:
+        raise DatasetError(f"{source.name} is not there any more ({error.strerror or error}).") from error
+    return status.st_mtime_ns, status.st_size
 
 
 def old_caption(source: Path) -> str | None:

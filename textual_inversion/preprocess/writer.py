@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 from textual_inversion.dataset.captions import caption_file
-from textual_inversion.dataset.images import read_image
+from textual_inversion.dataset.images import mask_file, read_image
 from textual_inversion.errors import DatasetError
 from textual_inversion.preprocess.config import PreprocessConfig
 from textual_inversion.preprocess.crop import scaled
@@ -18,7 +18,7 @@ from textual_inversion.preprocess.flips import flipped
 from textual_inversion.preprocess.focal import debug_picture
 from textual_inversion.preprocess.layout import View
 from textual_inversion.preprocess.picture import Picture, decode, decoded_pixels, focused, measure
-from textual_inversion.preprocess.plan import Looker, Planned, old_caption
+from textual_inversion.preprocess.plan import Looker, Planned, old_caption, stamp_of
 
 #: Folder inside the destination for what the focal crop saw.
 DEBUG_FOLDER = "focal-point"
@@ -67,6 +67,8 @@ class Writer:
         try:
             if item.reason:
                 raise DatasetError(item.reason)
+            if looked and stamp_of(item.source) != item.stamp:
+                raise DatasetError(f"{name} has changed since it was looked at; look again.")
             if not looked:
                 size, views = measure(item.source, self.config)
                 item = replace(item, size=size, views=tuple(views))
@@ -104,11 +106,17 @@ class Writer:
         result, mask = picture.cut(view), picture.cut_mask(view)
         for flip in flips:
             target = self.destination.target(item.number, item.source, view, flip)
-            # The picture last: one that is there is then always complete.
-            self._write_caption(item.source, view, target, report)
-            if mask:
-                self.destination.write_mask(target, flipped(mask, flip))
-            self.destination.write_picture(target, flipped(result, flip), item.source)
+            beside = [file for file in (caption_file(target), mask_file(target)) if not file.exists()]
+            try:
+                # The picture last: one that is there is then always complete.
+                self._write_caption(item.source, view, target, report)
+                if mask:
+                    self.destination.write_mask(target, flipped(mask, flip))
+                self.destination.write_picture(target, flipped(result, flip), item.source)
+            except OSError:
+                for file in beside:  # a mask without its picture would be one itself
+                    file.unlink(missing_ok=True)
+                raise
             report.written.append(target)
 
     def _missing(self, item: Planned, views: list[View], report: PreprocessReport, *, looked: bool) -> list[tuple[int, str]]:
@@ -129,7 +137,11 @@ class Writer:
         """Give a result of an earlier run the caption it lacks, or a person's new one; where it lies then."""
         if self.config.caption_place == "name":
             target = self.destination.target(item.number, item.source, view, flip)
-            return found.replace(target) if view.edited and target != found and not target.exists() else found
+            if not view.edited or target == found or target.exists():
+                return found
+            if mask_file(found).exists():
+                mask_file(found).replace(mask_file(target))
+            return found.replace(target)
         if not looked and not caption_file(found).exists():
             view = self.looker.captioned(item.source, view, partial(read_image, found))
         self._write_caption(item.source, view, found, report)
@@ -146,7 +158,10 @@ class Writer:
     def _caption_source(self, item: Planned, view: View, report: PreprocessReport, *, looked: bool) -> None:
         if not looked:
             view = self.looker.captioned(item.source, view, lambda: decode(item.source, item.size, [view], self.config).cut(view))
-        if view.caption is not None and view.caption != old_caption(item.source):
+        now = old_caption(item.source)
+        if looked and now not in (item.text, view.caption):
+            raise DatasetError(f"The caption of {item.source.name} has changed since it was looked at; look again.")
+        if view.caption is not None and view.caption != now:
             self._put(caption_file(item.source), view.caption.encode("utf-8"), report)
 
     def _put(self, path: Path, data: bytes, report: PreprocessReport) -> None:

@@ -34,6 +34,15 @@ ShouldStop = Callable[[], bool]
 Work = Callable[[Listener, ShouldStop], str | None]
 
 
+def never() -> bool:
+    """A `ShouldStop` of work that nobody stops."""
+    return False
+
+
+def silent(event: JobEvent) -> None:
+    """A `Listener` of work that nobody watches."""
+
+
 class JobRunningError(TextualInversionError):
     """A job was to start while another one runs."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from textual_inversion.ui.looking import ALL, DONE, LEFT_OUT, UNREADABLE, Looking, counted
+from textual_inversion.ui.looking import ALL, DONE, LEFT_OUT, MOST_CAPTION, UNREADABLE, Looking, counted
 from textual_inversion.ui.render import ROUTE, escape, note
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ FILTERS = {
     "blurred": "Blurred",
     "duplicate": "The same as another",
     "shape": "Much cut away",
+    "caption": "Not described",
     UNREADABLE: "Cannot be used",
     DONE: "Done before",
     LEFT_OUT: "Left out",
@@ -63,9 +64,10 @@ def tiles(looking: Looking) -> str:
     )
 
 
-def acknowledged(looking: Looking) -> str:
-    """What tells the page's script which of its commands were taken."""
-    return f'<span class="ti-look-ack" data-look="{looking.id}" data-taken="{looking.taken}"></span>'
+def acknowledged(looking: Looking, client: str) -> str:
+    """What tells a page's script which of its commands were taken."""
+    taken = looking.taken.get(client, 0)
+    return f'<span class="ti-look-ack" data-look="{looking.id}" data-client="{escape(client)}" data-taken="{taken}"></span>'
 
 
 def _sizes_line(sizes: dict[tuple[int, int], int]) -> str:
@@ -95,6 +97,8 @@ def _tile(looking: Looking, place: int) -> str:
     made = ", ".join(dict.fromkeys(_pixels(view.size) for view in item.views))
     sizes = f"{_pixels(item.size)} → {made}" if made else _pixels(item.size) if item.size[0] else ""
     done = '<span class="ti-done">is there already</span>' if item.done else ""
+    if item.done and not item.chosen:
+        problems += '<p class="ti-problem">Its result stays in the destination; delete it there if it is not to be trained on.</p>'
     out = "" if item.chosen or not item.views else " data-out"
     return (
         f'<figure class="ti-tile" data-item="{place}"{out}>{_shot(looking, place, item)}'
@@ -114,7 +118,7 @@ def _shot(looking: Looking, place: int, item: Planned) -> str:
     label = escape(f"Use {item.source.name}")
     return (
         f'<button type="button" class="ti-shot" data-do="choose" role="switch" aria-checked="{str(item.chosen).lower()}" '
-        f'aria-label="{label}" title="Click to leave it out, or to take it back" style="aspect-ratio:{width}/{height}">'
+        f'aria-label="{label}" title="Click to leave it out, or to take it back" style="--ti-w:{width};--ti-h:{height}">'
         f'<img src="{ROUTE}/source?look={looking.id}&amp;item={place}" alt="" loading="lazy">'
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg></button>'
     )
@@ -151,7 +155,7 @@ def _part(view: View, place: int, *, alone: bool) -> str:
     )  # fmt: skip
     return (
         f'<div class="ti-part">{box}<textarea rows="2" data-do="caption" data-part="{view.part}" aria-label="{name}" '
-        f'placeholder="No caption">{escape(view.caption or "")}</textarea></div>'
+        f'maxlength="{MOST_CAPTION}" placeholder="No caption">{escape(view.caption or "")}</textarea></div>'
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 JOB = "look"
 PAGE = 24  # pictures on the page at a time
 THUMBNAIL = 384  # pixels of the longer side
-MOST_CAPTION = 2000  # characters
+MOST_CAPTION = 2000  # characters, as the page allows
+MOST_CLIENTS = 200  # pages of browsers whose commands are counted
 ALL, UNREADABLE, LEFT_OUT, DONE = "all", "unreadable", "out", "done"
+_one_at_a_time = threading.Lock()
 _lookings: WeakKeyDictionary[Job, Looking] = WeakKeyDictionary()
 
 
@@ -50,7 +53,8 @@ class Looking:
         notes: sentences on what the settings cannot do on this machine.
         show: which pictures: `all`, a kind of problem, `unreadable`, `out` or `done`.
         page: of those, from 0.
-        taken: number of the last command that was taken.
+        taken: page of a browser -> number of its last command that was taken.
+        writing: it is being written, and nothing can be changed meanwhile.
     """
 
     id: str = ""
@@ -59,14 +63,24 @@ class Looking:
     notes: list[str] = field(default_factory=list)
     show: str = ALL
     page: int = 0
-    taken: int = 0
+    taken: dict[str, int] = field(default_factory=dict)
+    writing: bool = False
 
     def look(self, config: PreprocessConfig, captioners: Mapping[str, Captioner], listener: Listener, should_stop: ShouldStop) -> str:
-        """Look at every picture of the source; returns one sentence. What was there before is forgotten."""
+        """Look at every picture of the source; returns one sentence. What a person changed about the same pictures before stays."""
         from textual_inversion.preprocess.run import notes, plan
 
+        seen = [0, 0]
+
+        def progress(done: int, total: int, _name: str) -> None:
+            seen[:] = done, total
+            listener(Advanced(done, total))
+
+        planned = plan(config, progress, should_stop, captioners=captioners)
+        if should_stop() and seen[0] < seen[1]:
+            return f"Stopped after {seen[0]} of {counted(seen[1], 'picture')}; nothing has changed."
+        planned = _as_changed(planned, self.planned)
         self.forget()
-        planned = plan(config, lambda done, total, _name: listener(Advanced(done, total)), should_stop, captioners=captioners)
         self.config, self.planned, self.notes = config, planned, notes(config)
         self.id = secrets.token_hex(6)
         for item in planned:
@@ -77,7 +91,7 @@ class Looking:
     def forget(self) -> None:
         """There is nothing to show."""
         self.id, self.config, self.planned, self.notes = "", None, [], []
-        self.show, self.page, self.taken = ALL, 0, 0
+        self.show, self.page, self.taken = ALL, 0, {}
 
     def for_writing(self, config: PreprocessConfig) -> list[Planned] | None:
         """What was looked at, for a run with these settings; None when nothing was.
@@ -88,7 +102,10 @@ class Looking:
         if not self.id:
             return None
         if config != self.config:
-            raise ConfigError("The settings were changed after the pictures were looked at; click Look again, or close the pictures below.")
+            raise ConfigError(
+                "The settings were changed after the pictures were looked at; click Look again (captions and choices of yours stay), "
+                "or close the pictures below."
+            )
         return list(self.planned)
 
     def places(self, show: str | None = None) -> list[int]:
@@ -120,12 +137,17 @@ class Looking:
 
     def take(self, sent: Any) -> bool:
         """Do what the page's script asks for in JSON, what was done already left alone; returns whether other pictures are now shown."""
-        asked = list(_commands(sent, self.id, self.taken))
         before = (self.id, self.show, self.page)
-        shown_anew = False
-        for number, command in asked:
+        told, shown_anew = _object(sent), False
+        client = client_of(sent)
+        if self.writing or not self.id or told.get("look") != self.id:
+            return False
+        for number, command in _commands(told.get("commands"), self.taken.get(client, 0)):
             shown_anew |= self._do(command)
-            self.taken = number
+            if self.id:
+                self.taken[client] = number
+        while len(self.taken) > MOST_CLIENTS:
+            self.taken.pop(next(iter(self.taken)))
         return shown_anew or (self.id, self.show, self.page) != before
 
     def _do(self, command: Mapping[str, Any]) -> bool:
@@ -156,7 +178,7 @@ class Looking:
         source = self.planned[place].source
         try:
             return small_jpeg(str(source), source.stat().st_mtime_ns, self.config.exif, self.config.background)
-        except (OSError, DatasetError):
+        except (OSError, DatasetError, MemoryError):
             return None
 
 
@@ -178,12 +200,29 @@ def sent_for(sent: Any) -> str:
     return str(_object(sent).get("look") or "")
 
 
-def _commands(sent: Any, look: str, taken: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Numbered commands that belong to this set and were not taken yet."""
-    told = _object(sent)
-    if not look or told.get("look") != look or not isinstance(told.get("commands"), list):
-        return
-    for command in told["commands"]:
+def client_of(sent: Any) -> str:
+    """Which page of which browser sent it: each counts its own commands."""
+    return str(_object(sent).get("client") or "")[:40]
+
+
+def _as_changed(planned: list[Planned], before: list[Planned]) -> list[Planned]:
+    """A new plan with a person's captions and choices of an earlier one, for the same parts of the same pictures."""
+    old = {(item.source, view.part): view for item in before for view in item.views}
+    changed = []
+    for item in planned:
+        for view in item.views:
+            was = old.get((item.source, view.part))
+            if was is not None and not was.chosen:
+                item = item.choose(False, view.part)
+            if was is not None and was.edited:
+                item = item.with_caption(was.caption or "", view.part)
+        changed.append(item)
+    return changed
+
+
+def _commands(commands: Any, taken: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Numbered commands that were not taken yet."""
+    for command in commands if isinstance(commands, list) else []:
         if isinstance(command, dict) and (number := _whole(command.get("n"))) > taken:
             yield number, command
 
@@ -210,8 +249,9 @@ def small_jpeg(path: str, _modified: int, upright: bool, background: str) -> byt
     from textual_inversion.dataset.images import read_colours
     from textual_inversion.dataset.pixels import on_colour
 
-    image = on_colour(read_colours(Path(path), (THUMBNAIL, THUMBNAIL), upright=upright), background)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    with _one_at_a_time:  # a browser asks for six at once, and each may have 100 megapixels
+        image = read_colours(Path(path), (THUMBNAIL, THUMBNAIL), upright=upright)
+        image.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
+    on_colour(image, background).save(buffer, "JPEG", quality=82)
     return buffer.getvalue()

@@ -29,7 +29,7 @@ RESULT: tuple[Row, ...] = (
             "resize",
             "choice",
             "Preprocess resize mode",
-            "crop: fill the size, cut what stands out. fit: whole pictures inside it. keep: as large as they are.",
+            "crop: fill the size. fit: whole pictures inside it. keep: as large as they are. Not with focal or auto-sized crop.",
             options={"choices": list(RESIZE)},
         ),
         Setting(
@@ -141,7 +141,7 @@ GROUPS: tuple[tuple[str, tuple[Row, ...]], ...] = (
             ),
             (
                 Setting("tagger_folder", "text", "Tagger folder", "With model.onnx and selected_tags.csv; needs onnxruntime."),
-                Setting("tag_threshold", "slider", "Tag threshold", "Least certainty of a tag.", options=_PART),
+                Setting("tag_threshold", "slider", "Tag threshold", "Least certainty of the tagger's tags.", options=_PART),
             ),
             (
                 Setting(
@@ -193,10 +193,11 @@ def config_of(values: Mapping[str, Any]) -> PreprocessConfig:
             cleaned[field.name] = folder_text(values.get(field.name))
         elif field.name in ("flips", "captioners"):
             cleaned[field.name] = tuple(values.get(field.name) or ())
+            if field.name == "flips":  # in whatever order they were ticked
+                cleaned[field.name] = tuple(flip for flip in FLIPS if flip in cleaned[field.name])
         elif field.name in values:
             cleaned[field.name] = clean(values[field.name], field.default, labels[field.name])
-    for name in ("caption_join", "caption_prefix", "caption_suffix"):  # spaces at their ends mean something
-        cleaned[name] = str(values.get(name) or "")
+    cleaned["caption_join"] = str(values.get("caption_join") or "")  # a space at its end means something
     if cleaned.get("captions_only"):
         cleaned["destination"] = ""  # the form is never empty there
     return PreprocessConfig(**cleaned)

@@ -11,7 +11,7 @@ from textual_inversion.errors import TextualInversionError
 from textual_inversion.training.job import sentence
 from textual_inversion.ui import compat, form, gallery, pictures, preprocess_form, render
 from textual_inversion.ui.actions import Outcome, folder_text
-from textual_inversion.ui.looking import sent_for
+from textual_inversion.ui.looking import client_of, sent_for
 from textual_inversion.ui.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def wire(settings: Parts, parts: Parts, host: Host, images: Any, interrupt: Call
     def take(sent: Any) -> Any:
         """Do what the page's script asks for. Pictures are drawn anew only for others, since somebody may be typing in these."""
         other = actions.looking.take(sent)
-        return _shown(actions, tiles=other)
+        return _shown(actions, sent, tiles=other)
 
     def refresh(sent: Any) -> Any:
         """As `take`, for a new page or a job that ended. A new page has said nothing yet, and its form gets what was looked at."""
@@ -84,7 +84,7 @@ def wire(settings: Parts, parts: Parts, host: Host, images: Any, interrupt: Call
         config = None if sent_for(sent) else looking.config
         filled = preprocess_form.values_of(config) if config else {}
         form_now = [compat.update(value=filled[key]) if key in filled else compat.update() for key in keys]
-        return *_shown(actions, tiles=other), *form_now
+        return *_shown(actions, sent, tiles=other), *form_now
 
     def dropped(files: Any) -> Any:
         paths = compat.uploaded_paths(files)
@@ -106,9 +106,10 @@ def wire(settings: Parts, parts: Parts, host: Host, images: Any, interrupt: Call
     compat.on(settings["source"].change, _source, [settings["source"]], [parts["source_strip"]])
 
 
-def _shown(actions: Preprocessing, *, tiles: bool) -> Any:
+def _shown(actions: Preprocessing, sent: Any, *, tiles: bool) -> Any:
     looking = actions.looking
-    return gallery.head(looking), gallery.tiles(looking) if tiles else compat.update(), gallery.acknowledged(looking)
+    pictures_now = gallery.tiles(looking) if tiles else compat.update()
+    return gallery.head(looking), pictures_now, gallery.acknowledged(looking, client_of(sent))
 
 
 def _source(folder: Any) -> str:

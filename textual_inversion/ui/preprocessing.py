@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.training.events import Message
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from textual_inversion.hosts.port import Host
     from textual_inversion.preprocess.captioning import Captioner
     from textual_inversion.preprocess.plan import Planned
-    from textual_inversion.preprocess.run import PreprocessConfig
+    from textual_inversion.preprocess.run import PreprocessConfig, PreprocessReport
 
 OURS = ("blip", "tagger")  # captioners that need no WebUI
+_TOLD = 50 * 2**20  # bytes of a download between two messages
 
 
 class Preprocessing:
@@ -42,7 +43,7 @@ class Preprocessing:
         download = bool(values.get("may_download"))
 
         def work(listener: Listener, stop: ShouldStop) -> str:
-            return self.looking.look(config, self._load(config, download, listener), listener, stop)
+            return self.looking.look(config, self._load(config, download, listener, stop), listener, stop)
 
         self.host.job.start(JOB, config.source_path.name, work)
         return Outcome("")
@@ -51,28 +52,40 @@ class Preprocessing:
     def write(self, values: Mapping[str, Any], sent: Any = "") -> Outcome:
         """Preprocess in the background, as it was looked at and changed if it was; `sent` are the page's latest commands."""
         config = config_of(values)
-        self.looking.take(sent)
-        planned = self.looking.for_writing(config)
+        looking = self.looking
+        looking.take(sent)
+        planned = looking.for_writing(config)
         download = bool(values.get("may_download"))
 
         def work(listener: Listener, stop: ShouldStop) -> str:
-            captioners = self._load(config, download, listener) if planned is None else {}
-            told = write(config, planned, captioners, listener, stop)
-            self.looking.forget()
+            captioners = self._load(config, download, listener, stop) if planned is None else {}
+            looking.writing = True
+            try:
+                told, whole = write(config, planned, captioners, listener, stop)
+            finally:
+                looking.writing = False
+            if whole:  # else what a person changed is needed again
+                looking.forget()
             return told
 
         self.host.job.start("preprocess", config.source_path.name, work)
         wanted = values.get("use_result") and not config.captions_only
         return Outcome("", name=config.destination if wanted else "")
 
-    def _load(self, config: PreprocessConfig, may_download: bool, listener: Listener) -> dict[str, Captioner]:
-        from textual_inversion.preprocess.captioners import load_captioners
-
+    def _load(self, config: PreprocessConfig, may_download: bool, listener: Listener, should_stop: ShouldStop) -> dict[str, Captioner]:
         if not config.captioners:
             return {}
+        from textual_inversion.diffusion.model import best_device
+        from textual_inversion.preprocess.captioners import load_captioners
+
+        def progress(done: int, total: int, file: str) -> None:
+            if done % _TOLD < 2**20 or done == total:
+                listener(Message(f"{file}: {done >> 20} of {total >> 20} MB"))
+
         listener(Message(f"Loading {' and '.join(config.captioners)}"))
-        progress: Callable[[int, int, str], None] = lambda done, total, _name: listener(Advanced(done, total))  # noqa: E731
-        return load_captioners(config, self.host.captioners(), may_download=may_download, progress=progress)
+        offered = self.host.captioners(should_stop, listener)
+        device = self.host.device() or best_device()
+        return load_captioners(config, offered, device=device, may_download=may_download, progress=progress, should_stop=should_stop)
 
 
 def write(
@@ -81,8 +94,8 @@ def write(
     captioners: Mapping[str, Captioner],
     listener: Listener,
     should_stop: ShouldStop,
-) -> str:
-    """Preprocess, and say in one sentence what came of it."""
+) -> tuple[str, bool]:
+    """Preprocess, and say in one sentence what came of it; also whether everything that was wanted is there now."""
     from textual_inversion.preprocess.run import preprocess
 
     def progress(done: int, total: int, _name: str) -> None:
@@ -99,4 +112,13 @@ def write(
         parts = [f"{len(report.written)} written"]
         parts += [f"{len(report.kept)} kept from before"] if report.kept else []
     parts += [f"{len(report.skipped)} left out"] if report.skipped else []
-    return f"{', '.join(parts)}; they are in {config.destination_path}."
+    told = f"{', '.join(parts)}; they are in {config.destination_path}."
+    if report.stopped:
+        told += " The rest is still to be done; Preprocess goes on with it."
+    return told, not report.stopped and not _unexpected(report, planned)
+
+
+def _unexpected(report: PreprocessReport, planned: list[Planned] | None) -> bool:
+    """Whether a picture was skipped that could be used when it was looked at."""
+    known = {item.source.name for item in planned or [] if item.reason}
+    return any(name not in known for name, _ in report.skipped)

@@ -21,6 +21,7 @@ from textual_inversion.hosts.webui.running import StoppedWaitingError, queue_if_
 from textual_inversion.hosts.webui.tensorboard import tensorboard
 from textual_inversion.prompts.templates import template_folder
 from textual_inversion.training.events import Stopped
+from textual_inversion.training.job import never, silent
 
 if TYPE_CHECKING:
     from textual_inversion.preprocess.captioning import Captioner
@@ -113,9 +114,9 @@ class WebUIHost(EngineHost):
         with queue_if_free() as free:
             self._changed(tell=free)
 
-    def captioners(self) -> Mapping[str, Captioner]:
+    def captioners(self, should_stop: ShouldStop = never, listener: Listener = silent) -> Mapping[str, Captioner]:
         """Its interrogators."""
-        return interrogators()
+        return interrogators(should_stop, listener)
 
     def train(self, config: TrainingConfig, listener: Listener, should_stop: ShouldStop) -> None:
         """Train when the WebUI's queue has come to this job."""

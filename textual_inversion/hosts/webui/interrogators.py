@@ -6,28 +6,30 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.hosts.webui.running import queue_turn
+from textual_inversion.hosts.webui.running import StoppedWaitingError, queue_turn
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from textual_inversion.training.job import Listener, ShouldStop
+
 _FAILED = "<error>"  # what A1111's interrogator adds to its text, instead of raising
 
 
-def interrogators() -> Mapping[str, Callable[[Image.Image], str]]:
+def interrogators(should_stop: ShouldStop, listener: Listener) -> Mapping[str, Callable[[Image.Image], str]]:
     """Name -> function of an RGB picture; it waits for its turn in the WebUI's queue, and loads its model when it is called first.
 
     Raises (from the functions):
-        DatasetError: the WebUI could not describe the picture.
+        DatasetError: the WebUI could not describe the picture, or the wait for it was stopped.
     """
-    return {"interrogate (WebUI)": _in_turn(_interrogate), "deepbooru (WebUI)": _in_turn(_deepbooru)}
 
-
-def _in_turn(describe: Callable[[Image.Image], str]) -> Callable[[Image.Image], str]:
-    def described(image: Image.Image) -> str:
-        with queue_turn():
+    def in_turn(describe: Callable[[Image.Image], str]) -> Callable[[Image.Image], str]:
+        def described(image: Image.Image) -> str:
             try:
-                return describe(image)
+                with queue_turn(should_stop, listener):
+                    return describe(image)
+            except StoppedWaitingError:
+                raise DatasetError("Stopped before the WebUI could describe it.") from None
             except DatasetError:
                 raise
             except Exception as error:
@@ -35,14 +37,16 @@ def _in_turn(describe: Callable[[Image.Image], str]) -> Callable[[Image.Image], 
                     f"The WebUI could not describe it ({type(error).__name__}: {error}); its console may say more."
                 ) from error
 
-    return described
+        return described
+
+    return {"interrogate (WebUI)": in_turn(_interrogate), "deepbooru (WebUI)": in_turn(_deepbooru)}
 
 
 def _interrogate(image: Image.Image) -> str:
     from modules import shared
 
-    said = str(shared.interrogator.interrogate(image.convert("RGB")))
-    if said.endswith(_FAILED):
+    said = str(shared.interrogator.interrogate(image.convert("RGB"))).removesuffix(_FAILED).strip(", ")
+    if not said:
         raise DatasetError("The WebUI could not describe it; its console says why, as where it cannot download its model.")
     return said
 
@@ -50,4 +54,8 @@ def _interrogate(image: Image.Image) -> str:
 def _deepbooru(image: Image.Image) -> str:
     from modules import deepbooru
 
-    return str(deepbooru.model.tag(image.convert("RGB")))
+    deepbooru.model.start()
+    try:
+        return str(deepbooru.model.tag_multi(image.convert("RGB"), force_disable_ranks=True))
+    finally:
+        deepbooru.model.stop()
