@@ -61,7 +61,7 @@ def test_another_extensions_wrapper_stays_and_ours_works_once_through_reloads(in
         wrap(inside, calls)
         host.remove()
     calls.clear()
-    host.embeddings_changed()
+    table.load_textual_inversion_embeddings(force_reload=True)
     assert table.read_by_host == ["word.safetensors"]
     assert calls.count("scan") == 3
 
