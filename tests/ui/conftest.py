@@ -87,12 +87,16 @@ class Tab:
         self.page.get_by_role("tab", name=name, exact=True).last.click()
 
     def fill(self, setting: str, value: str) -> None:
-        """Type into the field with the id `ti_<setting>` and leave it.
+        """Type into the field with the id `ti_<setting>` and leave it."""
+        self.type(self.page.locator(f"#ti_{setting}").locator("input, textarea").first, value)
 
-        gradio 6 draws a tab when it is first opened and sets the fields to their first values once more some milliseconds later;
-        what was typed in between is gone. No hand is that quick, but this is: so it looks again, and types again.
+    def type(self, field: Any, value: str) -> None:
+        """Type into a field and leave it.
+
+        gradio 6 draws what is in a tab or under a heading when that is first opened, and sets the fields to their first values
+        once more some milliseconds later; what was typed in between is gone. No hand is that quick, but this is: so it looks
+        again, and types again.
         """
-        field = self.page.locator(f"#ti_{setting}").locator("input, textarea").first
         for _ in range(5):
             field.fill(value)
             field.blur()

@@ -74,9 +74,8 @@ def draw_with_the_card(tab: Any) -> None:
     card = tab.page.locator('.ti-card[data-name="my-word"]')
     card.click()
     assert tab.value("txt2img_prompt") == "a picture of my-word"
-    tab.page.locator("#ti_txt2img_steps input[type=number]").fill("4")
-    tab.page.locator("#ti_txt2img_count input[type=number]").fill("1")
-    tab.page.keyboard.press("Tab")
+    tab.type(tab.page.locator("#ti_txt2img_steps input[type=number]"), "4")
+    tab.type(tab.page.locator("#ti_txt2img_count input[type=number]"), "1")
     tab.page.click("#ti_generate")
     tab.until("document.querySelectorAll('#ti_gallery img').length >= 1", timeout=60_000)
     assert "my-word" in tab.text("#ti_generate_note")
