@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -205,6 +206,15 @@ def test_only_what_the_prompt_names_is_loaded_and_counted(host: Host, monkeypatc
     assert host.generate({"prompt": "a cat"}, lambda done, total: None, lambda: False) == []
     assert list(given[0]) == ["cat", "dog"]
     assert host.library()._loaded == {}
+
+
+def test_drawing_leaves_no_thread_that_would_slow_training_down(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    drew: list[threading.Thread] = []
+    monkeypatch.setattr(textual_inversion.diffusion, "generate", lambda *given, **more: drew.append(threading.current_thread()) or [])
+    monkeypatch.setattr(engine.EngineHost, "model", lambda self: None)
+    host.generate({"prompt": "a cat"}, lambda done, total: None, lambda: False)
+    assert drew[0] is not threading.current_thread()
+    assert not drew[0].is_alive()
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
