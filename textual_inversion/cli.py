@@ -30,7 +30,7 @@ from textual_inversion.hosts.engine import checkpoint_facts, enough_memory
 from textual_inversion.training.config import CLIP_MODES, PRECISIONS, SAMPLING_METHODS, TrainingConfig
 
 if TYPE_CHECKING:
-    from textual_inversion.diffusion import StableDiffusion
+    from textual_inversion.diffusion.model import StableDiffusion
     from textual_inversion.embedding import Embedding
 
 _LISTEN_HELP = (
@@ -228,7 +228,7 @@ def _add_generate(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> Result:
-    from textual_inversion.diffusion import GenerationSettings, generate
+    from textual_inversion.diffusion.generate import GenerationSettings, generate
     from textual_inversion.prompts.names import about_unknown, unknown_names
 
     options.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told before anything is drawn
@@ -313,14 +313,13 @@ def _demo(options: argparse.Namespace) -> Result:
 
 
 def _checkpoint(options: argparse.Namespace) -> Path:
-    from textual_inversion.diffusion import TINY_CHECKPOINT
+    from textual_inversion.diffusion.model import TINY_CHECKPOINT
 
     return Path(options.checkpoint or TINY_CHECKPOINT).expanduser()
 
 
 def _load_model(options: argparse.Namespace) -> StableDiffusion:
-    from textual_inversion.diffusion import TINY_CHECKPOINT, load_checkpoint
-    from textual_inversion.diffusion.model import check_device
+    from textual_inversion.diffusion.model import TINY_CHECKPOINT, check_device, load_checkpoint
 
     check_device(options.device)
     return load_checkpoint(options.checkpoint or TINY_CHECKPOINT, device=options.device, precision=options.precision)

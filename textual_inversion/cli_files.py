@@ -118,7 +118,7 @@ def _file_called(options: argparse.Namespace, given: str) -> tuple[Path, str | N
 
 def _compare(path: Path, checkpoint: str | None) -> Inspection:
     """Look into the file beside the checkpoint; without one, beside the tiny one that ships where that fits."""
-    from textual_inversion.diffusion import TINY_CHECKPOINT
+    from textual_inversion.diffusion.model import TINY_CHECKPOINT
     from textual_inversion.inspection import TokenTable, inspect_file
 
     if checkpoint:

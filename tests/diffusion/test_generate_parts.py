@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.checkpoints import write_checkpoint
+from textual_inversion.diffusion import generate as module
 from textual_inversion.diffusion.generate import GenerationSettings, generate
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
 from textual_inversion.errors import CheckpointError
@@ -26,7 +26,6 @@ def model(path: Path) -> StableDiffusion:
     return load_checkpoint(path, device="cpu")
 
 
-module = import_module("textual_inversion.diffusion.generate")  # the package has a function of that name
 SETTINGS = GenerationSettings(prompt="a cat", steps=2, width=64, height=64, seed=5, count=3)
 
 

@@ -570,8 +570,8 @@ class Numbers(Rows):
     """The host's own model beside `diffusion/`, over the same file."""
 
     def test_conditioning_and_noise_prediction(self, webui: WebUI) -> None:
-        from textual_inversion.diffusion import load_checkpoint
         from textual_inversion.diffusion.conditioning import VectorTable
+        from textual_inversion.diffusion.model import load_checkpoint
 
         check_draws(webui)
         texts = ["", "a red circle", "a (red:1.3) circle BREAK [green] square", "word " * 90]

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from tests.hosts.a1111_browser import TINY, running_a1111
 from tests.hosts.conftest import WebUI
-from textual_inversion.diffusion import load_checkpoint
 from textual_inversion.diffusion.conditioning import VectorTable
+from textual_inversion.diffusion.model import load_checkpoint
 from textual_inversion.formats import load
 
 pytestmark = pytest.mark.hosts

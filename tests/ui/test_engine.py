@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-import textual_inversion.diffusion
 import textual_inversion.training
 from textual_inversion import formats
+from textual_inversion.diffusion import generate as drawing
+from textual_inversion.diffusion import model as models
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import ConfigError, TextualInversionError, TrainingError
 from textual_inversion.hosts import engine
@@ -69,7 +70,7 @@ def run(host: Host, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]
                 raise error
 
         monkeypatch.setattr(textual_inversion.training, "train", train)
-        monkeypatch.setattr(textual_inversion.diffusion, "load_checkpoint", lambda path, **options: None)
+        monkeypatch.setattr(models, "load_checkpoint", lambda path, **options: None)
         events: list[Any] = [trained_in]
         host.train(TrainingConfig("cat", "pictures"), events.append, lambda: False)
         return events
@@ -141,7 +142,7 @@ def test_trainings_model_is_gone_before_the_webuis_comes_back(host: Host, monkey
 
     monkeypatch.setattr(host, "lent_memory", lent_memory)
     monkeypatch.setattr(textual_inversion.training, "train", train)
-    monkeypatch.setattr(textual_inversion.diffusion, "load_checkpoint", load_checkpoint)
+    monkeypatch.setattr(models, "load_checkpoint", load_checkpoint)
     with pytest.raises(TextualInversionError) if error else nullcontext():
         host.train(TrainingConfig("cat", "pictures"), lambda event: None, lambda: False)
     assert alive == [False]
@@ -201,7 +202,7 @@ def test_only_what_the_prompt_names_is_loaded_and_counted(host: Host, monkeypatc
     save(host.folders().embeddings, "dog")
     assert host.count_tokens("a CAT") == (6, 75)
     given: list[Any] = []
-    monkeypatch.setattr(textual_inversion.diffusion, "generate", lambda model, settings, embeddings, **more: given.append(embeddings) or [])
+    monkeypatch.setattr(drawing, "generate", lambda model, settings, embeddings, **more: given.append(embeddings) or [])
     monkeypatch.setattr(engine.EngineHost, "model", lambda self: None)
     assert host.generate({"prompt": "a cat"}, lambda done, total: None, lambda: False) == []
     assert list(given[0]) == ["cat", "dog"]
@@ -210,7 +211,7 @@ def test_only_what_the_prompt_names_is_loaded_and_counted(host: Host, monkeypatc
 
 def test_drawing_leaves_no_thread_that_would_slow_training_down(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     drew: list[threading.Thread] = []
-    monkeypatch.setattr(textual_inversion.diffusion, "generate", lambda *given, **more: drew.append(threading.current_thread()) or [])
+    monkeypatch.setattr(drawing, "generate", lambda *given, **more: drew.append(threading.current_thread()) or [])
     monkeypatch.setattr(engine.EngineHost, "model", lambda self: None)
     host.generate({"prompt": "a cat"}, lambda done, total: None, lambda: False)
     assert drew[0] is not threading.current_thread()

@@ -50,6 +50,18 @@ def test_looking_again_leaves_the_name_that_create_has_put_there_meanwhile(host:
     assert named["value"] in ("other", "word")
 
 
+def test_embeddings_are_listed_when_the_page_is_opened_not_when_it_is_drawn(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.create(NewEmbedding("word", "red", 1))
+    listed: list[int] = []
+    cards = host.cards
+    monkeypatch.setattr(host, "cards", lambda **options: listed.append(1) or cards(**options))
+    with gr.Blocks(), gr.Tabs():
+        page = draw_train_tab(host)
+    assert not listed
+    named, *_ = page.refresh(page.train["name"].value, "", 128, 128)
+    assert (named["value"], named["choices"]) == ("word", ["word"])
+
+
 def test_previews_take_txt2img_settings() -> None:
     given = preview_settings(TXT2IMG, fixed_seed=3)
     assert given == {

@@ -21,7 +21,8 @@ from textual_inversion.training.job import Job, JobEvent, Listener, ShouldStop, 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from textual_inversion.diffusion import GenerationSettings, StableDiffusion
+    from textual_inversion.diffusion.generate import GenerationSettings
+    from textual_inversion.diffusion.model import StableDiffusion
     from textual_inversion.library import EmbeddingLibrary, Entry
     from textual_inversion.preprocess.captioning import Captioner
     from textual_inversion.training.config import TrainingConfig
@@ -90,7 +91,7 @@ class EngineHost:
     @property
     def samplers(self) -> tuple[str, ...]:
         """Names that `generate` takes."""
-        from textual_inversion.diffusion import SAMPLERS
+        from textual_inversion.diffusion.generate import SAMPLERS
 
         return tuple(SAMPLERS)
 
@@ -147,7 +148,7 @@ class EngineHost:
             self._train_on(chosen, config, folder, listener, should_stop)
 
     def _train_on(self, chosen: Checkpoint, config: TrainingConfig, folder: Path, listener: Listener, should_stop: ShouldStop) -> None:
-        from textual_inversion.diffusion import load_checkpoint
+        from textual_inversion.diffusion.model import load_checkpoint
         from textual_inversion.training import train
 
         listener(Message(f"Loading {chosen.name}"))
@@ -183,7 +184,7 @@ class EngineHost:
             return own.submit(self._draw, values, progress, should_stop).result()
 
     def _draw(self, values: Mapping[str, Any], progress: Callable[[int, int], None], should_stop: ShouldStop) -> list[Image.Image]:
-        from textual_inversion.diffusion import GenerationSettings, generate
+        from textual_inversion.diffusion.generate import GenerationSettings, generate
 
         library = self.library()
         library.rescan()
@@ -197,7 +198,7 @@ class EngineHost:
 
     def model(self) -> StableDiffusion:
         """The chosen checkpoint, loaded once and kept."""
-        from textual_inversion.diffusion import load_checkpoint
+        from textual_inversion.diffusion.model import load_checkpoint
 
         with self._lock, enough_memory("load the checkpoint", "close other programs, or wait until training is done"):
             path = self.checkpoint().path

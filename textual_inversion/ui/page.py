@@ -77,14 +77,16 @@ class TrainPage:
         return name if name != suggested or name in known else latest(host.folders().embeddings, known) or name
 
 
-def build_train_page(host: Host, drawing_settings: Sequence[Any] = ()) -> TrainPage:
+def build_train_page(host: Host, drawing_settings: Sequence[Any] = (), *, list_names: bool = True) -> TrainPage:
     """Draw Create, Preprocess and Train with the running job beside them, inside whatever gradio context is open.
 
     Args:
         drawing_settings: components of a txt2img page that previews may take their settings from, as `previews.DRAWING_SETTINGS`.
+        list_names: fill the list of embeddings; otherwise the page asks for it when it is opened, and a program that has tens of
+            tabs to draw starts sooner.
     """
     actions = Actions(host)
-    values = starting_values(host, actions)
+    values = starting_values(host, actions, list_names=list_names)
     parts: Parts = {}
     _check_box(parts)
     with gr.Row(elem_classes=["ti-page"]):
@@ -106,11 +108,11 @@ def build_train_page(host: Host, drawing_settings: Sequence[Any] = ()) -> TrainP
     return page
 
 
-def starting_values(host: Host, actions: Actions) -> dict[str, Parts]:
-    """Values of the three forms that make the first click on Train work."""
+def starting_values(host: Host, actions: Actions, *, list_names: bool = True) -> dict[str, Parts]:
+    """Values of the three forms that make the first click on Train work; `list_names` as for `build_train_page`."""
     suggested, folders = host.suggestions(), host.folders()
     new = suggested.new
-    names = actions.names()
+    names = actions.names() if list_names else []
     templates = _templates(folders.templates)
     outputs = folders.outputs
     places = {"images": str(folders.pictures), "log_dir": str(outputs / "training")}

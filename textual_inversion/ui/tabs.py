@@ -27,7 +27,7 @@ def draw_train_tab(host: Host, drawing_settings: Sequence[Any] = (), *, first: b
     """
     around = Context.block
     with gr.Tab(TITLE, id=TAB_ID, elem_id="ti_host_tab"):
-        page = build_train_page(host, drawing_settings)
+        page = build_train_page(host, drawing_settings, list_names=False)
     if first and isinstance(around, gr.Tabs):
         around.selected = TAB_ID
     return page
@@ -36,5 +36,5 @@ def draw_train_tab(host: Host, drawing_settings: Sequence[Any] = (), *, first: b
 def train_blocks(host: Host, drawing_settings: Sequence[Any] = ()) -> Any:
     """The Train page as Blocks of its own, for programs that take whole tabs; `drawing_settings` as in `draw_train_tab`."""
     with gr.Blocks(analytics_enabled=False) as blocks:
-        build_train_page(host, drawing_settings)
+        build_train_page(host, drawing_settings, list_names=False)
     return blocks

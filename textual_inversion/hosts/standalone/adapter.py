@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from textual_inversion.diffusion import TINY_CHECKPOINT
+from textual_inversion.diffusion.model import TINY_CHECKPOINT
 from textual_inversion.errors import CheckpointError
 from textual_inversion.hosts.engine import EngineHost, checkpoint_facts
 from textual_inversion.hosts.port import Checkpoint, Folders, NewEmbedding, Suggestions
