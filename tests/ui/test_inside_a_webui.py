@@ -12,7 +12,7 @@ from textual_inversion.hosts.port import NewEmbedding
 from textual_inversion.training.config import TrainingConfig
 from textual_inversion.ui.page import build_train_page
 from textual_inversion.ui.previews import DRAWING_SETTINGS, preview_settings
-from textual_inversion.ui.tabs import TAB_ID, draw_train_tab
+from textual_inversion.ui.tabs import TAB_ID, TrainBlocks, draw_train_tab
 
 TXT2IMG = ("a cat <lora:x:1>", "blurry", 25, "Euler a", 7.5, 42, 520, 512)
 
@@ -112,3 +112,11 @@ def test_the_choice_is_offered_where_there_is_a_txt2img_page(host: FakeHost) -> 
     with gr.Blocks():
         drawing = [gr.Textbox(), gr.Textbox(), gr.Slider(), gr.Dropdown(), gr.Slider(), gr.Number(), gr.Slider(), gr.Slider()]
         assert "as_txt2img" in build_train_page(host, drawing).parts
+
+
+def test_a_page_that_is_taken_whole_is_drawn_where_it_is_rendered(host: FakeHost) -> None:
+    taken = TrainBlocks(host)
+    with gr.Blocks() as around, gr.Tabs(), gr.Tab("Train", elem_id="tab_train") as tab:
+        taken.render()
+    assert tab.children == taken.children
+    assert {"ti_train_button", "ti_create_button"} <= {block.elem_id for block in around.blocks.values()}

@@ -63,9 +63,9 @@ def _draw_as_tab(host: WebUIHost) -> None:
 
     def draw() -> list[tuple[Any, str, str]]:
         from textual_inversion.hosts.webui.drawing import txt2img_components
-        from textual_inversion.ui.tabs import train_blocks
+        from textual_inversion.ui.tabs import TrainBlocks
 
-        return [(train_blocks(host, txt2img_components()), "Train", "ti_train_tab")]
+        return [(TrainBlocks(host, txt2img_components()), "Train", "ti_train_tab")]
 
     listen("ui_tabs", draw)
 

@@ -33,8 +33,23 @@ def draw_train_tab(host: Host, drawing_settings: Sequence[Any] = (), *, first: b
     return page
 
 
-def train_blocks(host: Host, drawing_settings: Sequence[Any] = ()) -> Any:
-    """The Train page as Blocks of its own, for programs that take whole tabs; `drawing_settings` as in `draw_train_tab`."""
-    with gr.Blocks(analytics_enabled=False) as blocks:
-        build_train_page(host, drawing_settings, list_names=False)
-    return blocks
+class TrainBlocks(gr.Blocks):
+    """The Train page for a program that takes whole tabs as Blocks and renders them in its own.
+
+    It is drawn when it is rendered, right into that program's page: gradio makes a web application for each Blocks that is drawn by
+    itself, which nobody would ask anything.
+
+    Args:
+        drawing_settings: as in `draw_train_tab`.
+    """
+
+    def __init__(self, host: Host, drawing_settings: Sequence[Any] = ()) -> None:
+        super().__init__(analytics_enabled=False)
+        self._page = (host, drawing_settings)
+
+    def render(self) -> TrainBlocks:
+        """Draw the page inside the gradio context that is open."""
+        with gr.Column() as column:
+            build_train_page(*self._page, list_names=False)
+        self.children = [column]
+        return self
