@@ -40,7 +40,7 @@ NETWORK_ERRORS = (
 
 EPILOG = """other commands:
   test [PYTEST ARGUMENTS]      install what the tests need and run them
-  create | preprocess | train | generate | list | inspect | convert | demo
+  create | preprocess | train | generate | list | inspect | convert | scan | demo
                                passed on to the command line; COMMAND --help explains
 
 environment:

@@ -16,7 +16,6 @@ from textual_inversion.cli_common import (
     add_value,
     check_pictures,
     command,
-    counted,
     embeddings_folder,
     field_help,
     library_of,
@@ -25,7 +24,7 @@ from textual_inversion.cli_common import (
 from textual_inversion.cli_files import add_files
 from textual_inversion.cli_preprocess import add_preprocess
 from textual_inversion.cli_report import Bar, Report, logged, save_picture, say
-from textual_inversion.errors import TextualInversionError, TrainingError
+from textual_inversion.errors import TextualInversionError, TrainingError, counted
 from textual_inversion.hosts.engine import checkpoint_facts, enough_memory
 from textual_inversion.training.config import CLIP_MODES, PRECISIONS, SAMPLING_METHODS, TrainingConfig
 

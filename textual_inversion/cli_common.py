@@ -104,11 +104,6 @@ def tell(options: argparse.Namespace, text: str) -> None:
     say(text, as_json=options.json)
 
 
-def counted(count: int, thing: str) -> str:
-    """`1 vector`, `2 vectors`."""
-    return f"{count} {thing}{'s' * (count != 1)}"
-
-
 def embeddings_folder(options: argparse.Namespace) -> Path:
     """The folder of embeddings that was asked for, or the WebUI's."""
     if options.embeddings:

@@ -8,9 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.cli_common import Result, add_folder, check_embeddings, command, counted, embeddings_folder, library_of, tell
+from textual_inversion.cli_common import Result, add_folder, check_embeddings, command, embeddings_folder, library_of, tell
 from textual_inversion.cli_report import Bar, say
-from textual_inversion.errors import ConfigError, EmbeddingError
+from textual_inversion.errors import ConfigError, EmbeddingError, counted
 
 if TYPE_CHECKING:
     from textual_inversion.embedding import Embedding

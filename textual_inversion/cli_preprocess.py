@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.cli_common import Result, add_switch, add_value, check_pictures, command, counted, field_help, tell, with_default
+from textual_inversion.cli_common import Result, add_switch, add_value, check_pictures, command, field_help, tell, with_default
 from textual_inversion.cli_report import Bar, say
+from textual_inversion.errors import counted
 
 if TYPE_CHECKING:
     from textual_inversion.preprocess.run import Planned, PreprocessConfig, PreprocessReport

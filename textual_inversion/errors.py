@@ -83,3 +83,8 @@ class ZeroGradientError(TrainingError):
 def legible(text: str) -> str:
     """`text`, such as a path, for pages and JSON: what a file's name has in it that is no letter of any encoding is spelt out."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 picture`, `2 pictures`."""
+    return f"{number} {thing}{'s' * (number != 1)}"

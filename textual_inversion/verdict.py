@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual_inversion.embedding import family_of
-from textual_inversion.errors import EmbeddingError, NoEmbeddingError, UnknownLayoutError, UnsafeFileError
+from textual_inversion.errors import EmbeddingError, NoEmbeddingError, UnknownLayoutError, UnsafeFileError, counted
 from textual_inversion.formats.files import MAX_READ_BYTES, FileBytes, open_file
 from textual_inversion.formats.pickle_skim import may_import
 from textual_inversion.formats.registry import PICTURE_ENDINGS, FileInfo, check_container, read_all
@@ -86,11 +86,6 @@ def suitable(widths: dict[str, int]) -> str:
 def join_clauses(clauses: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(clauses[:-1]), clauses[-1]] if len(clauses) > 1 else clauses)
-
-
-def count_things(count: int, thing: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def _judge(path: Path) -> Judgement:
@@ -183,7 +178,7 @@ def _remarks(vectors: dict[str, torch.Tensor]) -> str:
     if set(vectors) == {"clip_g"}:
         remarks.append("it is only one half, of use beside the file with its vectors for clip_l")
     if len(set(counts.values())) > 1:
-        remarks.append("it has " + join_clauses([f"{count_things(count, 'vector')} for {encoder}" for encoder, count in counts.items()]))
+        remarks.append("it has " + join_clauses([f"{counted(count, 'vector')} for {encoder}" for encoder, count in counts.items()]))
     return f", but {join_clauses(remarks)}" if remarks else ""
 
 

@@ -64,7 +64,7 @@ def test_a_folder_without_pictures_says_what_is_in_it(tmp_path: Path) -> None:
         require_images(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(DatasetError, match=r"1 other files and 1 subfolders, which are not searched\); put PNG"):
+    with pytest.raises(DatasetError, match=r"1 other file and 1 subfolder, not searched\); put PNG"):
         require_images(tmp_path)
 
 

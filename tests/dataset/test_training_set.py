@@ -82,5 +82,5 @@ def test_nothing_to_learn_from(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="has no pictures"):
         scan_training_set(tmp_path, reading())
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"None of the 1 pictures .* a\.png cannot be read: it is empty"):
+    with pytest.raises(DatasetError, match=r"The one picture in .* cannot be used: a\.png cannot be read: it is empty"):
         scan_training_set(tmp_path, reading())

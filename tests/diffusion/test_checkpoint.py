@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import random
@@ -50,10 +49,12 @@ def refusal(path: Path, kind: type[CheckpointError] = CheckpointError) -> str:
     return message
 
 
-def loads_or_is_refused(path: Path) -> None:
-    """No other error comes out."""
-    with contextlib.suppress(CheckpointError):
-        assert load(path).family == "SD1"
+def loads_or_is_refused(path: Path) -> bool:
+    """Whether it is a whole checkpoint or one sentence says why not; no other error comes out."""
+    try:
+        return load(path).family == "SD1"
+    except CheckpointError as error:
+        return path.name in str(error)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +243,7 @@ NOT_SAFETENSORS = {
 def test_files_that_are_something_else(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "odd.safetensors"
     path.write_bytes(NOT_SAFETENSORS[kind])
-    refusal(path)
+    assert path.name in refusal(path)
 
 
 def rewritten(source: Path, target: Path, change: dict[str, object]) -> Path:
@@ -262,7 +263,7 @@ def rewritten(source: Path, target: Path, change: dict[str, object]) -> Path:
     {"dtype": "F99"}, {"dtype": 16}, {"dtype": "F64"},
 ], ids=str)  # fmt: skip
 def test_headers_that_lie(tmp_path: Path, small: Path, change: dict[str, object]) -> None:
-    refusal(rewritten(small, tmp_path / "lie.safetensors", change))
+    assert "lie.safetensors" in refusal(rewritten(small, tmp_path / "lie.safetensors", change))
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.01, 0.3, 0.9, 0.999999])
@@ -270,7 +271,7 @@ def test_a_download_that_was_cut_off(tmp_path: Path, small: Path, share: float) 
     data = small.read_bytes()
     path = tmp_path / "cut.safetensors"
     path.write_bytes(data[: int(len(data) * share)])
-    refusal(path)
+    assert path.name in refusal(path)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -283,7 +284,7 @@ def test_a_header_with_broken_bytes_loads_or_is_refused(tmp_path: Path, small: P
         data[rng.randrange(8 + length)] = rng.randrange(256)
     path = tmp_path / "broken.safetensors"
     path.write_bytes(data)
-    loads_or_is_refused(path)
+    assert loads_or_is_refused(path)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -301,7 +302,7 @@ def test_tensors_of_any_shape_load_or_are_refused(tmp_path: Path, seed: int) -> 
             del tensors[key]
     path = tmp_path / "odd.safetensors"
     save_file(tensors, path)
-    loads_or_is_refused(path)
+    assert loads_or_is_refused(path)
 
 
 def test_other_errors_are_not_taken_for_a_bad_file(small: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from textual_inversion.dataset.pixels import eight_bit_colours, on_colour
-from textual_inversion.errors import DatasetError
+from textual_inversion.errors import DatasetError, counted
 
 #: File name endings that count as pictures. AVIF and HEIC are listed even where Pillow cannot read them, so that such files are
 #: named, not ignored.
@@ -84,7 +84,9 @@ def require_images(folder: str | Path) -> list[Path]:
     path = Path(folder).expanduser()
     visible = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     folders = sum(entry.is_dir() for entry in visible)
-    contents = f"{len(visible) - folders} other files and {folders} subfolders, which are not searched" if visible else "it is empty"
+    contents = (
+        f"{counted(len(visible) - folders, 'other file')} and {counted(folders, 'subfolder')}, not searched" if visible else "it is empty"
+    )
     raise DatasetError(f"The folder {path} has no pictures ({contents}); put PNG, JPEG, WebP, BMP, TIFF, GIF or AVIF files into it.")
 
 

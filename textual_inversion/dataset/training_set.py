@@ -115,6 +115,8 @@ def scan_training_set(folder: str | Path, reading: Reading) -> TrainingSet:
 
 def none_usable(folder: str | Path, skipped: list[tuple[str, str]]) -> DatasetError:
     """What to say when every picture was left out."""
+    if len(skipped) == 1:
+        return DatasetError(f"The one picture in {folder} cannot be used: {skipped[0][1]}")
     return DatasetError(f"None of the {len(skipped)} pictures in {folder} can be used; the first: {skipped[0][1]}")
 
 

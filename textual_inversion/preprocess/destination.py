@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from textual_inversion.dataset.images import mask_file
-from textual_inversion.errors import DatasetError
+from textual_inversion.errors import DatasetError, counted
 from textual_inversion.preprocess.config import PreprocessConfig
 from textual_inversion.preprocess.flips import PLACES
 from textual_inversion.preprocess.layout import View
@@ -167,4 +167,4 @@ def write_error(destination: Path, error: OSError, written: int) -> DatasetError
         errno.ENOTDIR: "a part of its path is a file, not a folder; choose another name",
     }
     cause = causes.get(error.errno or 0, f"{error.strerror or error}; choose another folder")
-    return DatasetError(f"The destination {destination} could not be written after {written} pictures: {cause}.")
+    return DatasetError(f"The destination {destination} could not be written after {counted(written, 'picture')}: {cause}.")

@@ -11,7 +11,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError
+from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError, counted
 from textual_inversion.training.config import TrainingConfig
 from textual_inversion.training.events import Message
 from textual_inversion.training.job import JobRunningError, Listener, ShouldStop, sentence
@@ -68,7 +68,7 @@ class Actions:
             raise JobRunningError(f"“{new.name}” is being trained; interrupt that first, or choose another name.")
         path = self.host.create(new)
         card = self.card(new.name)
-        vectors = f" with {card.num_vectors} vector{'s' if card.num_vectors != 1 else ''}" if card else ""
+        vectors = f" with {counted(card.num_vectors, 'vector')}" if card else ""
         blank = f" {UNKNOWN_WORDS[0].upper()}{UNKNOWN_WORDS[1:]}." if knows_no_word(path, new.initializer_text) else ""
         return Outcome(f"“{new.name}” is there{vectors}; the Train tab has it selected.{blank}", name=new.name)
 

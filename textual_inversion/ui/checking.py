@@ -9,7 +9,7 @@ from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
-from textual_inversion.errors import TextualInversionError
+from textual_inversion.errors import TextualInversionError, counted
 from textual_inversion.training.job import Advanced, Listener, ShouldStop
 from textual_inversion.ui.actions import Outcome, answered
 from textual_inversion.ui.render import note
@@ -44,7 +44,7 @@ class Found:
     def outcome(self) -> str:
         """One sentence."""
         total, bad = sum(self.counts.values()), len(self.dangerous) + len(self.stayed) + self.moved
-        told = f"{total} file{'s' if total != 1 else ''} checked"
+        told = f"{counted(total, 'file')} checked"
         if not bad:
             return f"{told}; none of them can run code."
         return f"{told}; {bad} could run code in a program that loads {'it' if bad == 1 else 'them'}."

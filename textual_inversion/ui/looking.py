@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from textual_inversion.errors import ConfigError, DatasetError
+from textual_inversion.errors import ConfigError, DatasetError, counted
 from textual_inversion.training.events import Message
 from textual_inversion.training.job import Advanced, Job, Listener, ShouldStop, left_out
 
@@ -188,11 +188,6 @@ def kinds(item: Planned) -> list[str]:
     found += [UNREADABLE] if item.reason else []
     found += [LEFT_OUT] if item.views and not all(view.chosen for view in item.views) else []
     return found + ([DONE] if item.done else [])
-
-
-def counted(number: int, thing: str) -> str:
-    """`1 picture`, `2 pictures`."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def sent_for(sent: Any) -> str:

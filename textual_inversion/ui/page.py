@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from textual_inversion.errors import TextualInversionError
+from textual_inversion.errors import TextualInversionError, counted
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
 from textual_inversion.training.job import sentence
 from textual_inversion.ui import compat, form, pictures, preprocess_form, preprocess_tab, previews, render
@@ -169,7 +169,7 @@ def _check_box(parts: Parts) -> None:
 
 def _move_label(checking: Checking) -> str:
     count = checking.dangerous
-    return f"Move {count} dangerous file{'s' if count != 1 else ''} aside"
+    return f"Move {counted(count, 'dangerous file')} aside"
 
 
 def _wire_check(page: TrainPage, checking: Checking) -> None:

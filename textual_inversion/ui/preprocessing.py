@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from textual_inversion.errors import counted
 from textual_inversion.training.events import Message
 from textual_inversion.training.job import Advanced, Listener, ShouldStop, left_out
 from textual_inversion.ui.actions import Outcome, answered
-from textual_inversion.ui.looking import JOB, Looking, counted, looking_of
+from textual_inversion.ui.looking import JOB, Looking, looking_of
 from textual_inversion.ui.preprocess_form import config_of
 
 if TYPE_CHECKING:
