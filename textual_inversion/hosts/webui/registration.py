@@ -1,7 +1,7 @@
 """Tells the WebUI what of ours to call, and when. Knows nothing of what is called.
 
 The WebUI forgets every callback when its page is reloaded and runs the extension's script again, while this package stays in
-memory: so every registration is made anew, and what was changed in the WebUI itself is undone when it asks for that.
+memory: so every registration is made anew, and what was changed in the WebUI itself is undone when this extension is turned off.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ def register(make_host: Callable[[], WebUIHost], draw_tab: Callable[[WebUIHost],
     if not again:
         set_current_host(make_host())
     host = current_host()
+    host.remove()  # other extensions have put theirs around the WebUI's methods, and taken them away, since it was installed
     host.install()
     listen("ui_settings", options.add_options)
     listen("before_ui", _before_ui)
     listen("before_token_counter", _before_token_counter)
     listen("model_loaded", _model_loaded)
     listen("app_started", partial(_app_started, again))
-    listen("script_unloaded", host.remove)
+    listen("script_unloaded", _script_unloaded)
     draw_tab(host)
     _log.debug("Textual Inversion registered in %.3f s", time.perf_counter() - begun)
 
@@ -80,10 +81,21 @@ def _model_loaded(_model: Any) -> None:
     current_host().model_loaded()
 
 
+def _script_unloaded() -> None:
+    """Undo what was changed in the WebUI, unless it loads this extension again in a moment.
+
+    A picture that waits for a job is drawn in between, and would have the WebUI read the embeddings by itself.
+    """
+    off = getattr(shared.opts, "disable_all_extensions", "none") != "none"
+    off |= _SCRIPT.parents[1].name in getattr(shared.opts, "disabled_extensions", ())
+    if off or not _SCRIPT.is_file():
+        current_host().remove()
+
+
 def _app_started(again: bool, _blocks: Any, app: Any) -> None:
     from textual_inversion.hosts.webui.routes import add_page_routes
 
-    if again:  # while its scripts were being loaded, the WebUI may have read the embeddings by itself
+    if again:  # while this was turned off, the WebUI has read the embeddings by itself
         current_host().look_again()
     add_page_routes(app, current_host())
     if getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False):
