@@ -248,6 +248,19 @@ def test_replacing_moves_the_original_to_where_no_program_loads_it_also_in_a_sec
     assert {name: verdict.kind for name, verdict in verdicts(folder).items() if "old" in name} == {"sub/old.safetensors": "ok"}
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_the_optimizers_state_goes_by_the_new_name_unless_that_is_taken(folder, taken):
+    state, renamed = folder / "sub" / "old.pt.optim", folder / "sub" / "old.safetensors.optim"
+    state.write_bytes(b"state")
+    if taken:
+        renamed.write_bytes(b"another")
+    to_safetensors(verdicts(folder)["sub/old.pt"])
+    assert state.read_bytes() == b"state"
+    to_safetensors(verdicts(folder)["sub/old.pt"], replace=True)
+    assert renamed.read_bytes() == (b"another" if taken else b"state")
+    assert state.exists() is taken
+
+
 def test_another_file_of_that_name_is_kept_and_so_is_the_original(folder):
     other = save(Embedding("old", {"clip_l": torch.zeros(1, 768)}), folder / "sub" / "old.safetensors").read_bytes()
     for replace in (False, True):

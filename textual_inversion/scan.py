@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -127,7 +128,17 @@ def to_safetensors(verdict: Verdict, *, replace: bool = False) -> list[Path]:
     written = [path for info in verdict.found if not info.unusable and (path := _convert(verdict.path, info.word))]
     if replace:
         _move(verdict, verdict.folder / ORIGINALS, ORIGINAL_ENDING)
+        if len(verdict.found) == 1:
+            _rename_state(verdict.path, _target(verdict.path, verdict.found[0].word))
     return written
+
+
+def _rename_state(path: Path, target: Path) -> None:
+    """An optimizer's state is looked for under its embedding's name; where another one has the new name already, it stays."""
+    state, renamed = (file.with_name(file.name + OPTIMIZER_ENDING) for file in (path, target))
+    with suppress(OSError):  # training goes on without it, too
+        if not os.path.lexists(renamed):
+            state.rename(renamed)
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
@@ -174,10 +185,14 @@ def _check_same(verdict: Verdict) -> None:
         raise EmbeddingError("it changed since it was judged; scan again.")
 
 
+def _target(path: Path, word: str | None) -> Path:
+    return path.with_name(f"{word_name(word) if word else path.stem}.safetensors")
+
+
 def _convert(path: Path, word: str | None) -> Path | None:
     """Write one embedding of the file beside it; None when the same one is there already."""
     embedding = load(path, word=word)
-    target = path.with_name(f"{word_name(word) if word else path.stem}.safetensors")
+    target = _target(path, word)
     try:
         save(embedding, target)
     except NameTakenError as error:
