@@ -78,7 +78,7 @@
         refresh(state);
     }
 
-    // The form was filled when the server started: it is asked to look again for a new page, new files, another checkpoint, a job that ended.
+    // The form was drawn when the server started, in a WebUI without the names: it is asked to look again for a new page, new files, another checkpoint, a job that ended.
     function refresh(state) {
         const now = [state.embeddings, state.checkpoint, state.job, ti.busy(state)].join("|");
         if (now !== shown && ti.press("ti_train_refresh")) shown = now;

@@ -214,7 +214,7 @@ def test_memory_that_runs_out_is_one_line(capsys, place, monkeypatch):
     def runs_out(*_arguments, **_options):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
-    monkeypatch.setattr("textual_inversion.diffusion.load_checkpoint", runs_out)
+    monkeypatch.setattr("textual_inversion.diffusion.model.load_checkpoint", runs_out)
     assert "not enough memory" in refused(capsys, ["generate", "a cat", *place])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import gradio as gr
@@ -62,6 +63,18 @@ def test_embeddings_are_listed_when_the_page_is_opened_not_when_it_is_drawn(host
     assert (named["value"], named["choices"]) == ("word", ["word"])
 
 
+def test_a_page_that_is_opened_while_pictures_are_preprocessed_shows_the_latest_embedding(host: FakeHost) -> None:
+    host.create(NewEmbedding("word", "red", 1))
+    with gr.Blocks(), gr.Tabs():
+        page = draw_train_tab(host)
+    done = threading.Event()
+    host.job.start("preprocess", "photos", lambda listener, should_stop: str(done.wait(10)))
+    named, *_ = page.refresh(page.train["name"].value, "", 128, 128)
+    done.set()
+    assert host.job.wait(10)
+    assert named["value"] == "word"
+
+
 def test_previews_take_txt2img_settings() -> None:
     given = preview_settings(TXT2IMG, fixed_seed=3)
     assert given == {
@@ -120,3 +133,20 @@ def test_a_page_that_is_taken_whole_is_drawn_where_it_is_rendered(host: FakeHost
         taken.render()
     assert tab.children == taken.children
     assert {"ti_train_button", "ti_create_button"} <= {block.elem_id for block in around.blocks.values()}
+
+
+def test_a_page_that_cannot_be_drawn_does_not_cost_the_programs_others(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> Any:
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(host, "checkpoint", fail)
+    with gr.Blocks() as around, gr.Tabs():
+        with gr.Tab("Train"):
+            TrainBlocks(host).render()
+        with gr.Tab("Settings"):
+            gr.Button("Apply", elem_id="apply")
+    assert "apply" in {block.elem_id for block in around.blocks.values()}
+    assert any("could not be drawn" in str(getattr(block, "value", "")) for block in around.blocks.values())
+    assert "stale file handle" in caplog.text

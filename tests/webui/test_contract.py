@@ -306,8 +306,8 @@ def test_install_and_remove_change_nothing_but_once(webui: World) -> None:
     assert webui.inside.tables[0].read_by_host == ["word.safetensors"]
 
 
-def test_a_job_that_ends_when_it_was_turned_off_has_no_file_read_by_the_webui(webui: World) -> None:
-    webui.host.remove()  # it was turned off
+def test_a_job_that_ends_while_the_page_is_reloaded_has_no_file_read_by_the_webui(webui: World) -> None:
+    webui.host.remove()  # as the WebUI asks for, before it loads the scripts again
     path = webui.put("word")
     webui.host.embeddings_changed()
     assert webui.inside.tables[0].read_by_host == []

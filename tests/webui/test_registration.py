@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -68,7 +69,7 @@ def test_everything_is_registered_once(inside: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "stays"),
+    ("option", "value", "comes_back"),
     [
         ("disabled_extensions", [], True),
         ("disabled_extensions", ["another"], True),
@@ -78,31 +79,37 @@ def test_everything_is_registered_once(inside: Any) -> None:
         ("disable_all_extensions", "all", False),
     ],
 )
-def test_between_two_loads_of_the_scripts_the_webui_does_not_read_files_unless_this_is_turned_off(
-    inside: Any, option: str, value: Any, stays: bool
+def test_a_job_that_ends_while_scripts_are_loaded_again_holds_the_queue_until_this_extension_is(
+    inside: Any, option: str, value: Any, comes_back: bool
 ) -> None:
+    from textual_inversion.hosts.webui import running
+
     host = registered()
     setattr(inside.options(), option, value)
+    ending, ended = threading.Event(), threading.Event()
+
+    def job() -> None:
+        with running.queue_turn():
+            ending.wait(10)
+        ended.set()
+
+    thread = threading.Thread(target=job)
+    thread.start()
     (unloaded,) = inside.callbacks.callback_map["callbacks_script_unloaded"]
     unloaded()
-    assert host.tables.installed is stays
+    assert not host.tables.installed
+    ending.set()
+    assert ended.wait(0.3 if comes_back else 10) is not comes_back
     registered()
+    thread.join(10)
+    assert ended.is_set()
     assert host.tables.installed
 
 
-def test_a_removed_extension_leaves_the_webui_as_it_was(inside: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from textual_inversion.hosts.webui import registration
+def test_a_removed_extension_keeps_no_job_waiting(inside: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from textual_inversion.hosts.webui import registration, running
 
-    host = registered()
+    registered()
     monkeypatch.setattr(registration, "_SCRIPT", tmp_path / "gone" / "scripts" / "textual_inversion_tab.py")
     inside.callbacks.callback_map["callbacks_script_unloaded"][0]()
-    assert not host.tables.installed
-
-
-def test_another_extension_that_unwraps_the_webuis_methods_does_not_leave_ours_out(inside: Any) -> None:
-    (cls,) = inside.classes
-    theirs = cls.load_from_file
-    registered()
-    cls.load_from_file = theirs  # it had wrapped them first, and puts back what it had found then
-    registered()
-    assert cls.load_from_file.__module__.startswith("textual_inversion.")
+    assert running.at_home.is_set()

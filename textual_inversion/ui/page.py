@@ -70,9 +70,8 @@ class TrainPage:
     def _current(self, name: str) -> str:
         """The word being trained; else, while the one suggested does not exist, the latest; else the one chosen."""
         host, known = self.actions.host, self.actions.names()
-        if host.job.running:
-            state = host.job.snapshot()
-            return str(state["name"]) if state["kind"] == "train" else name
+        if host.job.about("train"):
+            return str(host.job.snapshot()["name"])
         suggested = host.suggestions().new.name
         return name if name != suggested or name in known else latest(host.folders().embeddings, known) or name
 
@@ -118,7 +117,7 @@ def starting_values(host: Host, actions: Actions, *, list_names: bool = True) ->
     places = {"images": str(folders.pictures), "log_dir": str(outputs / "training")}
     train = {**form.training_defaults(), **places, **_size(host), **suggested.training}
     train["latent_cache"] = train["latent_cache"] or str(outputs / "latents")
-    train["name"] = latest(folders.embeddings, names) or new.name
+    train["name"] = (latest(folders.embeddings, names) if names else "") or new.name
     train["name_options"] = {"choices": sorted({*names, train["name"]}, key=str.casefold)}
     train["template"] = train["template"] or (DEFAULT_TEMPLATE if DEFAULT_TEMPLATE in templates else next(iter(templates), None))
     train["template_options"] = {"choices": templates}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.context import Context
 
+from textual_inversion.ui import render
 from textual_inversion.ui.page import TrainPage, build_train_page
 
 if TYPE_CHECKING:
     from textual_inversion.hosts.port import Host
 
+_log = logging.getLogger(__name__)
 TITLE = "Textual Inversion"
 TAB_ID = "textual_inversion"
 
@@ -50,6 +53,10 @@ class TrainBlocks(gr.Blocks):
     def render(self) -> TrainBlocks:
         """Draw the page inside the gradio context that is open."""
         with gr.Column() as column:
-            build_train_page(*self._page, list_names=False)
+            try:
+                build_train_page(*self._page, list_names=False)
+            except Exception:  # noqa: BLE001  whatever it is, it must not cost the program its whole page
+                _log.exception("The Train tab could not be drawn")
+                gr.HTML(render.note("The Train tab could not be drawn; the console says why.", "error"))
         self.children = [column]
         return self

@@ -1,7 +1,7 @@
 """Tells the WebUI what of ours to call, and when. Knows nothing of what is called.
 
 The WebUI forgets every callback when its page is reloaded and runs the extension's script again, while this package stays in
-memory: so every registration is made anew, and what was changed in the WebUI itself is undone when this extension is turned off.
+memory: so every registration is made anew, and what was changed in the WebUI itself is undone when it asks for that.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from modules import script_callbacks, shared
 
 from textual_inversion.hosts.webui import options
 from textual_inversion.hosts.webui.current import current_host, is_registered, set_current_host
+from textual_inversion.hosts.webui.running import at_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,8 +40,8 @@ def register(make_host: Callable[[], WebUIHost], draw_tab: Callable[[WebUIHost],
     if not again:
         set_current_host(make_host())
     host = current_host()
-    host.remove()  # other extensions have put theirs around the WebUI's methods, and taken them away, since it was installed
     host.install()
+    at_home.set()
     listen("ui_settings", options.add_options)
     listen("before_ui", _before_ui)
     listen("before_token_counter", _before_token_counter)
@@ -82,20 +83,18 @@ def _model_loaded(_model: Any) -> None:
 
 
 def _script_unloaded() -> None:
-    """Undo what was changed in the WebUI, unless it loads this extension again in a moment.
-
-    A picture that waits for a job is drawn in between, and would have the WebUI read the embeddings by itself.
-    """
+    """Undo what was changed in the WebUI; a job that ends before this extension is loaded again waits for that, if it is to be."""
+    current_host().remove()
     off = getattr(shared.opts, "disable_all_extensions", "none") != "none"
     off |= _SCRIPT.parents[1].name in getattr(shared.opts, "disabled_extensions", ())
-    if off or not _SCRIPT.is_file():
-        current_host().remove()
+    if not off and _SCRIPT.is_file():
+        at_home.clear()
 
 
 def _app_started(again: bool, _blocks: Any, app: Any) -> None:
     from textual_inversion.hosts.webui.routes import add_page_routes
 
-    if again:  # while this was turned off, the WebUI has read the embeddings by itself
+    if again:  # while its scripts were being loaded, the WebUI may have read the embeddings by itself
         current_host().look_again()
     add_page_routes(app, current_host())
     if getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False):

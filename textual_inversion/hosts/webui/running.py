@@ -14,6 +14,11 @@ from textual_inversion.training.events import Message, PreviewDrawn, Started, St
 from textual_inversion.training.job import JobEvent, Listener, ShouldStop
 
 _LOOK_SECONDS = 0.1
+_RELOAD_SECONDS = 60.0  # longer than a WebUI takes to load its scripts
+
+#: Not set while the WebUI loads its scripts again and reads embedding files by itself, as it has been before this extension.
+at_home = threading.Event()
+at_home.set()
 
 
 @contextmanager
@@ -35,6 +40,9 @@ class StoppedWaitingError(Exception):
 def queue_turn(should_stop: ShouldStop = lambda: False, waiting: Listener = lambda event: None) -> Iterator[None]:
     """Hold the WebUI's queue inside, so that nothing else loads, draws or trains.
 
+    A job that ends while the WebUI loads its scripts again holds it until that is done: a picture that waits behind it would be drawn
+    with what the WebUI's own reader makes of the files.
+
     Raises:
         StoppedWaitingError: `should_stop` said so before the turn came.
     """
@@ -44,6 +52,7 @@ def queue_turn(should_stop: ShouldStop = lambda: False, waiting: Listener = lamb
     try:
         yield
     finally:
+        at_home.wait(_RELOAD_SECONDS)
         queue_lock.release()
 
 

@@ -98,7 +98,7 @@ class EmbeddingTables:
 
     @property
     def installed(self) -> bool:
-        """Whether the WebUI's scans come here. When this extension is off they do not, and a job that ends then must not ask for one."""
+        """Whether the WebUI's scans come here. While its page is reloaded they do not, and a job that ends then must not ask for one."""
         return bool(self._undo)
 
     def is_stale(self, database: Any) -> bool:
