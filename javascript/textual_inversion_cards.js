@@ -59,9 +59,12 @@
         (function fill() {
             const field = box(PROMPTS[0]);
             if (!field || !field.offsetParent) return tries++ < 20 ? setTimeout(fill, 100) : undefined; // gradio puts a tab on the page late
-            if (!ti.hasWord(field.value, state.name)) set(field, drawn || "a picture of " + state.name);
-            press();
+            const before = field.value;
+            const word = () => { if (!ti.hasWord(field.value, state.name)) set(field, drawn || "a picture of " + state.name); press(); };
+            word();
             field.focus();
+            // and sets a new tab's fields once more to what they were drawn with
+            for (const wait of [100, 300, 700, 1500]) setTimeout(() => { if (field.value === before) word(); }, wait);
         })();
     };
 
@@ -117,6 +120,7 @@
             refresh.classList.add("ti-turning");
             load(true).catch(() => { shown = null; }).finally(() => setTimeout(() => refresh.classList.remove("ti-turning"), 400));
         }
+        if (at.closest("#ti_pages [role=tab]") && ti.hurry) ti.hurry(); // the cards on another tab are read when it is there
         if (at.matches(".ti-strength")) localStorage.setItem(KEEP, at.checked ? "1" : "");
     });
     for (const kind of ["focusin", "input"]) {

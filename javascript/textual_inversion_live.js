@@ -155,8 +155,13 @@
     function draw(state, changed) {
         pill(state);
         if (state) {
+            const drawn = Boolean(state.drawing && state.drawing.busy);
             document.body.classList.toggle("ti-busy", ti.busy(state));
-            document.body.classList.toggle("ti-drawn", Boolean(state.drawing && state.drawing.busy));
+            document.body.classList.toggle("ti-drawn", drawn);
+            for (const [id, busy] of [["ti_train_stop", ti.busy(state)], ["ti_preprocess_stop", ti.busy(state)], ["ti_generate_stop", drawn]]) {
+                const stop = document.getElementById(id);
+                if (stop) stop.setAttribute("aria-disabled", String(!busy)); // it looks so, too
+            }
         }
         const root = [...document.querySelectorAll(".ti-live")].find((node) => node.offsetParent !== null);
         if (!root || !state) return;

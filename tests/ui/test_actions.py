@@ -49,7 +49,7 @@ def test_create_train_interrupt_and_go_on(host: FakeHost) -> None:
     assert "2 vectors" in created.text
     assert not actions.train(train_values(host, name="cat"), new_values(host)).failed
     refused = actions.train(train_values(host, name="cat"), new_values(host))
-    assert "at work already" in refused.text
+    assert "'cat' is still at work" in refused.text
     while host.job.snapshot()["step"] < 3:
         time.sleep(0.005)
     assert "kept" in actions.interrupt().text

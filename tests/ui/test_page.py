@@ -45,7 +45,8 @@ def prompt(tab: Any) -> str:
     return str(tab.value("txt2img_prompt"))
 
 
-def test_the_first_click_trains_and_the_word_can_be_tried(address: str, open_tab: Callable[..., Any]) -> None:
+def test_the_first_click_trains_and_the_word_can_be_tried(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
+    host.pace = 0.02  # so that a slow machine sees it at work, too
     tab = open_tab(address)
     tab.until("document.querySelector('.ti-live')?.innerText.includes('Nothing is being trained')")
     tab.until("document.querySelector('#ti_strip')?.innerText.includes('4 pictures')")
@@ -77,6 +78,7 @@ def test_interrupt_keeps_what_was_learned_and_a_reload_finds_it(address: str, op
     tab.page.reload(wait_until="domcontentloaded")
     tab.until(f"{PHASE} === 'working'")
     tab.page.wait_for_selector("#ti_train_stop")
+    tab.until("document.querySelector('#ti_train_stop').ariaDisabled === 'false'")
     tab.page.click("#ti_train_stop")
     tab.until(f"{PHASE} === 'interrupted'")
     assert "is kept" in tab.text(".ti-notice")
@@ -130,6 +132,19 @@ def test_cards_go_into_the_prompt_edited_last_and_out_again(address: str, open_t
     host.create(NewEmbedding("harbour-2"))
     tab.page.click(".ti-refresh")
     tab.until("document.querySelector('.ti-card[data-name=\"harbour-2\"]') !== null")
+
+
+def test_cards_are_never_said_to_be_missing_when_they_are_there(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
+    host.create(NewEmbedding("word", "red", 1))  # since the server was started
+    tab = open_tab(address)
+    tab.page.evaluate("""() => {
+        window.said = "";
+        const listen = () => { window.said += document.querySelector("#ti_cards")?.innerText || ""; };
+        new MutationObserver(listen).observe(document, { childList: true, subtree: true });
+    }""")
+    tab.open("txt2img")
+    tab.until("document.querySelector('.ti-card[data-name=\"word\"]')")
+    assert "No embeddings" not in tab.page.evaluate("window.said")
 
 
 def test_a_card_with_a_negative_half_brings_it_into_the_negative_prompt(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:

@@ -53,7 +53,7 @@ def _path_of(folder: Path, name: str) -> Path:
             f"{embeddings[0]} holds the embedding {name!r}, but training writes .safetensors and .pt only; convert it first: "
             f"textual-inversion convert {embeddings[0].name} {name}.safetensors."
         )
-    raise EmbeddingError(f"There is no embedding {name!r} in {folder}; create it first.")
+    raise EmbeddingError(f"There is no embedding {name!r} in {folder}; create it first: textual-inversion create {name} --init TEXT.")
 
 
 def _carries_one(picture: Path) -> bool:

@@ -76,7 +76,8 @@ class Actions:
     def train(self, values: Mapping[str, Any], new_values: Mapping[str, Any]) -> Outcome:
         """Start training in the background; an embedding that does not exist yet is created first."""
         if self.host.job.running:
-            raise JobRunningError("Something is at work already; interrupt it or wait until it is done.")
+            about = self.host.job.snapshot()["name"]
+            raise JobRunningError(f"{about!r} is still at work; interrupt it or wait until it is done.")
         config = self.config(values)
         card = self.card(config.name)
         if card and (reason := card.reason or card.untrainable):

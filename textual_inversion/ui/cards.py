@@ -21,6 +21,10 @@ _BAR = """<div class="ti-cardbar">
 
 
 def build_cards(host: Host) -> Any:
-    """Draw the cards inside the open gradio context; the script reads them again when something changes."""
-    shelf = f'<div class="ti-shelf">{render.cards(host.cards())}</div>'
+    """Draw the cards inside the open gradio context; the script reads them again when something changes.
+
+    Where there are none now there may be some by the time that the page is opened: nothing is said before the script has asked.
+    """
+    found = host.cards()
+    shelf = f'<div class="ti-shelf">{render.cards(found) if found else ""}</div>'
     return gr.HTML(f'<section class="ti-library">{_BAR}{shelf}</section>', elem_id="ti_cards")
