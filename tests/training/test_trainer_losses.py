@@ -132,6 +132,35 @@ def test_a_disk_that_is_full_at_the_end_sends_the_vectors_elsewhere(config, mode
     assert events[-1] == Stopped(4, str(caught.value), str(home / "thing-4-rescued.safetensors"), failed=True)
 
 
+def test_what_another_program_has_learned_meanwhile_stays_and_ours_is_kept_elsewhere(config, model, folder, file, home):
+    theirs = torch.full_like(formats.load(file).vectors["clip_l"], 0.5)
+
+    def listener(event):
+        if isinstance(event, StepDone) and event.step == 2:
+            formats.save(formats.load(file).with_vectors({"clip_l": theirs}, step=100), file, overwrite=True)
+
+    with pytest.raises(EmbeddingError, match=r"thing\.safetensors was written by another program .* step 4 is in .*rescued\.safetensors"):
+        train(config, model, folder, listener=listener)
+    assert torch.equal(formats.load(file).vectors["clip_l"], theirs)
+    assert formats.load(file).provenance.step == 100
+    assert formats.load(home / "thing-4-rescued.safetensors").provenance.step == 4
+
+
+@pytest.mark.parametrize("kind", ["touched", "gone", "damaged"])
+def test_a_file_that_holds_nothing_of_anothers_is_written_over(config, model, folder, file, kind):
+    def listener(event):
+        if isinstance(event, StepDone) and event.step == 2:
+            if kind == "touched":
+                file.write_bytes(file.read_bytes())
+            elif kind == "gone":
+                file.unlink()
+            else:
+                file.write_bytes(b"")
+
+    train(config, model, folder, listener=listener)
+    assert formats.load(file).provenance.step == 4
+
+
 def test_both_reasons_are_told_when_two_things_fail(config, model, folder, home, monkeypatch):
     full_disk(monkeypatch, folder, after=1)
     with pytest.raises(NonFiniteLossError, match=r"loss became nan.*disk is full.*rescued"):

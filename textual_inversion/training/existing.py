@@ -1,4 +1,4 @@
-"""The file of an embedding that is trained further: found by its name, and told when training would write over more than it.
+"""The file of an embedding that is trained further: found by its name, never written over where it holds more, or another's work.
 
 Knows nothing of models, data or settings.
 """
@@ -7,11 +7,58 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from textual_inversion import formats
 from textual_inversion.embedding import Embedding
-from textual_inversion.errors import EmbeddingError, InvalidNameError
+from textual_inversion.errors import EmbeddingError, InvalidNameError, TextualInversionError
+
+_Stamp = tuple[int, int, int]  # inode, bytes, nanoseconds of the last change
 
 _WRITTEN = (".safetensors", ".pt")  # the first one counts where both are there
+
+
+class OwnFile:
+    """The file that a run writes its vectors to, as long as nobody else does.
+
+    Args:
+        path: where it lies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._written: tuple[_Stamp | None, dict[str, torch.Tensor]] | None = None
+
+    def write(self, embedding: Embedding) -> None:
+        """Replace the file.
+
+        Raises:
+            EmbeddingError: it holds other vectors than this run has last written, such as those of another program that trains the
+                same word, and stays as it is; or it cannot be written.
+        """
+        if self._is_anothers():
+            raise EmbeddingError(f"{self.path} was written by another program meanwhile, and stays as that has left it.")
+        formats.save(embedding, self.path, overwrite=True)
+        # copies, for training goes on in the vectors themselves
+        self._written = _stamp(self.path), {key: vectors.detach().cpu().clone() for key, vectors in embedding.vectors.items()}
+
+    def _is_anothers(self) -> bool:
+        now = _stamp(self.path)
+        if self._written is None or now is None or now == self._written[0]:
+            return False
+        try:
+            theirs, ours = formats.load(self.path).vectors, self._written[1]
+        except TextualInversionError:
+            return False  # it holds nothing to lose
+        return theirs.keys() != ours.keys() or not all(torch.equal(theirs[key], ours[key]) for key in ours)
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def find_embedding(folder: Path, name: str) -> tuple[Path, Embedding]:

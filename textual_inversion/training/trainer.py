@@ -33,7 +33,7 @@ from textual_inversion.training.batches import BatchMaker, PromptMaker
 from textual_inversion.training.config import TrainingConfig
 from textual_inversion.training.data import InterruptedEncodingError, encode_pictures, list_pictures
 from textual_inversion.training.events import Event, Message, Started, StepDone, Stopped
-from textual_inversion.training.existing import find_embedding
+from textual_inversion.training.existing import OwnFile, find_embedding
 from textual_inversion.training.optimizer_state import load_optimizer, optimizer_file, save_optimizer
 from textual_inversion.training.recorder import Recorder
 from textual_inversion.training.schedule import LearningRateSchedule
@@ -129,6 +129,7 @@ class Run:
         # the vectors that a finite loss was last seen with, kept where a lost device cannot take them along
         self.good = (self.done, self.step.vectors.detach().cpu().clone())
         self.checkpoint_hash = self._hash()
+        self.file = OwnFile(self.path)
 
     def go(self, should_stop: Callable[[], bool]) -> Embedding:
         """Train to the end; what was learned is written whatever happens."""
@@ -262,7 +263,7 @@ class Run:
 
     def _save(self) -> None:
         self.embedding = self._current()
-        formats.save(self.embedding, self.path, overwrite=True)
+        self.file.write(self.embedding)
         self._save_optimizer()
 
     def _save_optimizer(self) -> None:
@@ -292,7 +293,7 @@ class Run:
         self.embedding = self._last_good()
         self.done = self.embedding.provenance.step or 0
         try:
-            formats.save(self.embedding, self.path, overwrite=True)
+            self.file.write(self.embedding)
         except EmbeddingError as error:
             self._save_elsewhere(error)
 
