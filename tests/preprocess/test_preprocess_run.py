@@ -146,7 +146,7 @@ def test_a_write_that_fails_half_way_leaves_nothing(source: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(DatasetError, match="could not be written after 1 pictures: File too large; choose another folder") as caught:
+        with pytest.raises(DatasetError, match="could not be written after 1 picture: File too large; choose another folder") as caught:
             preprocess(config(source))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
