@@ -13,7 +13,7 @@ from textual_inversion.diffusion.model import load_checkpoint
 from textual_inversion.errors import EmbeddingError, InvalidNameError, NonFiniteLossError, TrainingError
 from textual_inversion.training import recorder, trainer
 from textual_inversion.training.create import create_embedding
-from textual_inversion.training.events import Message, StepDone, Stopped
+from textual_inversion.training.events import Message, Started, StepDone, Stopped
 from textual_inversion.training.step import TrainingStep
 from textual_inversion.training.trainer import train
 
@@ -144,6 +144,19 @@ def test_what_another_program_has_learned_meanwhile_stays_and_ours_is_kept_elsew
     assert torch.equal(formats.load(file).vectors["clip_l"], theirs)
     assert formats.load(file).provenance.step == 100
     assert formats.load(home / "thing-4-rescued.safetensors").provenance.step == 4
+
+
+def test_what_another_program_writes_while_pictures_are_encoded_stays(config, model, folder, file):
+    theirs = formats.load(file)
+    theirs = theirs.with_vectors({"clip_l": torch.full_like(theirs.vectors["clip_l"], 0.5)}, step=100)
+
+    def listener(event):
+        if isinstance(event, Started):
+            formats.save(theirs, file, overwrite=True)
+
+    with pytest.raises(EmbeddingError, match="was written by another program"):
+        train(config, model, folder, listener=listener)
+    assert formats.load(file).provenance.step == 100
 
 
 @pytest.mark.parametrize("kind", ["touched", "gone", "damaged"])

@@ -23,34 +23,40 @@ class OwnFile:
 
     Args:
         path: where it lies.
+        embedding: what was read from it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, embedding: Embedding) -> None:
         self.path = path
-        self._written: tuple[_Stamp | None, dict[str, torch.Tensor]] | None = None
+        self._stamp: _Stamp | None = None
+        self._vectors = _copies(embedding)
 
     def write(self, embedding: Embedding) -> None:
         """Replace the file.
 
         Raises:
-            EmbeddingError: it holds other vectors than this run has last written, such as those of another program that trains the
+            EmbeddingError: it holds other vectors than this run has last read or written, such as those of another program that trains the
                 same word, and stays as it is; or it cannot be written.
         """
         if self._is_anothers():
             raise EmbeddingError(f"{self.path} was written by another program meanwhile, and stays as that has left it.")
         formats.save(embedding, self.path, overwrite=True)
-        # copies, for training goes on in the vectors themselves
-        self._written = _stamp(self.path), {key: vectors.detach().cpu().clone() for key, vectors in embedding.vectors.items()}
+        self._stamp, self._vectors = _stamp(self.path), _copies(embedding)
 
     def _is_anothers(self) -> bool:
         now = _stamp(self.path)
-        if self._written is None or now is None or now == self._written[0]:
+        if now is None or now == self._stamp:
             return False
         try:
-            theirs, ours = formats.load(self.path).vectors, self._written[1]
+            theirs, ours = formats.load(self.path).vectors, self._vectors
         except TextualInversionError:
             return False  # it holds nothing to lose
         return theirs.keys() != ours.keys() or not all(torch.equal(theirs[key], ours[key]) for key in ours)
+
+
+def _copies(embedding: Embedding) -> dict[str, torch.Tensor]:
+    """Its vectors, which training goes on in, as they are now."""
+    return {key: vectors.detach().cpu().clone() for key, vectors in embedding.vectors.items()}
 
 
 def _stamp(path: Path) -> _Stamp | None:

@@ -129,7 +129,7 @@ class Run:
         # the vectors that a finite loss was last seen with, kept where a lost device cannot take them along
         self.good = (self.done, self.step.vectors.detach().cpu().clone())
         self.checkpoint_hash = self._hash()
-        self.file = OwnFile(self.path)
+        self.file = OwnFile(self.path, self.embedding)
 
     def go(self, should_stop: Callable[[], bool]) -> Embedding:
         """Train to the end; what was learned is written whatever happens."""

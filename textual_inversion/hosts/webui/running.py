@@ -11,7 +11,7 @@ from modules import progress, shared
 from modules.call_queue import queue_lock
 
 from textual_inversion.training.events import Message, PreviewDrawn, Started, StepDone
-from textual_inversion.training.job import JobEvent, Listener, ShouldStop
+from textual_inversion.training.job import JobEvent, Listener, ShouldStop, never, silent
 
 _LOOK_SECONDS = 0.1
 _RELOAD_SECONDS = 60.0  # longer than a WebUI takes to load its scripts
@@ -37,7 +37,7 @@ class StoppedWaitingError(Exception):
 
 
 @contextmanager
-def queue_turn(should_stop: ShouldStop = lambda: False, waiting: Listener = lambda event: None) -> Iterator[None]:
+def queue_turn(should_stop: ShouldStop = never, waiting: Listener = silent) -> Iterator[None]:
     """Hold the WebUI's queue inside, so that nothing else loads, draws or trains.
 
     A job that ends while the WebUI loads its scripts again holds it until that is done: a picture that waits behind it would be drawn
