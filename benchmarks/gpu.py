@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from benchmarks.models import SD15, SMALL, TINY, Sizes, first_vectors, make_batch, random_model
 from benchmarks.table import publish, table, where
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.step import TrainingStep
 
 TFLOP_PER_SAMPLE = {SD15.name: 1.67}  # forward and backward of an embedding-only step, by a FLOP counter

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from tests.support.checkpoints import write_checkpoint
 from textual_inversion import formats
 from textual_inversion.cli import build_parser, main
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 
 
 @pytest.fixture(scope="module")

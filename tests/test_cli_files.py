@@ -17,7 +17,7 @@ from PIL import Image
 from tests.support.checkpoints import write_checkpoint
 from textual_inversion import formats
 from textual_inversion.cli import main
-from textual_inversion.cli_report import printable, say
+from textual_inversion.cli.report import printable, say
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.formats import save, writable_layouts
 
@@ -330,7 +330,7 @@ def test_bad_files_take_little_memory(tmp_path):
     with (tmp_path / "huge.pt").open("wb") as file:
         file.truncate(2**33)
     code = (
-        "import resource, sys\nfrom textual_inversion.cli import main\nimport textual_inversion.scan\n"
+        "import resource, sys\nfrom textual_inversion.cli import main\nimport textual_inversion.audit.scan\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nmain(['scan', sys.argv[1]])\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
     )

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from textual_inversion.cli import build_parser, main
-from textual_inversion.preprocess.config import PreprocessConfig
+from textual_inversion.settings.preprocessing import PreprocessConfig
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 
+from textual_inversion.audit.inspect import TokenTable, inspect_file
+from textual_inversion.audit.judge import judge
 from textual_inversion.diffusion.checkpoint import TEXT, token_tables
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import CheckpointError
 from textual_inversion.formats import save
-from textual_inversion.inspection import TokenTable, inspect_file
 from textual_inversion.prompts.tokenizer import default_tokenizer
-from textual_inversion.verdict import judge
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 PROTOCOL_0_ATTACK = b"cposix\nsystem\n(S'echo ran'\ntR."

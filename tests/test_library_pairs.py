@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from textual_inversion.audit.scan import scan_folder, to_safetensors
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.formats import save
 from textual_inversion.library import EmbeddingLibrary, Entry
-from textual_inversion.scan import scan_folder, to_safetensors
 
 SD1 = {"clip_l": 768}
 SDXL = {"clip_l": 768, "clip_g": 1280}

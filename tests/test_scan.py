@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from textual_inversion.audit.scan import Verdict, quarantine, scan_folder, to_safetensors
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import ConfigError, EmbeddingError
 from textual_inversion.formats import load, save
-from textual_inversion.scan import Verdict, quarantine, scan_folder, to_safetensors
 
 ATTACK = pickle.dumps(print)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from textual_inversion.errors import TextualInversionError
     from textual_inversion.formats.registry import FileInfo, describe, load, save
     from textual_inversion.library import EmbeddingLibrary
-    from textual_inversion.training.config import TrainingConfig
+    from textual_inversion.settings.training import TrainingConfig
     from textual_inversion.training.create import create_embedding
     from textual_inversion.training.trainer import train
 
@@ -44,7 +44,7 @@ _WHERE = {
     "Provenance": "embedding",
     "StableDiffusion": "diffusion.model",
     "TextualInversionError": "errors",
-    "TrainingConfig": "training.config",
+    "TrainingConfig": "settings.training",
     "create_embedding": "training.create",
     "describe": "formats.registry",
     "generate": "diffusion.generate",

@@ -24,7 +24,7 @@ from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.diffusion.model import load_checkpoint
 from textual_inversion.embedding import Embedding
 from textual_inversion.training.batches import Batch
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.step import TrainingStep
 
 begin = time.perf_counter()

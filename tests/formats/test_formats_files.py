@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from textual_inversion.audit.inspect import inspect_file
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import EmbeddingError, NameTakenError, UnknownLayoutError
 from textual_inversion.formats import describe, files, load, save
-from textual_inversion.inspection import inspect_file
 
 CAT = Embedding("cat", {"clip_l": torch.ones(2, 768)}, Provenance(step=5))
 DOG = Embedding("dog", {"clip_l": torch.zeros(1, 768)})

@@ -14,12 +14,12 @@ from PIL import Image
 from textual_inversion.dataset.captions import caption_for
 from textual_inversion.errors import DatasetError
 from textual_inversion.preprocess.autosize import SizeBounds, auto_size
-from textual_inversion.preprocess.config import PreprocessConfig
 from textual_inversion.preprocess.crop import Box, crop_box, cut, fit_size
 from textual_inversion.preprocess.flips import PLACES, flipped
 from textual_inversion.preprocess.layout import lay_out
 from textual_inversion.preprocess.names import caption_stem, number_sources, place_of, result_name
 from textual_inversion.preprocess.split import split_boxes
+from textual_inversion.settings.preprocessing import PreprocessConfig
 
 LENGTH = st.integers(1, 5000)
 SIDE = st.integers(8, 256).map(lambda eighths: eighths * 8)

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.support.checkpoints import write_checkpoint
 from textual_inversion import formats
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.create import create_embedding
 
 

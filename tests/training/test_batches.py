@@ -10,8 +10,8 @@ import torch
 from textual_inversion.dataset.latents import LatentBucket, LatentMoments
 from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.embedding import Embedding
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.batches import BatchMaker, PromptMaker
-from textual_inversion.training.config import TrainingConfig
 
 NAME = "thing"
 

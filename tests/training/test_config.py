@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textual_inversion.errors import ConfigError
-from textual_inversion.training.config import CLIP_MODES, PRECISIONS, SAMPLING_METHODS, TrainingConfig
+from textual_inversion.settings.training import CLIP_MODES, PRECISIONS, SAMPLING_METHODS, TrainingConfig
 
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, 1_000_000), "batch_size": (1, 1024), "gradient_accumulation_steps": (1, 1024), "width": (64, 2048), "height": (64, 2048),

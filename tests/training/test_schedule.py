@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textual_inversion.errors import ConfigError
-from textual_inversion.training.schedule import LearningRateSchedule
+from textual_inversion.settings.schedule import LearningRateSchedule
 
 RATES = st.floats(1e-9, 10, allow_subnormal=False)
 

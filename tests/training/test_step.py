@@ -19,8 +19,8 @@ from textual_inversion.diffusion.clip import CLIPConfig, Embeddings, TokenBatch
 from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
 from textual_inversion.embedding import Embedding
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.batches import Batch
-from textual_inversion.training.config import TrainingConfig
 from textual_inversion.training.step import TrainingStep
 
 WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.unique")

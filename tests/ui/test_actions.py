@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from textual_inversion.app.actions import Actions, folder_text, name_problem
+from textual_inversion.app.port import Card, NewEmbedding
 from textual_inversion.errors import DatasetError
 from textual_inversion.hosts.fake import FakeHost
-from textual_inversion.hosts.port import Card, NewEmbedding
 from textual_inversion.hosts.standalone.adapter import StandaloneHost
 from textual_inversion.ui import form, pictures, preprocess_form, render
-from textual_inversion.ui.actions import Actions, folder_text, name_problem
 from textual_inversion.ui.page import starting_values
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from textual_inversion.app.checking import Checking
+from textual_inversion.app.job import Job
 from textual_inversion.hosts.fake import FakeHost
-from textual_inversion.training.job import Job
-from textual_inversion.ui.checking import Checking
 
 
 class _Runs:

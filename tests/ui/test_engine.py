@@ -15,14 +15,14 @@ from PIL import Image
 
 import textual_inversion.training
 from textual_inversion import formats
+from textual_inversion.app import engine
+from textual_inversion.app.engine import EngineHost, enough_memory
+from textual_inversion.app.port import Checkpoint, Folders
 from textual_inversion.diffusion import generate as drawing
 from textual_inversion.diffusion import model as models
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import ConfigError, TextualInversionError, TrainingError
-from textual_inversion.hosts import engine
-from textual_inversion.hosts.engine import EngineHost, enough_memory
-from textual_inversion.hosts.port import Checkpoint, Folders
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message, PreviewDrawn
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from textual_inversion.app.job import MAX_POINTS, Advanced, Job, JobRunningError, Listener, LossCurve, ShouldStop, left_out
 from textual_inversion.errors import ZeroGradientError
 from textual_inversion.training.events import CopySaved, Message, PreviewDrawn, Started, StepDone, Stopped
-from textual_inversion.training.job import MAX_POINTS, Advanced, Job, JobRunningError, Listener, LossCurve, ShouldStop, left_out
 
 
 def step(number: int, loss: float = 0.1, total: int = 100) -> StepDone:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.ui.test_preprocessing import noise
+from textual_inversion.app.review import looking_of
 from textual_inversion.hosts.fake import FakeHost
-from textual_inversion.ui.looking import looking_of
 
 pytestmark = pytest.mark.browser
 

@@ -15,11 +15,11 @@ from PIL import Image
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from textual_inversion.app.preprocessing import Preprocessing, write
+from textual_inversion.app.review import ALL, LEFT_OUT, Looking, looking_of, sent_for
 from textual_inversion.hosts.fake import FakeHost
 from textual_inversion.preprocess.run import PreprocessConfig
 from textual_inversion.ui import gallery, preprocess_form
-from textual_inversion.ui.looking import ALL, LEFT_OUT, Looking, looking_of, sent_for
-from textual_inversion.ui.preprocessing import Preprocessing, write
 from textual_inversion.ui.routes import add_routes
 
 
@@ -274,7 +274,7 @@ def test_one_set_for_all_pages_of_a_host(host: FakeHost) -> None:
 
 
 def test_interrupting_says_that_nothing_is_written(host: FakeHost) -> None:
-    from textual_inversion.ui.actions import Actions
+    from textual_inversion.app.actions import Actions
 
     host.job.start("look", "cats", lambda listener, stop: _until(stop))
     assert "nothing is written" in Actions(host).interrupt().text

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textual_inversion.hosts.port import Card
+from textual_inversion.app.port import Card
 from textual_inversion.ui import render
 
 NASTY = "\"><img src=x onerror=alert(1)>'&</code>"

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from textual_inversion.app.drawing import Drawing
 from textual_inversion.errors import CheckpointError, ConfigError
 from textual_inversion.hosts.fake import FakeHost
 from textual_inversion.hosts.standalone import app
-from textual_inversion.ui.drawing import Drawing
 from textual_inversion.ui.txt2img import _DEFAULTS, _Page, checked, drawing_values
 
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support import webui as stand_ins
-from textual_inversion.hosts.engine import EngineHost
-from textual_inversion.hosts.port import Checkpoint, Folders
+from textual_inversion.app.engine import EngineHost
+from textual_inversion.app.port import Checkpoint, Folders
 
 OURS = "textual_inversion.hosts.webui"
 ROOT = Path(__file__).resolve().parents[2]

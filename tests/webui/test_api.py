@@ -13,7 +13,7 @@ from fastapi.security import HTTPBasic
 from starlette.testclient import TestClient
 
 from tests.webui.conftest import ROOT, Host, write
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 
 API = "/textual-inversion/v1"
 PICTURES = str(ROOT / "textual_inversion" / "assets" / "demo" / "pictures")

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textual_inversion.app.job import Job, Listener, ShouldStop, never, silent
+from textual_inversion.app.port import Card, Checkpoint, Folders, NewEmbedding, Suggestions
 from textual_inversion.errors import DatasetError, EmbeddingError, InvalidNameError, NameTakenError
-from textual_inversion.hosts.port import Card, Checkpoint, Folders, NewEmbedding, Suggestions
 from textual_inversion.training.events import CopySaved, Message, PreviewDrawn, Started, StepDone, Stopped
-from textual_inversion.training.job import Job, Listener, ShouldStop, never, silent
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from textual_inversion.preprocess.captioning import Captioner
-    from textual_inversion.training.config import TrainingConfig
+    from textual_inversion.settings.training import TrainingConfig
 
 _PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
 

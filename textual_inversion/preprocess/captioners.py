@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from textual_inversion.errors import ConfigError
 from textual_inversion.preprocess.blip import load_blip
 from textual_inversion.preprocess.captioning import Captioner
-from textual_inversion.preprocess.config import PreprocessConfig
 from textual_inversion.preprocess.download import Progress
 from textual_inversion.preprocess.tagger import load_tagger
+from textual_inversion.settings.preprocessing import PreprocessConfig
 
 BLIP, TAGGER = "blip", "tagger"
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from textual_inversion.errors import ConfigError
 from textual_inversion.preprocess.captions import CaptionRules
-from textual_inversion.preprocess.config import PreprocessConfig
+from textual_inversion.settings.preprocessing import PreprocessConfig
 
 _FAILURES = 3  # pictures in a row that could not be described, after which a captioner is not asked any more
 

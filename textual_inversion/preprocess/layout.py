@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.preprocess.autosize import SizeBounds, auto_size
-from textual_inversion.preprocess.config import PreprocessConfig
 from textual_inversion.preprocess.crop import Box, Extent, Size, crop_box, fit_size
 from textual_inversion.preprocess.split import split_boxes
+from textual_inversion.settings.preprocessing import PreprocessConfig
 
 _DESCRIBED = 768  # pixels: no captioner looks at more
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from textual_inversion.dataset.images import mask_file, picture_size, read_colours, read_image
 from textual_inversion.dataset.pixels import on_colour
-from textual_inversion.preprocess.config import PreprocessConfig
 from textual_inversion.preprocess.crop import Size, cut, scaled
 from textual_inversion.preprocess.faces import FaceFinder
 from textual_inversion.preprocess.focal import FocalWeights, Focus, find_focus
 from textual_inversion.preprocess.layout import View, can_move, lay_out, placed
 from textual_inversion.preprocess.transparency import settle
+from textual_inversion.settings.preprocessing import PreprocessConfig
 
 _LOOKED_AT = 350_000  # pixels of the copy in which blur shows: 683 x 512
 _SEARCHED = 82_000  # of the one that is searched for faces and corners: 330 x 248; faces under a tenth of that are not what a picture shows

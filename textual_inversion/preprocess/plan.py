@@ -26,7 +26,6 @@ from textual_inversion.preprocess.checks import (
     find_duplicates,
     print_of,
 )
-from textual_inversion.preprocess.config import PreprocessConfig
 from textual_inversion.preprocess.crop import Size
 from textual_inversion.preprocess.destination import Destination
 from textual_inversion.preprocess.faces import FaceFinder, one_thread
@@ -34,6 +33,7 @@ from textual_inversion.preprocess.focal import Focus
 from textual_inversion.preprocess.layout import View
 from textual_inversion.preprocess.parallel import PixelRoom, default_workers, in_order
 from textual_inversion.preprocess.picture import Picture, decode, decoded_pixels, focused, measure
+from textual_inversion.settings.preprocessing import PreprocessConfig
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from dataclasses import replace
 from textual_inversion.dataset.images import require_images
 from textual_inversion.errors import ConfigError
 from textual_inversion.preprocess.captioning import Captioner, Describer
-from textual_inversion.preprocess.config import PreprocessConfig
 from textual_inversion.preprocess.destination import Destination, write_error
 from textual_inversion.preprocess.faces import one_thread, why_no_faces
 from textual_inversion.preprocess.parallel import default_workers, in_order
 from textual_inversion.preprocess.plan import Looker, Planned, plan
 from textual_inversion.preprocess.writer import PreprocessReport, Writer
+from textual_inversion.settings.preprocessing import PreprocessConfig
 
 __all__ = ["Planned", "PreprocessConfig", "PreprocessReport", "notes", "plan", "preprocess"]
 

@@ -19,7 +19,7 @@ from textual_inversion.diffusion.conditioning import TextConditioner, TokenizedP
 from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS
 from textual_inversion.prompts.captions import drop_tags, shuffle_tags
 from textual_inversion.prompts.templates import fill
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 
 _MOST_PROMPTS, _LONGEST = 4096, 64
 _SEEDS_APART = 2**33 + 1  # more than any two seeds that a person can give differ by

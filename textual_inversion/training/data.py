@@ -14,7 +14,7 @@ from textual_inversion.dataset.sizes import BUCKETS, FIXED, OWN, Sizing
 from textual_inversion.dataset.training_set import Reading, TrainingSet, scan_training_set
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.errors import TrainingError
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Event, Message
 
 

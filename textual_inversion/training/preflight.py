@@ -15,7 +15,7 @@ from textual_inversion.formats.files import file_sha256
 from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt, count_tokens
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, read_template, template_folder
 from textual_inversion.prompts.tokenizer import default_tokenizer
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.data import list_pictures
 
 GOOD, HINT, PROBLEM, FATAL = "good", "hint", "problem", "fatal"

@@ -18,7 +18,7 @@ from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.templates import fill
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import CopySaved, Event, Message, PreviewDrawn, StepDone
 
 CSV_COLUMNS = ("step", "loss", "learning_rate", "vector_norm", "steps_per_second")

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from textual_inversion.diffusion.model import StableDiffusion
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.batches import Batch
-from textual_inversion.training.config import TrainingConfig
 from textual_inversion.training.optimizer import AdamW, LossScale, clip_gradient
 
 

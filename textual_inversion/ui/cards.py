@@ -9,7 +9,7 @@ import gradio as gr
 from textual_inversion.ui import render
 
 if TYPE_CHECKING:
-    from textual_inversion.hosts.port import Host
+    from textual_inversion.app.port import Host
 
 _BAR = """<div class="ti-cardbar">
 <h3>Textual Inversion</h3>

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from textual_inversion.training.config import CLIP_MODES, PRECISIONS, PREVIEW_SAMPLERS, SAMPLING_METHODS, TrainingConfig
+from textual_inversion.settings.training import CLIP_MODES, PRECISIONS, PREVIEW_SAMPLERS, SAMPLING_METHODS, TrainingConfig
 from textual_inversion.ui import compat
 
 

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from textual_inversion.app import previews
+from textual_inversion.app.actions import Actions, Outcome, folder_text, name_problem
+from textual_inversion.app.checking import Checking
+from textual_inversion.app.job import sentence
+from textual_inversion.app.preprocessing import Preprocessing
 from textual_inversion.errors import TextualInversionError, counted
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
-from textual_inversion.training.job import sentence
-from textual_inversion.ui import compat, form, pictures, preprocess_form, preprocess_tab, previews, render
-from textual_inversion.ui.actions import Actions, Outcome, folder_text, name_problem
-from textual_inversion.ui.checking import Checking
-from textual_inversion.ui.preprocessing import Preprocessing
+from textual_inversion.ui import compat, form, pictures, preprocess_form, preprocess_tab, render
 
 if TYPE_CHECKING:
-    from textual_inversion.hosts.port import Checkpoint, Host
+    from textual_inversion.app.port import Checkpoint, Host
 
 Parts = dict[str, Any]
 _CHECKPOINT_SIZES = (128, 512, 768, 1024)  # pixels that some checkpoint was made for

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from textual_inversion.app.job import sentence
 from textual_inversion.errors import DatasetError, TextualInversionError
-from textual_inversion.training.job import sentence
 from textual_inversion.ui import render
 
 SHOWN = 7

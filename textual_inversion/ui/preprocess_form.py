@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from textual_inversion.preprocess.config import CAPTION_PLACES, EXISTING, FLIPS, OBJECTIVES, RESIZE, TRANSPARENCY, PreprocessConfig
-from textual_inversion.ui.actions import clean, folder_text
+from textual_inversion.app.actions import clean, folder_text
+from textual_inversion.settings.preprocessing import CAPTION_PLACES, EXISTING, FLIPS, OBJECTIVES, RESIZE, TRANSPARENCY, PreprocessConfig
 from textual_inversion.ui.form import Row, Setting
 
 _SIDE = {"minimum": 64, "maximum": 2048, "step": 8}

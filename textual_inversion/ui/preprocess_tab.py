@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from textual_inversion.app.actions import Outcome, folder_text
+from textual_inversion.app.job import sentence
+from textual_inversion.app.preprocessing import Preprocessing
+from textual_inversion.app.review import client_of, sent_for
 from textual_inversion.errors import TextualInversionError
-from textual_inversion.training.job import sentence
 from textual_inversion.ui import compat, form, gallery, pictures, preprocess_form, render
-from textual_inversion.ui.actions import Outcome, folder_text
-from textual_inversion.ui.looking import client_of, sent_for
-from textual_inversion.ui.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from textual_inversion.hosts.port import Host
+    from textual_inversion.app.port import Host
 
 Parts = dict[str, Any]
 

@@ -12,7 +12,7 @@ from textual_inversion.errors import legible
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from textual_inversion.hosts.port import Card
+    from textual_inversion.app.port import Card
     from textual_inversion.training.preflight import Finding
 
 _MOST_LEFT_OUT = 100

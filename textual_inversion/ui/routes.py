@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from textual_inversion.app.review import looking_of
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.ui import render
-from textual_inversion.ui.looking import looking_of
 
 if TYPE_CHECKING:
-    from textual_inversion.hosts.port import Host
-    from textual_inversion.ui.drawing import Drawing
+    from textual_inversion.app.drawing import Drawing
+    from textual_inversion.app.port import Host
 
 PICTURE_ENDINGS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}

@@ -13,7 +13,7 @@ from textual_inversion.ui import render
 from textual_inversion.ui.page import TrainPage, build_train_page
 
 if TYPE_CHECKING:
-    from textual_inversion.hosts.port import Host
+    from textual_inversion.app.port import Host
 
 _log = logging.getLogger(__name__)
 TITLE = "Textual Inversion"

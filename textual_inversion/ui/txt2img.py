@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from textual_inversion.app.actions import clean
+from textual_inversion.app.drawing import Drawing
+from textual_inversion.app.job import sentence
 from textual_inversion.errors import ConfigError, TextualInversionError
 from textual_inversion.prompts.names import about_unknown, unknown_names
-from textual_inversion.training.job import sentence
 from textual_inversion.ui import cards, compat, form, render
-from textual_inversion.ui.actions import clean
-from textual_inversion.ui.drawing import Drawing
 from textual_inversion.ui.form import Setting
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from textual_inversion.hosts.port import PictureHost
+    from textual_inversion.app.port import PictureHost
 
 PROMPT = Setting("prompt", "lines", "Prompt", "")
 NEGATIVE = Setting("negative_prompt", "lines", "Negative prompt", "")

@@ -11,9 +11,9 @@ from typing import Any
 from modules import devices, sd_hijack, sd_models, sd_vae, shared
 from modules.textual_inversion import textual_inversion as theirs
 
+from textual_inversion.app.engine import checkpoint_facts
+from textual_inversion.app.port import Checkpoint
 from textual_inversion.errors import CheckpointError, TextualInversionError
-from textual_inversion.hosts.engine import checkpoint_facts
-from textual_inversion.hosts.port import Checkpoint
 from textual_inversion.hosts.webui.conditioning import forget_conditioning
 from textual_inversion.hosts.webui.host import WebUIHost
 from textual_inversion.hosts.webui.infotext import complete_hashes

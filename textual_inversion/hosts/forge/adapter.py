@@ -16,9 +16,9 @@ from backend.text_processing import textual_inversion as engine_side
 from modules import sd_models, shared
 from modules.textual_inversion import textual_inversion as page_side
 
+from textual_inversion.app.engine import checkpoint_facts
+from textual_inversion.app.port import Checkpoint
 from textual_inversion.errors import CheckpointError, TextualInversionError
-from textual_inversion.hosts.engine import checkpoint_facts
-from textual_inversion.hosts.port import Checkpoint
 from textual_inversion.hosts.webui.conditioning import forget_conditioning
 from textual_inversion.hosts.webui.host import WebUIHost
 from textual_inversion.hosts.webui.infotext import complete_hashes

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from textual_inversion.app.engine import EngineHost, checkpoint_facts
+from textual_inversion.app.port import Checkpoint, Folders, NewEmbedding, Suggestions
 from textual_inversion.diffusion.model import TINY_CHECKPOINT
 from textual_inversion.errors import CheckpointError
-from textual_inversion.hosts.engine import EngineHost, checkpoint_facts
-from textual_inversion.hosts.port import Checkpoint, Folders, NewEmbedding, Suggestions
 
 TINY = TINY_CHECKPOINT
 DEMO_PICTURES = Path(__file__).resolve().parents[2] / "assets" / "demo" / "pictures"

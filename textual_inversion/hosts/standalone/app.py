@@ -19,11 +19,11 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 
+from textual_inversion.app.drawing import Drawing
+from textual_inversion.app.port import PictureHost
 from textual_inversion.errors import ConfigError, TextualInversionError
-from textual_inversion.hosts.port import PictureHost
 from textual_inversion.hosts.standalone.theme import theme
 from textual_inversion.ui import compat, render
-from textual_inversion.ui.drawing import Drawing
 from textual_inversion.ui.page import TrainPage, build_train_page, starting_values
 from textual_inversion.ui.pictures import MAX_BYTES
 from textual_inversion.ui.routes import UNKNOWN_NAME, add_routes, addressed_to_us

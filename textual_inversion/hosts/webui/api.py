@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException, Query
 
+from textual_inversion.app.actions import Actions, new_embedding
+from textual_inversion.app.job import JobRunningError, sentence
 from textual_inversion.errors import ConfigError, NameTakenError, TextualInversionError
 from textual_inversion.hosts.webui.api_models import (
     CreateAnswer,
@@ -29,8 +31,6 @@ from textual_inversion.hosts.webui.api_models import (
     values_of,
 )
 from textual_inversion.hosts.webui.card_text import path_below
-from textual_inversion.training.job import JobRunningError, sentence
-from textual_inversion.ui.actions import Actions, new_embedding
 
 if TYPE_CHECKING:
     from textual_inversion.hosts.webui.host import WebUIHost

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, Stric
 
 from textual_inversion.errors import legible
 from textual_inversion.hosts.webui.card_text import path_below
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 
 if TYPE_CHECKING:
     from textual_inversion.library import Entry

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from modules import paths, shared
 
+from textual_inversion.app.engine import EngineHost
+from textual_inversion.app.job import never, silent
+from textual_inversion.app.port import Folders, NewEmbedding, Suggestions
 from textual_inversion.errors import ConfigError
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS
-from textual_inversion.hosts.engine import EngineHost
-from textual_inversion.hosts.port import Folders, NewEmbedding, Suggestions
 from textual_inversion.hosts.webui import options
 from textual_inversion.hosts.webui.interrogators import interrogators
 from textual_inversion.hosts.webui.running import StoppedWaitingError, queue_if_free, queue_turn, running
 from textual_inversion.hosts.webui.tensorboard import tensorboard
 from textual_inversion.prompts.templates import template_folder
 from textual_inversion.training.events import Stopped
-from textual_inversion.training.job import never, silent
 
 if TYPE_CHECKING:
+    from textual_inversion.app.job import Listener, ShouldStop
     from textual_inversion.preprocess.captioning import Captioner
-    from textual_inversion.training.config import TrainingConfig
-    from textual_inversion.training.job import Listener, ShouldStop
+    from textual_inversion.settings.training import TrainingConfig
 
 _PICKLES = tuple(ending for ending in READ_ENDINGS if ending not in (".safetensors", *PICTURE_ENDINGS))
 

@@ -11,7 +11,7 @@ from textual_inversion.hosts.webui.running import StoppedWaitingError, queue_tur
 if TYPE_CHECKING:
     from PIL import Image
 
-    from textual_inversion.training.job import Listener, ShouldStop
+    from textual_inversion.app.job import Listener, ShouldStop
 
 _FAILED = "<error>"  # what A1111's interrogator adds to its text, instead of raising
 

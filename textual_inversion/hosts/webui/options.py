@@ -9,7 +9,7 @@ from typing import Any
 from modules import shared
 
 from textual_inversion.errors import ConfigError
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 
 SECTION = ("textual_inversion", "Textual Inversion")
 CATEGORY = "training"  # the WebUI's own heading in the list of sections

@@ -10,8 +10,8 @@ from pathlib import Path
 from modules import progress, shared
 from modules.call_queue import queue_lock
 
+from textual_inversion.app.job import JobEvent, Listener, ShouldStop, never, silent
 from textual_inversion.training.events import Message, PreviewDrawn, Started, StepDone
-from textual_inversion.training.job import JobEvent, Listener, ShouldStop, never, silent
 
 _LOOK_SECONDS = 0.1
 _RELOAD_SECONDS = 60.0  # longer than a WebUI takes to load its scripts

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from modules import hashes
 
+from textual_inversion.app.job import sentence
 from textual_inversion.errors import EmbeddingError, legible
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS
-from textual_inversion.training.job import sentence
 
 if TYPE_CHECKING:
     from textual_inversion.embedding import Embedding

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from textual_inversion.app.job import JobEvent, Listener
 from textual_inversion.hosts.webui.options import host_option
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message, PreviewDrawn, StepDone
-from textual_inversion.training.job import JobEvent, Listener
 
 
 @contextmanager

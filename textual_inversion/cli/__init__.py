@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.cli_common import (
+from textual_inversion.app.engine import checkpoint_facts, enough_memory
+from textual_inversion.cli.common import (
     Result,
     add_folder,
     add_switch,
@@ -21,12 +21,11 @@ from textual_inversion.cli_common import (
     library_of,
     tell,
 )
-from textual_inversion.cli_files import add_files
-from textual_inversion.cli_preprocess import add_preprocess
-from textual_inversion.cli_report import Bar, Report, logged, save_picture, say
+from textual_inversion.cli.files import add_files
+from textual_inversion.cli.preprocess import add_preprocess
+from textual_inversion.cli.report import Bar, Report, logged, save_picture, say
 from textual_inversion.errors import TextualInversionError, TrainingError, counted
-from textual_inversion.hosts.engine import checkpoint_facts, enough_memory
-from textual_inversion.training.config import CLIP_MODES, PRECISIONS, SAMPLING_METHODS, TrainingConfig
+from textual_inversion.settings.training import CLIP_MODES, PRECISIONS, SAMPLING_METHODS, TrainingConfig
 
 if TYPE_CHECKING:
     from textual_inversion.diffusion.model import StableDiffusion
@@ -323,6 +322,3 @@ def _load_model(options: argparse.Namespace) -> StableDiffusion:
     check_device(options.device)
     return load_checkpoint(options.checkpoint or TINY_CHECKPOINT, device=options.device, precision=options.precision)
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,14 +9,14 @@ from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
+from textual_inversion.app.actions import Outcome, answered
+from textual_inversion.app.job import Advanced, Listener, ShouldStop
 from textual_inversion.errors import TextualInversionError, counted
-from textual_inversion.training.job import Advanced, Listener, ShouldStop
-from textual_inversion.ui.actions import Outcome, answered
 from textual_inversion.ui.render import note
 
 if TYPE_CHECKING:
-    from textual_inversion.hosts.port import Host
-    from textual_inversion.scan import Verdict
+    from textual_inversion.app.port import Host
+    from textual_inversion.audit.scan import Verdict
 
 JOB = "check"
 _MOST_SHOWN = 50
@@ -118,7 +118,7 @@ class Checking:
         return found.outcome
 
     def _verdicts(self, listener: Listener) -> Iterator[Verdict]:
-        from textual_inversion.scan import scan_folder
+        from textual_inversion.audit.scan import scan_folder
 
         before = 0
         for folder in self._host.embedding_folders():
@@ -162,7 +162,7 @@ def _found(found: Found) -> str:
 
 def _moved_aside(verdict: Verdict) -> str:
     """Why it stays, naming it; empty when it was moved."""
-    from textual_inversion.scan import quarantine
+    from textual_inversion.audit.scan import quarantine
 
     try:
         quarantine(verdict)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from textual_inversion.errors import ConfigError
-from textual_inversion.training.schedule import LearningRateSchedule
+from textual_inversion.settings.schedule import LearningRateSchedule
 
 CLIP_MODES = ("off", "value", "norm")
 SAMPLING_METHODS = ("once", "deterministic", "random")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from textual_inversion.training.config import PREVIEW_SAMPLERS
+from textual_inversion.settings.training import PREVIEW_SAMPLERS
 
 #: What a WebUI's txt2img page hands over, in this order, as fields of `TrainingConfig`.
 DRAWING_SETTINGS = (

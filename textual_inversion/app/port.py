@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from PIL import Image
 
+    from textual_inversion.app.job import Job, Listener, ShouldStop
     from textual_inversion.preprocess.captioning import Captioner
-    from textual_inversion.training.config import TrainingConfig
-    from textual_inversion.training.job import Job, Listener, ShouldStop
+    from textual_inversion.settings.training import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.cli_common import Result, add_switch, add_value, check_pictures, command, field_help, tell, with_default
-from textual_inversion.cli_report import Bar, say
+from textual_inversion.cli.common import Result, add_switch, add_value, check_pictures, command, field_help, tell, with_default
+from textual_inversion.cli.report import Bar, say
 from textual_inversion.errors import counted
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def add_preprocess(commands: Any) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    from textual_inversion.preprocess import config as settings
+    from textual_inversion.settings import preprocessing as settings
 
     documented = field_help(settings.PreprocessConfig)
     known = {field.name: field for field in fields(settings.PreprocessConfig)}
@@ -78,7 +78,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _preprocess(options: argparse.Namespace) -> Result:
-    from textual_inversion.preprocess.config import PreprocessConfig
+    from textual_inversion.settings.preprocessing import PreprocessConfig
 
     values = {field.name: getattr(options, field.name) for field in fields(PreprocessConfig)}
     flips = ("horizontal",) if options.flips == [] else tuple(options.flips or ())

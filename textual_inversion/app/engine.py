@@ -13,10 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textual_inversion.app.job import Job, JobEvent, Listener, ShouldStop, never, silent
+from textual_inversion.app.port import Card, Checkpoint, Folders, NewEmbedding
 from textual_inversion.errors import CheckpointError, ConfigError, TextualInversionError, legible
-from textual_inversion.hosts.port import Card, Checkpoint, Folders, NewEmbedding
 from textual_inversion.training.events import Message, PreviewDrawn
-from textual_inversion.training.job import Job, JobEvent, Listener, ShouldStop, never, silent
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from textual_inversion.diffusion.model import StableDiffusion
     from textual_inversion.library import EmbeddingLibrary, Entry
     from textual_inversion.preprocess.captioning import Captioner
-    from textual_inversion.training.config import TrainingConfig
+    from textual_inversion.settings.training import TrainingConfig
 
 
 _OURS = "textual-inversion"  # text chunk of the card pictures that training has written, and may replace

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
+from textual_inversion.audit.judge import Found, Judgement, judge
 from textual_inversion.diffusion.checkpoint import token_tables
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.formats.files import file_sha256
 from textual_inversion.formats.registry import FileInfo, read_all
 from textual_inversion.library.entry import misfit
 from textual_inversion.prompts.tokenizer import Tokenizer, default_tokenizer
-from textual_inversion.verdict import Found, Judgement, judge
 
 NEAREST_WORDS = 5
 LONG, BROKEN = 10, 30  # times the length of words; plain training reaches the first after some thousand steps

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from textual_inversion.app.job import Advanced, Job, Listener, ShouldStop, left_out
 from textual_inversion.errors import ConfigError, DatasetError, counted
 from textual_inversion.training.events import Message
-from textual_inversion.training.job import Advanced, Job, Listener, ShouldStop, left_out
 
 if TYPE_CHECKING:
     from textual_inversion.preprocess.captioning import Captioner

@@ -11,14 +11,14 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textual_inversion.app.job import JobRunningError, Listener, ShouldStop, sentence
 from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError, counted
-from textual_inversion.training.config import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message
-from textual_inversion.training.job import JobRunningError, Listener, ShouldStop, sentence
 from textual_inversion.ui import form
 
 if TYPE_CHECKING:
-    from textual_inversion.hosts.port import Card, Host, NewEmbedding
+    from textual_inversion.app.port import Card, Host, NewEmbedding
     from textual_inversion.training.preflight import Preflight
 
 _STOPPING = "Stopping after this step; what was learned is kept."
@@ -156,8 +156,8 @@ def new_embedding(values: Mapping[str, Any]) -> NewEmbedding:
     Raises:
         InvalidNameError, ConfigError: what cannot be a name or a number of vectors.
     """
+    from textual_inversion.app.port import NewEmbedding
     from textual_inversion.embedding import MAX_VECTORS, check_name
-    from textual_inversion.hosts.port import NewEmbedding
 
     name = check_name(str(values["name"] or "").strip())
     count: int | str = str(values["num_vectors"] or "").strip().lower()

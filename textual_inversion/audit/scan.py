@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
+from textual_inversion.audit.judge import judge
 from textual_inversion.embedding import Embedding, word_name
 from textual_inversion.errors import ConfigError, EmbeddingError, NameTakenError, TextualInversionError
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS, FileInfo, load, save
-from textual_inversion.verdict import judge
 
 QUARANTINE, ORIGINALS = "quarantine", "originals"
 UNSAFE_ENDING, ORIGINAL_ENDING = ".unsafe", ".original"  # no program loads files of these endings

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.cli_report import say
+from textual_inversion.cli.report import say
 from textual_inversion.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.cli_common import Result, add_folder, check_embeddings, command, embeddings_folder, library_of, tell
-from textual_inversion.cli_report import Bar, say
+from textual_inversion.cli.common import Result, add_folder, check_embeddings, command, embeddings_folder, library_of, tell
+from textual_inversion.cli.report import Bar, say
 from textual_inversion.errors import ConfigError, EmbeddingError, counted
 
 if TYPE_CHECKING:
+    from textual_inversion.audit.inspect import Inspection, Report
+    from textual_inversion.audit.scan import Verdict
     from textual_inversion.embedding import Embedding
-    from textual_inversion.inspection import Inspection, Report
-    from textual_inversion.scan import Verdict
 
 _SCAN_TEXT = (
     "judge every embedding file of a folder; changes nothing unless --quarantine or --to-safetensors is given; "
@@ -57,7 +57,7 @@ def add_files(commands: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> Result:
-    from textual_inversion.hosts.engine import checkpoint_facts
+    from textual_inversion.app.engine import checkpoint_facts
 
     widths = checkpoint_facts(Path(options.checkpoint))[0] if options.checkpoint else None
     entries = library_of(options, widths).entries()
@@ -118,8 +118,8 @@ def _file_called(options: argparse.Namespace, given: str) -> tuple[Path, str | N
 
 def _compare(path: Path, checkpoint: str | None) -> Inspection:
     """Look into the file beside the checkpoint; without one, beside the tiny one that ships where that fits."""
+    from textual_inversion.audit.inspect import TokenTable, inspect_file
     from textual_inversion.diffusion.model import TINY_CHECKPOINT
-    from textual_inversion.inspection import TokenTable, inspect_file
 
     if checkpoint:
         return inspect_file(path, TokenTable.read(checkpoint))
@@ -212,7 +212,7 @@ def _add_convert(commands: Any) -> None:
 
 def _convert(options: argparse.Namespace) -> Result:
     from textual_inversion import formats
-    from textual_inversion.verdict import join_clauses
+    from textual_inversion.audit.judge import join_clauses
 
     source, named = _file_called(options, options.source)
     word, destination = options.word or named, options.destination
@@ -255,8 +255,8 @@ def _scan(options: argparse.Namespace) -> Result:
         raise ConfigError("--replace says what --to-safetensors does with the originals; give both.")
     check_embeddings(options.folder)
 
-    from textual_inversion.scan import scan_folder
-    from textual_inversion.verdict import KINDS
+    from textual_inversion.audit.judge import KINDS
+    from textual_inversion.audit.scan import scan_folder
 
     bar = Bar()
     try:
@@ -277,7 +277,7 @@ def _scan(options: argparse.Namespace) -> Result:
 
 def _act(options: argparse.Namespace, verdict: Verdict) -> Result:
     """Do what was asked for with one file; what fails is told and the rest goes on."""
-    from textual_inversion.scan import quarantine, to_safetensors
+    from textual_inversion.audit.scan import quarantine, to_safetensors
 
     try:
         if options.quarantine is not None and verdict.dangerous:
@@ -303,7 +303,7 @@ def _tell_row(options: argparse.Namespace, verdict: Verdict, row: Result) -> Non
 
 
 def _tell_sum(options: argparse.Namespace, verdicts: list[Verdict], rows: list[Result]) -> None:
-    from textual_inversion.verdict import KINDS
+    from textual_inversion.audit.judge import KINDS
 
     told = [verdict for verdict in verdicts if not verdict.ordinary]
     counts = [f"{count} {kind}" for kind in KINDS if (count := sum(verdict.kind == kind for verdict in told))]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from textual_inversion.app.actions import Outcome, answered
+from textual_inversion.app.job import Advanced, Listener, ShouldStop, left_out
+from textual_inversion.app.review import JOB, Looking, looking_of
 from textual_inversion.errors import counted
 from textual_inversion.training.events import Message
-from textual_inversion.training.job import Advanced, Listener, ShouldStop, left_out
-from textual_inversion.ui.actions import Outcome, answered
-from textual_inversion.ui.looking import JOB, Looking, looking_of
 from textual_inversion.ui.preprocess_form import config_of
 
 if TYPE_CHECKING:
-    from textual_inversion.hosts.port import Host
+    from textual_inversion.app.port import Host
     from textual_inversion.preprocess.captioning import Captioner
     from textual_inversion.preprocess.plan import Planned
     from textual_inversion.preprocess.run import PreprocessConfig, PreprocessReport
