@@ -14,17 +14,20 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "textual_inversion"
 
-_MODEL = {"errors", "settings", "embedding", "formats", "prompts", "diffusion"}
+_BASE = {"errors", "text", "files"}
+_MODEL = _BASE | {"settings", "embedding", "formats", "prompts", "diffusion"}
 _WORK = _MODEL | {"dataset", "library", "preprocess", "training"}
 _HOSTS = _WORK | {"demo", "app"}
 #: Layer -> the layers it may import besides itself. A new module or folder of the package gets its line here.
 BELOW = {
     "errors": set(),
-    "settings": {"errors", "dataset"},
-    "embedding": {"errors"},
-    "formats": {"errors", "embedding"},
-    "prompts": {"errors", "embedding", "formats"},
-    "diffusion": {"errors", "settings", "embedding", "formats", "prompts"},
+    "text": set(),
+    "files": set(),
+    "settings": {"errors", "text", "dataset"},
+    "embedding": {"errors", "text"},
+    "formats": _BASE | {"embedding"},
+    "prompts": _BASE | {"embedding", "formats"},
+    "diffusion": _BASE | {"settings", "embedding", "formats", "prompts"},
     "dataset": _MODEL - {"settings"},
     "library": _MODEL,
     "audit": _MODEL | {"library"},

@@ -19,9 +19,38 @@ TextualInversionError
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import TypeVar
+
+_Error = TypeVar("_Error", bound="TextualInversionError")
+
 
 class TextualInversionError(Exception):
-    """Base class: catch it to catch everything this package raises on purpose."""
+    """Base class: catch it to catch everything this package raises on purpose.
+
+    Attributes:
+        reason: the sentence for the user, without the file in front of it.
+        path: the file or folder at fault; None where there is none.
+        field: the part of that file at fault, such as a key or a tensor's name; empty where there is none.
+        setting: the setting at fault, by the name of its dataclass field, such as `batch_size`; empty where there is none.
+    """
+
+    def __init__(self, reason: str = "", *, path: str | os.PathLike[str] | None = None, field: str = "", setting: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path = None if path is None else Path(path)
+        self.field = field
+        self.setting = setting
+        self._prefix = ""
+
+    def at(self: _Error, path: str | os.PathLike[str]) -> _Error:
+        """The same error with its file; from now on `str` begins with the path. For readers, which are given bytes and no name."""
+        self.path, self._prefix = Path(path), f"{os.fspath(path)}: "
+        return self
+
+    def __str__(self) -> str:
+        return self._prefix + self.reason
 
 
 class EmbeddingError(TextualInversionError):
@@ -78,13 +107,3 @@ class NonFiniteLossError(TrainingError):
 
 class ZeroGradientError(TrainingError):
     """No gradient reaches the vectors, so they would never learn."""
-
-
-def legible(text: str) -> str:
-    """`text`, such as a path, for pages and JSON: what a file's name has in it that is no letter of any encoding is spelt out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def counted(number: int, thing: str) -> str:
-    """`1 picture`, `2 pictures`."""
-    return f"{number} {thing}{'s' * (number != 1)}"

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.app.job import JobRunningError, Listener, ShouldStop, sentence
-from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError, counted
+from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError
 from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.text import counted
 from textual_inversion.training.events import Message
 from textual_inversion.ui import form
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from textual_inversion.app.actions import Outcome, answered
 from textual_inversion.app.job import Advanced, Listener, ShouldStop
-from textual_inversion.errors import TextualInversionError, counted
+from textual_inversion.errors import TextualInversionError
+from textual_inversion.text import counted
 from textual_inversion.ui.render import note
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from textual_inversion.app.job import Job, JobEvent, Listener, ShouldStop, never, silent
 from textual_inversion.app.port import Card, Checkpoint, Folders, NewEmbedding
-from textual_inversion.errors import CheckpointError, ConfigError, TextualInversionError, legible
+from textual_inversion.errors import CheckpointError, ConfigError, TextualInversionError
+from textual_inversion.text import legible
 from textual_inversion.training.events import Message, PreviewDrawn
 
 if TYPE_CHECKING:

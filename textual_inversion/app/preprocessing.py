@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from textual_inversion.app.actions import Outcome, answered
 from textual_inversion.app.job import Advanced, Listener, ShouldStop, left_out
 from textual_inversion.app.review import JOB, Looking, looking_of
-from textual_inversion.errors import counted
+from textual_inversion.text import counted
 from textual_inversion.training.events import Message
 from textual_inversion.ui.preprocess_form import config_of
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from textual_inversion.app.job import Advanced, Job, Listener, ShouldStop, left_out
-from textual_inversion.errors import ConfigError, DatasetError, counted
+from textual_inversion.errors import ConfigError, DatasetError
+from textual_inversion.text import counted
 from textual_inversion.training.events import Message
 
 if TYPE_CHECKING:

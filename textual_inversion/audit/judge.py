@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual_inversion.embedding import family_of
-from textual_inversion.errors import EmbeddingError, NoEmbeddingError, UnknownLayoutError, UnsafeFileError, counted
+from textual_inversion.errors import EmbeddingError, NoEmbeddingError, UnknownLayoutError, UnsafeFileError
 from textual_inversion.formats.files import MAX_READ_BYTES, FileBytes, open_file
 from textual_inversion.formats.pickle_skim import may_import
 from textual_inversion.formats.registry import PICTURE_ENDINGS, FileInfo, check_container, read_all
 from textual_inversion.formats.unpickler import walk_pickle
 from textual_inversion.formats.zip_file import ZIP_START
+from textual_inversion.text import counted, join_clauses
 
 if TYPE_CHECKING:
     import torch
@@ -81,11 +81,6 @@ def suitable(widths: dict[str, int]) -> str:
     """The checkpoints that vectors of these widths per text encoder are for, in words."""
     family = family_of(widths)
     return f"checkpoints whose words are {family}" if family.endswith("wide") else f"{family} checkpoints"
-
-
-def join_clauses(clauses: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([", ".join(clauses[:-1]), clauses[-1]] if len(clauses) > 1 else clauses)
 
 
 def _judge(path: Path) -> Judgement:

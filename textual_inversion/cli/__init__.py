@@ -24,8 +24,9 @@ from textual_inversion.cli.common import (
 from textual_inversion.cli.files import add_files
 from textual_inversion.cli.preprocess import add_preprocess
 from textual_inversion.cli.report import Bar, Report, logged, save_picture, say
-from textual_inversion.errors import TextualInversionError, TrainingError, counted
+from textual_inversion.errors import TextualInversionError, TrainingError
 from textual_inversion.settings.training import CLIP_MODES, PRECISIONS, SAMPLING_METHODS, TrainingConfig
+from textual_inversion.text import counted
 
 if TYPE_CHECKING:
     from textual_inversion.diffusion.model import StableDiffusion

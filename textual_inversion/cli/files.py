@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from textual_inversion.cli.common import Result, add_folder, check_embeddings, command, embeddings_folder, library_of, tell
 from textual_inversion.cli.report import Bar, say
-from textual_inversion.errors import ConfigError, EmbeddingError, counted
+from textual_inversion.errors import ConfigError, EmbeddingError
+from textual_inversion.text import counted, join_clauses
 
 if TYPE_CHECKING:
     from textual_inversion.audit.inspect import Inspection, Report
@@ -212,7 +213,6 @@ def _add_convert(commands: Any) -> None:
 
 def _convert(options: argparse.Namespace) -> Result:
     from textual_inversion import formats
-    from textual_inversion.audit.judge import join_clauses
 
     source, named = _file_called(options, options.source)
     word, destination = options.word or named, options.destination

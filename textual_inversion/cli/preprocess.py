@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual_inversion.cli.common import Result, add_switch, add_value, check_pictures, command, field_help, tell, with_default
 from textual_inversion.cli.report import Bar, say
-from textual_inversion.errors import counted
+from textual_inversion.text import counted
 
 if TYPE_CHECKING:
     from textual_inversion.preprocess.run import Planned, PreprocessConfig, PreprocessReport

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from textual_inversion.errors import legible
 from textual_inversion.formats import FileInfo
 from textual_inversion.library.sidecars import About, read_sidecars
+from textual_inversion.text import legible
 
 _NEGATIVE = "-neg"
 #: Stem of the second file of an SDXL embedding, as diffusers' example names it: `learned_embeds_2`, `learned_embeds_2-steps-500`.

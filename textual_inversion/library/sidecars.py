@@ -18,7 +18,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-from textual_inversion.errors import legible
+from textual_inversion.text import legible
 
 PREVIEW_ENDINGS = tuple(f"{middle}.{ending}" for ending in ("png", "jpg", "jpeg", "webp") for middle in ("", ".preview"))
 TEXT_ENDINGS = (".txt", ".description.txt", ".json", ".civitai.info")

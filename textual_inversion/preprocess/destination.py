@@ -14,11 +14,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from textual_inversion.dataset.images import mask_file
-from textual_inversion.errors import DatasetError, counted
+from textual_inversion.errors import DatasetError
 from textual_inversion.preprocess.flips import PLACES
 from textual_inversion.preprocess.layout import View
 from textual_inversion.preprocess.names import caption_stem, number_sources, place_of, result_name, stem_of
 from textual_inversion.settings.preprocessing import PreprocessConfig
+from textual_inversion.text import counted
 
 _CHUNK = "preprocessed"  # of a result: what it was made from, and how
 _LEVEL = 3  # of PNG's compression: a third of the time of the usual 6, and a twentieth larger

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from textual_inversion.app.review import ALL, DONE, LEFT_OUT, MOST_CAPTION, UNREADABLE, Looking
-from textual_inversion.errors import counted
+from textual_inversion.text import counted
 from textual_inversion.ui.render import ROUTE, escape, note
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from textual_inversion.app.actions import Actions, Outcome, folder_text, name_pr
 from textual_inversion.app.checking import Checking
 from textual_inversion.app.job import sentence
 from textual_inversion.app.preprocessing import Preprocessing
-from textual_inversion.errors import TextualInversionError, counted
+from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
+from textual_inversion.text import counted
 from textual_inversion.ui import compat, form, pictures, preprocess_form, preprocess_tab, render
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from html import escape as escape_html
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from textual_inversion.errors import legible
+from textual_inversion.text import legible
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.errors import legible
+from textual_inversion.text import legible
 
 if TYPE_CHECKING:
     from textual_inversion.library import Entry

@@ -11,9 +11,10 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.errors import TextualInversionError, legible
+from textual_inversion.errors import TextualInversionError
 from textual_inversion.hosts.webui import card_text
 from textual_inversion.hosts.webui.rewriting import spellings, word_of
+from textual_inversion.text import legible
 
 if TYPE_CHECKING:
     from textual_inversion.hosts.webui.host import WebUIHost

@@ -17,8 +17,9 @@ import torch
 from modules import hashes
 
 from textual_inversion.app.job import sentence
-from textual_inversion.errors import EmbeddingError, legible
+from textual_inversion.errors import EmbeddingError
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS
+from textual_inversion.text import legible
 
 if TYPE_CHECKING:
     from textual_inversion.embedding import Embedding
