@@ -70,7 +70,7 @@ def webui(monkeypatch: pytest.MonkeyPatch, host: Host) -> Iterator[SimpleNamespa
     made = stand_ins.modules()
     for name, module in made.items():
         monkeypatch.setitem(sys.modules, name, module)
-    from textual_inversion.hosts.webui.current import set_current_host
+    from textual_inversion.hosts.webui import set_current_host
 
     set_current_host(host)  # type: ignore[arg-type]
     page = next(page for page in made["modules.ui_extra_networks"].extra_pages if page.name == "textual inversion")

@@ -81,7 +81,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         inside = webui_hosts.stand_ins(kind, tmp_path / kind, TINY, 64)
         for name, module in inside.modules.items():
             monkeypatch.setitem(sys.modules, name, module)
-        host = getattr(importlib.import_module(f"textual_inversion.hosts.{kind}.adapter"), CLASSES[kind])()
+        host = getattr(importlib.import_module(f"textual_inversion.hosts.{kind}"), CLASSES[kind])()
         host.install()
         webui_hosts.load_model(inside)
         made.append(host)
@@ -350,7 +350,7 @@ def test_every_model_of_a1111_leaves_the_card_and_the_one_in_use_comes_back(make
 
     models.send_model_to_cpu, models.send_model_to_device = to_cpu, lambda model: moves.append(("card", model))
     inside.modules["modules.devices"].device = torch.device("cuda")
-    host = importlib.import_module("textual_inversion.hosts.a1111.adapter").A1111Host()
+    host = importlib.import_module("textual_inversion.hosts.a1111").A1111Host()
     with host.lent_memory():
         assert moves == [("cpu", data.sd_model), ("cpu", other)]
     assert moves.pop() == ("card", data.sd_model)

@@ -42,17 +42,17 @@ def inside(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     inside.modules["modules"].script_callbacks = inside.callbacks
     inside.script = str(SCRIPT) if request.param else None
     with webui_hosts.forgetting():
-        from textual_inversion.hosts.webui import current
+        from textual_inversion.hosts import webui
 
-        monkeypatch.setattr(current, "_host", [])
+        monkeypatch.setattr(webui, "_host", [])
         yield inside
-        if current.is_registered():
-            current.current_host().remove()
+        if webui.is_registered():
+            webui.current_host().remove()
 
 
 def registered() -> Any:
     """The host that everything was registered for."""
-    from textual_inversion.hosts.a1111.adapter import A1111Host
+    from textual_inversion.hosts.a1111 import A1111Host
     from textual_inversion.hosts.webui import registration
 
     drawn: list[Any] = []
@@ -82,14 +82,14 @@ def test_everything_is_registered_once(inside: Any) -> None:
 def test_a_job_that_ends_while_scripts_are_loaded_again_holds_the_queue_until_this_extension_is(
     inside: Any, option: str, value: Any, comes_back: bool
 ) -> None:
-    from textual_inversion.hosts.webui import running
+    from textual_inversion.hosts.webui import turn
 
     host = registered()
     setattr(inside.options(), option, value)
     ending, ended = threading.Event(), threading.Event()
 
     def job() -> None:
-        with running.queue_turn():
+        with turn.queue_turn():
             ending.wait(10)
         ended.set()
 
@@ -107,9 +107,9 @@ def test_a_job_that_ends_while_scripts_are_loaded_again_holds_the_queue_until_th
 
 
 def test_a_removed_extension_keeps_no_job_waiting(inside: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from textual_inversion.hosts.webui import registration, running
+    from textual_inversion.hosts.webui import registration, turn
 
     registered()
     monkeypatch.setattr(registration, "_SCRIPT", tmp_path / "gone" / "scripts" / "textual_inversion_tab.py")
     inside.callbacks.callback_map["callbacks_script_unloaded"][0]()
-    assert running.at_home.is_set()
+    assert turn.scripts_loaded.is_set()

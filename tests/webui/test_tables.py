@@ -26,7 +26,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[webui_ho
 
 
 def a1111() -> Any:
-    from textual_inversion.hosts.a1111.adapter import A1111Host
+    from textual_inversion.hosts.a1111 import A1111Host
 
     return A1111Host()
 

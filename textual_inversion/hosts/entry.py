@@ -25,19 +25,19 @@ def register() -> None:
 
 
 def _a1111() -> WebUIHost:
-    from textual_inversion.hosts.a1111.adapter import A1111Host
+    from textual_inversion.hosts.a1111 import A1111Host
 
     return A1111Host()
 
 
 def _forge() -> WebUIHost:
-    from textual_inversion.hosts.forge.adapter import ForgeHost
+    from textual_inversion.hosts.forge import ForgeHost
 
     return ForgeHost()
 
 
 def _reforge() -> WebUIHost:
-    from textual_inversion.hosts.reforge.adapter import ReForgeHost
+    from textual_inversion.hosts.reforge import ReForgeHost
 
     return ReForgeHost()
 
@@ -62,7 +62,7 @@ def _draw_as_tab(host: WebUIHost) -> None:
     from textual_inversion.hosts.webui.registration import listen
 
     def draw() -> list[tuple[Any, str, str]]:
-        from textual_inversion.hosts.webui.drawing import txt2img_components
+        from textual_inversion.hosts.webui.generation import txt2img_components
         from textual_inversion.ui.tabs import TrainBlocks
 
         return [(TrainBlocks(host, txt2img_components()), "Train", "ti_train_tab")]

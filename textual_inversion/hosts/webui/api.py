@@ -30,7 +30,7 @@ from textual_inversion.hosts.webui.api_models import (
     inspect_answer,
     values_of,
 )
-from textual_inversion.hosts.webui.card_text import path_below
+from textual_inversion.hosts.webui.tables import path_below
 
 if TYPE_CHECKING:
     from textual_inversion.hosts.webui.host import WebUIHost

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr, create_model
 
-from textual_inversion.hosts.webui.card_text import path_below
+from textual_inversion.hosts.webui.tables import path_below
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import legible
 

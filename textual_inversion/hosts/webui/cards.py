@@ -7,13 +7,15 @@ the call.
 from __future__ import annotations
 
 import html
+import json
 import logging
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.errors import TextualInversionError
-from textual_inversion.hosts.webui import card_text
-from textual_inversion.hosts.webui.rewriting import spellings, word_of
+from textual_inversion.hosts.webui.tables import spellings, unique_names, word_of
 from textual_inversion.text import legible
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from textual_inversion.library import Entry
 
 PAGE = "textual inversion"
+_SPECIAL = re.compile(r"[()\[\]\\]")
+#: Characters with which the WebUI's own click fails, as it looks for the text by a regular expression.
+_NO_PLAIN_PATTERN = re.compile(r"[\\()\[\]{}*+?^$|.]")
 _log = logging.getLogger(__name__)
 
 
@@ -109,7 +114,7 @@ class _Cards:
         args["copy_path_button"] = self.btn_copy_path_tpl.format(filename=html.escape(item["filename"]))  # type: ignore[attr-defined]
         if args.get("metadata_button"):  # the WebUI's own asks for the page by an id that its route does not know
             args["metadata_button"] = self.btn_metadata_tpl.format(extra_networks_tabname=self.name, tabname=tabname)  # type: ignore[attr-defined]
-        args["description"] = card_text.description(item["ti_facts"], item["ti_reason"], args["description"], self._descriptions_shown())
+        args["description"] = description(item["ti_facts"], item["ti_reason"], args["description"], self._descriptions_shown())
         if item["ti_reason"]:
             args["sort_keys"] += " data-ti-unfit"  # any place inside the card's tag would do
         return legible(template.format(**args)) if template else args
@@ -129,7 +134,7 @@ class _Cards:
     def _shown(self) -> dict[str, Entry]:
         """Card name -> entry; names that several files have tell the file too."""
         library, known = self.host.library(), self.host.known_names()
-        return card_text.unique_names(library.rescan(), lambda entry: legible(word_of(entry, known)), library.folders)
+        return unique_names(library.rescan(), lambda entry: legible(word_of(entry, known)), library.folders)
 
     def _item_or_reason(self, name: str, entry: Entry, index: int) -> dict[str, Any]:
         try:
@@ -143,10 +148,10 @@ class _Cards:
         item = self._bare_item(name, entry, index, entry.reason)
         sha256 = self.host.library().sha256(entry) if entry.info else ""
         item["shorthash"] = sha256[:12]
-        item["search_terms"] = [html.escape(term) for term in (self._path_below(entry), sha256, *card_text.search_terms(entry)) if term]
+        item["search_terms"] = [html.escape(term) for term in (self._path_below(entry), sha256, *search_terms(entry)) if term]
         item["preview"] = self.find_preview(path)  # type: ignore[attr-defined]
         item["description"] = self.find_description(path) or entry.notes or None  # type: ignore[attr-defined]
-        item["metadata"] = card_text.metadata(entry)
+        item["metadata"] = metadata(entry)
         item["sort_keys"] = {"default": index, **self.get_sort_keys(str(entry.path))}  # type: ignore[attr-defined]
         self.read_user_metadata(item, use_cache=index is not None)
         self._add_click(item, entry)
@@ -168,7 +173,7 @@ class _Cards:
             "prompt": quote_js(name),
             "local_preview": f"{entry.path.with_suffix('')}.preview.{shared.opts.samples_format}",
             "sort_keys": {"default": index, "date_created": 0, "date_modified": 0, "name": name.lower(), "path": filename.lower()},
-            "ti_facts": card_text.facts(entry),
+            "ti_facts": facts(entry),
             "ti_reason": reason,
             "ti_insert": None,
         }
@@ -180,14 +185,14 @@ class _Cards:
         known = self.host.known_names()
         weight = None
         if self.host.option("card_as_tag"):
-            weight = card_text.preferred_weight(item.get("user_metadata") or {})
-        text = card_text.inserted(word_of(entry, known), weight)
+            weight = preferred_weight(item.get("user_metadata") or {})
+        text = inserted(word_of(entry, known), weight)
         negative = self.host.library().find(entry.negative) if entry.negative else None
-        negative_text = card_text.inserted(word_of(negative, known), weight) if negative is not None and negative.usable else ""
+        negative_text = inserted(word_of(negative, known), weight) if negative is not None and negative.usable else ""
         item["prompt"] = quote_js(text)
         if negative_text:
             item["negative_prompt"] = quote_js(negative_text)
-        if card_text.is_no_plain_pattern(text + negative_text):
+        if is_no_plain_pattern(text + negative_text):
             item["ti_insert"] = (text, negative_text)
 
     def _foreign_item(self, name: str, index: int | None) -> dict[str, Any] | None:
@@ -210,7 +215,91 @@ class _Cards:
 def _click(tabname: str, item: dict[str, Any]) -> dict[str, str]:
     """What a click does, where it is not the WebUI's own."""
     if item["ti_reason"]:
-        return {"onclick": html.escape(card_text.explain(item["name"], item["ti_reason"]))}
+        return {"onclick": html.escape(explain(item["name"], item["ti_reason"]))}
     if item["ti_insert"]:
-        return {"onclick": html.escape(card_text.insert(tabname, *item["ti_insert"]))}
+        return {"onclick": html.escape(insert(tabname, *item["ti_insert"]))}
     return {}
+
+
+def facts(entry: Entry) -> str:
+    """Vectors, family, steps and checkpoint in one line; empty for what cannot be read."""
+    info = entry.info
+    if info is None:
+        return ""
+    provenance = info.provenance
+    told = [f"{info.num_vectors} vector{'' if info.num_vectors == 1 else 's'}" if info.num_vectors else "", info.family]
+    told += [f"step {provenance.step}" if provenance.step else "", provenance.checkpoint_name or ""]
+    told += ["negative" if entry.is_negative else f"with {entry.negative}" if entry.negative else ""]
+    return " · ".join(part for part in told if part)
+
+
+def search_terms(entry: Entry) -> list[str]:
+    """Words that the page's search finds the card by, besides its path, hash and description."""
+    return [entry.name, *facts(entry).split(" · "), "does not fit" if entry.reason else ""]
+
+
+def metadata(entry: Entry) -> dict[str, Any]:
+    """What the card's ⓘ shows: everything that the file tells about itself."""
+    info = entry.info
+    if info is None:
+        return {"problem": entry.reason}
+    provenance = info.provenance
+    told: dict[str, Any] = {
+        "vectors": info.num_vectors,
+        "family": info.family,
+        "width": ", ".join(f"{encoder} {width}" for encoder, width in sorted(info.widths.items())),
+        "layout": info.layout,
+        "stored as": info.dtype,
+        "name inside": info.stored_name,
+        "step": provenance.step,
+        "checkpoint": provenance.checkpoint_name,
+        "checkpoint hash": provenance.checkpoint_hash,
+        "initialization text": provenance.initializer_text,
+        "problem": entry.reason,
+    }
+    return {key: legible(value) if isinstance(value, str) else value for key, value in told.items() if value not in (None, "")}
+
+
+def description(line: str, reason: str, theirs: str, shown: bool) -> str:
+    """HTML for the place of a card's description: the facts, why it does not fit, and then `theirs`, which is HTML already.
+
+    Args:
+        shown: whether the WebUI shows descriptions; without them only the reason remains.
+    """
+    parts = [f'<span class="ti-card-facts">{html.escape(line)}</span>' if line and shown else ""]
+    parts += [f'<span class="ti-card-reason">{html.escape(reason)}</span>' if reason else "", theirs]
+    return "".join(parts)
+
+
+def inserted(word: str, weight: float | None) -> str:
+    """What a click puts into a prompt: the word with its brackets escaped or, with a weight, `<word:1>`."""
+    return _SPECIAL.sub(r"\\\g<0>", word) if weight is None else f"<{word}:{weight:g}>"
+
+
+def preferred_weight(user_metadata: Mapping[str, Any]) -> float:
+    """The weight that the user noted beside the file, under the key that the WebUI uses for other networks; else 1."""
+    try:
+        weight = float(user_metadata.get("preferred weight") or 1)
+    except (TypeError, ValueError):
+        return 1.0
+    return weight if math.isfinite(weight) and abs(weight) < 100 else 1.0
+
+
+def is_no_plain_pattern(text: str) -> bool:
+    """Whether the WebUI's own click would misread the text."""
+    return bool(_NO_PLAIN_PATTERN.search(text))
+
+
+def insert(tabname: str, text: str, negative_text: str) -> str:
+    """JavaScript that puts the texts into the prompts or takes them out again, whatever is in them."""
+    return f"textualInversion.insert({_quoted(tabname)}, {_quoted(text)}, {_quoted(negative_text)})"
+
+
+def explain(name: str, reason: str) -> str:
+    """JavaScript that says in the WebUI's own popup why a click puts nothing into the prompt."""
+    text = f"{name} cannot be used in prompts now: {reason}"
+    return f"popup(Object.assign(document.createElement('p'), {{className: 'ti-card-why', textContent: {_quoted(text)}}}))"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)

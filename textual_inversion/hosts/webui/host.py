@@ -18,8 +18,7 @@ from textual_inversion.errors import ConfigError
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS
 from textual_inversion.hosts.webui import options
 from textual_inversion.hosts.webui.interrogators import interrogators
-from textual_inversion.hosts.webui.running import StoppedWaitingError, queue_if_free, queue_turn, running
-from textual_inversion.hosts.webui.tensorboard import tensorboard
+from textual_inversion.hosts.webui.turn import StoppedWaitingError, queue_if_free, queue_turn, running, tensorboard
 from textual_inversion.prompts.templates import template_folder
 from textual_inversion.training.events import Stopped
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.hosts.webui.running import StoppedWaitingError, queue_turn
+from textual_inversion.hosts.webui.turn import StoppedWaitingError, queue_turn
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,7 +11,9 @@ from typing import Any
 
 from modules import scripts, shared
 
-from textual_inversion.hosts.webui.rewriting import has_own_hires_checkpoint, rewrite_all, word_of
+from textual_inversion.hosts.webui import current_host
+from textual_inversion.hosts.webui.generation import has_own_hires_checkpoint, rewrite_all
+from textual_inversion.hosts.webui.tables import word_of
 from textual_inversion.prompts.names import rewrite_names
 
 
@@ -30,11 +32,11 @@ class TextualInversionPrompts(scripts.Script):
 
     def before_process(self, p: Any, *args: Any) -> None:
         """The model is not chosen yet."""
-        _host().before_loading()
+        current_host().before_loading()
 
     def process(self, p: Any, *args: Any) -> None:
         """Rewrite all prompts of the generation."""
-        _host().before_prompts()
+        current_host().before_prompts()
         _rewrite(p)
 
     def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
@@ -44,7 +46,7 @@ class TextualInversionPrompts(scripts.Script):
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """The prompts are encoded, the infotext is not made yet."""
-        _host().before_sampling(p)
+        current_host().before_sampling(p)
 
 
 def run_last() -> None:
@@ -60,7 +62,7 @@ def before_token_counter(params: Any) -> None:
 
     The host adds the styles after this. Where one of them has a name in it, they are added here.
     """
-    host = _host()
+    host = current_host()
     if not host.option("rewrite_prompts"):
         return
     known = host.known_names()
@@ -76,7 +78,7 @@ def before_token_counter(params: Any) -> None:
 
 
 def _rewrite(p: Any, part: slice = slice(None)) -> None:
-    host = _host()
+    host = current_host()
     if not host.option("rewrite_prompts"):
         return
     known = host.known_names()
@@ -86,9 +88,3 @@ def _rewrite(p: Any, part: slice = slice(None)) -> None:
 def _known_in_hires(host: Any, known: Collection[str]) -> set[str]:
     """With another checkpoint for hires, every file's name may be a word; the prompts are parsed before that one is loaded."""
     return {*known, *(word_of(entry, known) for entry in host.library().entries() if entry.info is not None)}
-
-
-def _host() -> Any:
-    from textual_inversion.hosts.webui import current_host
-
-    return current_host()

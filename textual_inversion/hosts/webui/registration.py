@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from modules import script_callbacks, shared
 
-from textual_inversion.hosts.webui import options
-from textual_inversion.hosts.webui.current import current_host, is_registered, set_current_host
-from textual_inversion.hosts.webui.running import at_home
+from textual_inversion.hosts.webui import current_host, is_registered, options, set_current_host
+from textual_inversion.hosts.webui.turn import scripts_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +40,7 @@ def register(make_host: Callable[[], WebUIHost], draw_tab: Callable[[WebUIHost],
         set_current_host(make_host())
     host = current_host()
     host.install()
-    at_home.set()
+    scripts_loaded.set()
     listen("ui_settings", options.add_options)
     listen("before_ui", _before_ui)
     listen("before_token_counter", _before_token_counter)
@@ -88,15 +87,15 @@ def _script_unloaded() -> None:
     off = getattr(shared.opts, "disable_all_extensions", "none") != "none"
     off |= _SCRIPT.parents[1].name in getattr(shared.opts, "disabled_extensions", ())
     if not off and _SCRIPT.is_file():
-        at_home.clear()
+        scripts_loaded.clear()
 
 
 def _app_started(again: bool, _blocks: Any, app: Any) -> None:
-    from textual_inversion.hosts.webui.routes import add_page_routes
+    from textual_inversion.ui.routes import add_routes
 
     if again:  # while its scripts were being loaded, the WebUI may have read the embeddings by itself
         current_host().look_again()
-    add_page_routes(app, current_host())
+    add_routes(app, current_host(), allowed_hosts=None)  # under whatever name the WebUI is reached: `--share`, a rented machine's proxy
     if getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False):
         from textual_inversion.hosts.webui.api import add_api
 

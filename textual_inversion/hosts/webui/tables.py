@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from modules import hashes
 
 from textual_inversion.app.job import sentence
 from textual_inversion.errors import EmbeddingError
@@ -212,6 +212,8 @@ def names_of(entry: Entry) -> list[str]:
 
 
 def _hosts_embedding(kind: Kind, loaded: Embedding, name: str, entry: Entry) -> Any:
+    from modules import hashes
+
     origin, most = loaded.provenance, loaded.num_vectors
     vectors = {key: _padded(value, most).to(kind.device(), torch.float32) for key, value in loaded.vectors.items()}
     made = kind.embedding(vectors if len(vectors) > 1 else next(iter(vectors.values())), name, origin.step)
@@ -243,3 +245,43 @@ def _keep_apart(database: Any) -> None:
     """A name that one file could be loaded under is not among the skipped ones, though another file of that name is left out."""
     for name in database.word_embeddings:
         database.skipped_embeddings.pop(name, None)
+
+
+def unique_names(entries: Sequence[Entry], word: Callable[[Entry], str], folders: Sequence[Path]) -> dict[str, Entry]:
+    """A name for each card, since the WebUI keeps one card a name: the word, and for a second file of that word its path as well."""
+    named: dict[str, Entry] = {}
+    for entry in sorted(entries, key=lambda entry: not entry.usable):  # the one that prompts mean keeps the plain word
+        name = word(entry)
+        if name in named:
+            name = f"{name} ({path_below(entry.path, folders)})"
+        number = 2
+        plain = name
+        while name in named:
+            name, number = f"{plain} {number}", number + 1
+        named[name] = entry
+    position = {id(entry): index for index, entry in enumerate(entries)}
+    return dict(sorted(named.items(), key=lambda item: position[id(item[1])]))
+
+
+def path_below(path: Path, folders: Sequence[Path]) -> str:
+    """The path as seen from the embeddings folder that it is in, with `/`; legible, so that it can be shown and sent."""
+    below = next((path.relative_to(folder).as_posix() for folder in folders if folder in path.parents), path.name)
+    return legible(below)
+
+
+def spellings(entry: Entry) -> list[str]:
+    """The words by which a WebUI may know an entry, its own before the library's: it keeps characters
+    that the library replaces, and calls a picture by the name inside."""
+    info = entry.info
+    if info is None:
+        return list(dict.fromkeys([entry.path.stem, entry.name]))
+    if info.word is not None:
+        return [entry.name]
+    inside = info.stored_name if entry.path.suffix.lower() in PICTURE_ENDINGS else None
+    return list(dict.fromkeys([entry.path.stem, entry.name, *([inside] if inside else [])]))
+
+
+def word_of(entry: Entry, known: Collection[str]) -> str:
+    """The word by which the WebUI knows an entry; the one by which it would, where it does not."""
+    words = spellings(entry)
+    return next((word for word in words if word in known), words[0])

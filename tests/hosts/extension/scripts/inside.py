@@ -125,7 +125,7 @@ class PretendedCard:
 
 def pretend_card(on: bool) -> list[int]:
     """Switch it; how many models each unloading since has taken out of the host's list."""
-    from textual_inversion.hosts.webui.current import current_host
+    from textual_inversion.hosts.webui import current_host
 
     names = vars(sys.modules[type(current_host()).__module__])
     name = "memory_management" if "memory_management" in names else "model_management"

@@ -1,4 +1,4 @@
-"""A job of ours in the WebUI's queue: its lock, its progress bar, its interrupt. Knows nothing of training."""
+"""The turn of one of our jobs in the WebUI: its queue, its progress bar, its Interrupt button, its tensorboard option."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from modules import progress, shared
 from modules.call_queue import queue_lock
 
 from textual_inversion.app.job import JobEvent, Listener, ShouldStop, never, silent
+from textual_inversion.hosts.webui.options import host_option
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message, PreviewDrawn, Started, StepDone
 
 _LOOK_SECONDS = 0.1
 _RELOAD_SECONDS = 60.0  # longer than a WebUI takes to load its scripts
 
-#: Not set while the WebUI loads its scripts again and reads embedding files by itself, as it has been before this extension.
-at_home = threading.Event()
-at_home.set()
+#: Set while this extension is loaded. While the WebUI loads its scripts again it is clear, and the WebUI reads embedding files itself.
+scripts_loaded = threading.Event()
+scripts_loaded.set()
 
 
 @contextmanager
@@ -52,7 +55,7 @@ def queue_turn(should_stop: ShouldStop = never, waiting: Listener = silent) -> I
     try:
         yield
     finally:
-        at_home.wait(_RELOAD_SECONDS)
+        scripts_loaded.wait(_RELOAD_SECONDS)
         queue_lock.release()
 
 
@@ -137,3 +140,48 @@ def _show_preview(path: Path) -> None:
             shared.state.assign_current_image(picture.convert("RGB"))
     except (OSError, ValueError):
         return  # the page shows the file itself; this is a second view of it
+
+
+@contextmanager
+def tensorboard(config: TrainingConfig, listener: Listener) -> Iterator[Listener]:
+    """A listener that also writes into `<log directory>/tensorboard`, where that is wanted and can be done."""
+    writer = _writer(config, listener) if host_option("training_enable_tensorboard", False) and config.log_dir else None
+    if writer is None:
+        yield listener
+        return
+
+    def listen(event: JobEvent) -> None:
+        listener(event)
+        _write(writer, event)
+
+    try:
+        yield listen
+    finally:
+        writer.close()
+
+
+def _writer(config: TrainingConfig, listener: Listener) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        listener(Message("Nothing is written for tensorboard, because it is not installed; Settings, Training turns this off."))
+        return None
+    seconds = int(host_option("training_tensorboard_flush_every", 120) or 120)
+    try:
+        return SummaryWriter(log_dir=str(Path(config.log_dir) / "tensorboard"), flush_secs=seconds)
+    except OSError as error:
+        listener(Message(f"Nothing is written for tensorboard: {error}."))
+        return None
+
+
+def _write(writer: Any, event: JobEvent) -> None:
+    if isinstance(event, StepDone):
+        writer.add_scalar("Loss/train", event.loss, event.step)
+        writer.add_scalar("Learn rate/train", event.learning_rate, event.step)
+        writer.add_scalar("Vector norm", event.vector_norm, event.step)
+    elif isinstance(event, PreviewDrawn) and host_option("training_tensorboard_save_images", False):
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(event.path) as picture:
+            writer.add_image("Preview", np.asarray(picture.convert("RGB")), event.step, dataformats="HWC")

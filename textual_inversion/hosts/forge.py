@@ -19,9 +19,8 @@ from modules.textual_inversion import textual_inversion as page_side
 from textual_inversion.app.engine import checkpoint_facts
 from textual_inversion.app.port import Checkpoint
 from textual_inversion.errors import CheckpointError, TextualInversionError
-from textual_inversion.hosts.webui.conditioning import forget_conditioning
+from textual_inversion.hosts.webui.generation import complete_hashes, forget_conditioning
 from textual_inversion.hosts.webui.host import WebUIHost
-from textual_inversion.hosts.webui.infotext import complete_hashes
 from textual_inversion.hosts.webui.tables import EmbeddingTables, Kind, widths_of
 from textual_inversion.library import EmbeddingLibrary
 

@@ -9,7 +9,7 @@ from typing import Any
 from ldm_patched.modules import model_management
 from modules import sd_models
 
-from textual_inversion.hosts.a1111.adapter import A1111Host
+from textual_inversion.hosts.a1111 import A1111Host
 
 
 class ReForgeHost(A1111Host):

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textual_inversion.hosts.webui.rewriting import has_own_hires_checkpoint, rewrite_all, spellings, word_of
+from textual_inversion.hosts.webui.generation import has_own_hires_checkpoint, rewrite_all
+from textual_inversion.hosts.webui.tables import spellings, word_of
 from textual_inversion.library import Entry
 
 KNOWN = {"cat": 1, "my-cat": 2, "Old Man": 1, "v2.1": 1, "toy (old)": 1}

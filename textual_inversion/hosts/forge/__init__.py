@@ -1,1 +1,0 @@
-"""Stable Diffusion WebUI Forge as a host. Imported inside it only."""

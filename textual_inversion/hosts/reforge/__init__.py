@@ -1,1 +1,0 @@
-"""Stable Diffusion WebUI reForge as a host. Imported inside it only."""
