@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from textual_inversion.cli.report import say
 from textual_inversion.errors import ConfigError, DatasetError
+from textual_inversion.settings.training import PRECISIONS
 
 if TYPE_CHECKING:
+    from textual_inversion.diffusion.model import StableDiffusion
     from textual_inversion.library import EmbeddingLibrary
 
 Result = dict[str, Any]
@@ -121,3 +123,45 @@ def library_of(options: argparse.Namespace, widths: dict[str, int] | None) -> Em
     from textual_inversion.library import EmbeddingLibrary
 
     return EmbeddingLibrary([folder], widths)
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the checkpoint."""
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="a Stable Diffusion 1.x checkpoint, .safetensors; default: the tiny one that ships"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the device and the precision."""
+    parser.add_argument("--device", default="", help="torch device such as cuda or cpu; default: the best there is")
+    text = "compute type of the frozen model, auto: fp32 on the CPU, bf16 or else fp16 on CUDA; default: auto"
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help=text)
+
+
+def checkpoint_path(options: argparse.Namespace) -> Path:
+    """The checkpoint that was asked for, or the tiny one."""
+    from textual_inversion.diffusion.model import TINY_CHECKPOINT
+
+    return Path(options.checkpoint or TINY_CHECKPOINT).expanduser()
+
+
+def load_model(options: argparse.Namespace) -> StableDiffusion:
+    """The model of that checkpoint on that device."""
+    from textual_inversion.diffusion.model import TINY_CHECKPOINT, check_device, load_checkpoint
+
+    check_device(options.device)
+    return load_checkpoint(options.checkpoint or TINY_CHECKPOINT, device=options.device, precision=options.precision)
+
+
+def named_file(options: argparse.Namespace, given: str) -> tuple[Path, str | None]:
+    """The file that was named by its path, or by an embedding's name; then with its word, where the file holds several."""
+    from textual_inversion.formats import READ_ENDINGS
+
+    if os.path.lexists(given) or Path(given).name != given:
+        return Path(given), None
+    if entry := library_of(options, None).find(given):
+        return entry.path, entry.info.word if entry.info else None
+    if given.lower().endswith(READ_ENDINGS):
+        return Path(given), None  # that there is none is told as for every file
+    raise ConfigError(f"There is no file {given!r}, and no embedding of that name in {embeddings_folder(options)}; give a path.")

@@ -274,7 +274,7 @@ def test_what_needs_no_torch_to_be_refused_is_refused_without_it(tmp_path, argum
     ran = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         check=True,

@@ -334,6 +334,6 @@ def test_bad_files_take_little_memory(tmp_path):
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nmain(['scan', sys.argv[1]])\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
     )
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=120, check=True)
     assert int(done.stdout.splitlines()[-1]) < 200, done.stdout
