@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from textual_inversion.dataset.images import mask_file
 from textual_inversion.errors import ConfigError, DatasetError
-from textual_inversion.preprocess.parallel import PixelRoom, in_order
+from textual_inversion.pictures.parallel import PixelRoom, in_order
+from textual_inversion.pictures.reading import mask_file
 from textual_inversion.preprocess.run import PreprocessConfig, plan, preprocess
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from textual_inversion.dataset.captions import caption_for
 from textual_inversion.errors import ConfigError, DatasetError
+from textual_inversion.pictures.captions import caption_for
 from textual_inversion.preprocess.run import PreprocessConfig, preprocess
 
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from textual_inversion.dataset.captions import caption_for
 from textual_inversion.errors import DatasetError
+from textual_inversion.pictures.captions import caption_for
+from textual_inversion.pictures.geometry import Box, crop_box, cut, fit_size
 from textual_inversion.preprocess.autosize import SizeBounds, auto_size
-from textual_inversion.preprocess.crop import Box, crop_box, cut, fit_size
 from textual_inversion.preprocess.flips import PLACES, flipped
 from textual_inversion.preprocess.layout import lay_out
 from textual_inversion.preprocess.names import caption_stem, number_sources, place_of, result_name

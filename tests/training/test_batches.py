@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 import torch
 
-from textual_inversion.dataset.latents import LatentBucket, LatentMoments
 from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.embedding import Embedding
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.batches import BatchMaker, PromptMaker
+from textual_inversion.training.data.latents import LatentBucket, LatentMoments
 
 NAME = "thing"
 

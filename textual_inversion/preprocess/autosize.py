@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from textual_inversion.preprocess.crop import Extent, Size
+from textual_inversion.pictures.geometry import Extent, Size
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from textual_inversion.preprocess.crop import Box, Size
+from textual_inversion.pictures.geometry import Box, Size
 
 #: Variance of the Laplacian at the size that is looked at, below which a picture counts as blurred.
 BLURRED = 40.0

@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from textual_inversion.dataset.images import mask_file
 from textual_inversion.errors import DatasetError
+from textual_inversion.pictures.reading import mask_file
 from textual_inversion.preprocess.flips import PLACES
 from textual_inversion.preprocess.layout import View
 from textual_inversion.preprocess.names import caption_stem, number_sources, place_of, result_name, stem_of

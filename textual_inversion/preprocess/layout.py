@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from textual_inversion.errors import DatasetError
+from textual_inversion.pictures.geometry import Box, Extent, Size, crop_box, fit_size
 from textual_inversion.preprocess.autosize import SizeBounds, auto_size
-from textual_inversion.preprocess.crop import Box, Extent, Size, crop_box, fit_size
 from textual_inversion.preprocess.split import split_boxes
 from textual_inversion.settings.preprocessing import PreprocessConfig
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from textual_inversion.dataset.images import mask_file, picture_size, read_colours, read_image
-from textual_inversion.dataset.pixels import on_colour
-from textual_inversion.preprocess.crop import Size, cut, scaled
-from textual_inversion.preprocess.faces import FaceFinder
-from textual_inversion.preprocess.focal import FocalWeights, Focus, find_focus
+from textual_inversion.pictures.colours import on_colour
+from textual_inversion.pictures.faces import FaceFinder
+from textual_inversion.pictures.geometry import Size, cut, scaled
+from textual_inversion.pictures.reading import mask_file, picture_size, read_colours, read_image
+from textual_inversion.pictures.salience import FocalWeights, Focus, find_focus
 from textual_inversion.preprocess.layout import View, can_move, lay_out, placed
 from textual_inversion.preprocess.transparency import settle
 from textual_inversion.settings.preprocessing import PreprocessConfig

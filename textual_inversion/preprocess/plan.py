@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from textual_inversion.dataset.captions import caption_file, caption_for
-from textual_inversion.dataset.images import require_images
-from textual_inversion.dataset.pixels import on_colour
 from textual_inversion.errors import DatasetError
+from textual_inversion.pictures.captions import caption_file, caption_for
+from textual_inversion.pictures.colours import on_colour
+from textual_inversion.pictures.faces import FaceFinder, one_thread
+from textual_inversion.pictures.geometry import Size
+from textual_inversion.pictures.parallel import PixelRoom, default_workers, in_order
+from textual_inversion.pictures.reading import require_images
+from textual_inversion.pictures.salience import Focus
 from textual_inversion.preprocess.captioning import Captioner, Describer
 from textual_inversion.preprocess.checks import (
     Print,
@@ -26,12 +30,8 @@ from textual_inversion.preprocess.checks import (
     find_duplicates,
     print_of,
 )
-from textual_inversion.preprocess.crop import Size
 from textual_inversion.preprocess.destination import Destination
-from textual_inversion.preprocess.faces import FaceFinder, one_thread
-from textual_inversion.preprocess.focal import Focus
 from textual_inversion.preprocess.layout import View
-from textual_inversion.preprocess.parallel import PixelRoom, default_workers, in_order
 from textual_inversion.preprocess.picture import Picture, decode, decoded_pixels, focused, measure
 from textual_inversion.settings.preprocessing import PreprocessConfig
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from textual_inversion.dataset.images import require_images
 from textual_inversion.errors import ConfigError
+from textual_inversion.pictures.faces import one_thread, why_no_faces
+from textual_inversion.pictures.parallel import default_workers, in_order
+from textual_inversion.pictures.reading import require_images
 from textual_inversion.preprocess.captioning import Captioner, Describer
 from textual_inversion.preprocess.destination import Destination, write_error
-from textual_inversion.preprocess.faces import one_thread, why_no_faces
-from textual_inversion.preprocess.parallel import default_workers, in_order
 from textual_inversion.preprocess.plan import Looker, Planned, plan
 from textual_inversion.preprocess.writer import PreprocessReport, Writer
 from textual_inversion.settings.preprocessing import PreprocessConfig

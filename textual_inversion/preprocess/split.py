@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from textual_inversion.preprocess.crop import Box, Size, crop_box
+from textual_inversion.pictures.geometry import Box, Size, crop_box
 
 
 def split_boxes(size: Size, aspect: float, threshold: float, overlap: float) -> list[Box]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from textual_inversion.dataset.pixels import on_colour
+from textual_inversion.pictures.colours import on_colour
 
 
 def settle(image: Image.Image, transparency: str, background: str) -> Image.Image:

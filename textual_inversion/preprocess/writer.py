@@ -8,13 +8,13 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 
-from textual_inversion.dataset.captions import caption_file
-from textual_inversion.dataset.images import mask_file, read_image
 from textual_inversion.errors import DatasetError
-from textual_inversion.preprocess.crop import scaled
+from textual_inversion.pictures.captions import caption_file
+from textual_inversion.pictures.geometry import scaled
+from textual_inversion.pictures.reading import mask_file, read_image
+from textual_inversion.pictures.salience import debug_picture
 from textual_inversion.preprocess.destination import write_whole
 from textual_inversion.preprocess.flips import flipped
-from textual_inversion.preprocess.focal import debug_picture
 from textual_inversion.preprocess.layout import View
 from textual_inversion.preprocess.picture import Picture, decode, decoded_pixels, focused, measure
 from textual_inversion.preprocess.plan import Looker, Planned, old_caption, stamp_of

@@ -188,7 +188,7 @@ _WHOLE = tuple(name for name, _, _ in _RANGES if name not in ("weight_decay", "t
 def _check_background(colour: str) -> None:
     if colour == TrainingConfig.background:
         return  # a machine that only trains, without Pillow, has the default
-    from textual_inversion.dataset.pixels import check_colour
+    from textual_inversion.pictures.colours import check_colour
 
     check_colour(colour)
 

@@ -12,14 +12,14 @@ from functools import lru_cache
 
 import torch
 
-from textual_inversion.dataset.latents import LatentBucket, LatentMoments, sample
-from textual_inversion.dataset.sampler import BucketOrder
 from textual_inversion.diffusion.clip import TokenBatch
 from textual_inversion.diffusion.conditioning import TextConditioner, TokenizedPrompts, VectorTable
 from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS
 from textual_inversion.prompts.captions import drop_tags, shuffle_tags
 from textual_inversion.prompts.templates import fill
 from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.training.data.latents import LatentBucket, LatentMoments, sample
+from textual_inversion.training.data.sampler import BucketOrder
 
 _MOST_PROMPTS, _LONGEST = 4096, 64
 _SEEDS_APART = 2**33 + 1  # more than any two seeds that a person can give differ by

@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from textual_inversion.dataset.sizes import Size, cropped_share
-from textual_inversion.dataset.training_set import TrainingPicture, TrainingSet
 from textual_inversion.errors import DatasetError, EmbeddingError, TextualInversionError
 from textual_inversion.formats.files import file_sha256
 from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt, count_tokens
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, read_template, template_folder
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.data import list_pictures
+from textual_inversion.training.data.prepare import list_pictures
+from textual_inversion.training.data.sizes import Size, cropped_share
+from textual_inversion.training.data.training_set import TrainingPicture, TrainingSet
 
 GOOD, HINT, PROBLEM, FATAL = "good", "hint", "problem", "fatal"
 _MOST_PROMPTS = 2000  # looked at; a folder may have tens of thousands

@@ -32,7 +32,7 @@ from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, read_template,
 from textual_inversion.settings.schedule import LearningRateSchedule
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.batches import BatchMaker, PromptMaker
-from textual_inversion.training.data import InterruptedEncodingError, encode_pictures, list_pictures
+from textual_inversion.training.data.prepare import InterruptedEncodingError, encode_pictures, list_pictures
 from textual_inversion.training.events import Event, Message, Started, StepDone, Stopped
 from textual_inversion.training.existing import OwnFile, find_embedding
 from textual_inversion.training.optimizer_state import load_optimizer, optimizer_file, save_optimizer

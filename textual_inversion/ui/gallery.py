@@ -9,7 +9,7 @@ from textual_inversion.text import counted
 from textual_inversion.ui.render import ROUTE, escape, note
 
 if TYPE_CHECKING:
-    from textual_inversion.preprocess.focal import Focus
+    from textual_inversion.pictures.salience import Focus
     from textual_inversion.preprocess.layout import View
     from textual_inversion.preprocess.plan import Planned
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from textual_inversion.preprocess.crop import Box
+from textual_inversion.pictures.geometry import Box
 
 _ADVICE = "so the focal crop goes by detail and edges alone"
 # Cascade -> whether its mirror image is looked for as well. The first that finds something has the word.

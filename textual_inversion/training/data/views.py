@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from textual_inversion.dataset.images import mask_file, read_colours, read_image, to_tensor
-from textual_inversion.dataset.pixels import on_colour
-from textual_inversion.dataset.sizes import CENTRE, DOWNSCALE, Place, Size
 from textual_inversion.errors import DatasetError
+from textual_inversion.pictures.colours import on_colour
+from textual_inversion.pictures.reading import mask_file, read_colours, read_image, to_tensor
+from textual_inversion.training.data.sizes import CENTRE, DOWNSCALE, Place, Size
 
 _LARGE = 50_000_000  # pixels from which a JPEG is read at a fraction of its size; below, reading it whole keeps old results
 

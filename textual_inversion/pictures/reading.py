@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from textual_inversion.dataset.pixels import eight_bit_colours, on_colour
 from textual_inversion.errors import DatasetError
+from textual_inversion.pictures.colours import eight_bit_colours, on_colour
 from textual_inversion.text import counted
 
 #: File name endings that count as pictures. AVIF and HEIC are listed even where Pillow cannot read them, so that such files are

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from textual_inversion.dataset.latents import LatentBucket, LatentMoments, sample
 from textual_inversion.errors import DatasetError
+from textual_inversion.training.data.latents import LatentBucket, LatentMoments, sample
 
 
 def test_sampling_is_mean_plus_noise_times_deviation() -> None:

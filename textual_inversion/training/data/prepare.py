@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from textual_inversion.dataset.encoding import Encoded, encode_set
-from textual_inversion.dataset.latent_store import LatentStore, encoder_hash
-from textual_inversion.dataset.latents import LatentBucket
-from textual_inversion.dataset.sizes import BUCKETS, FIXED, OWN, Sizing
-from textual_inversion.dataset.training_set import Reading, TrainingSet, scan_training_set
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.errors import TrainingError
 from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.training.data.encoding import Encoded, encode_set
+from textual_inversion.training.data.latent_store import LatentStore, encoder_hash
+from textual_inversion.training.data.latents import LatentBucket
+from textual_inversion.training.data.sizes import BUCKETS, FIXED, OWN, Sizing
+from textual_inversion.training.data.training_set import Reading, TrainingSet, scan_training_set
 from textual_inversion.training.events import Event, Message
 
 

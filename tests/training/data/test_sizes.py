@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textual_inversion.dataset.sizes import BUCKETS, CENTRE, OWN, Sizing, bucket_sizes, cropped_share
 from textual_inversion.errors import ConfigError, DatasetError
+from textual_inversion.training.data.sizes import BUCKETS, CENTRE, OWN, Sizing, bucket_sizes, cropped_share
 
 SIDES = st.sampled_from([128, 256, 384, 512, 640, 768, 1024])
 STEPS = st.sampled_from([8, 16, 32, 64])

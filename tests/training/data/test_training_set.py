@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from textual_inversion.dataset.sizes import OWN, Sizing
-from textual_inversion.dataset.training_set import Reading, scan_training_set
 from textual_inversion.errors import DatasetError
+from textual_inversion.training.data.sizes import OWN, Sizing
+from textual_inversion.training.data.training_set import Reading, scan_training_set
 
 
 def reading(width: int = 64, height: int = 64, method: str = "fixed", **more: object) -> Reading:

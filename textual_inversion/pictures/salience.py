@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw
 
-from textual_inversion.preprocess.crop import Box, crop_box
+from textual_inversion.pictures.geometry import Box, crop_box
 
 _LEVELS = 32  # of grey, for the entropy
 _CORNER_QUALITY = 0.04  # of the best corner

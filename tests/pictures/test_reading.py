@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from textual_inversion.dataset import images
-from textual_inversion.dataset.images import (
+from textual_inversion.errors import DatasetError
+from textual_inversion.pictures import reading
+from textual_inversion.pictures.reading import (
     find_images,
     fit,
     on_colour,
@@ -21,7 +22,6 @@ from textual_inversion.dataset.images import (
     require_images,
     to_tensor,
 )
-from textual_inversion.errors import DatasetError
 
 
 def gradient(width: int = 24, height: int = 16) -> Image.Image:
@@ -46,7 +46,7 @@ def test_found_in_natural_order_without_hidden_files_folders_and_other_files(tmp
 @given(st.lists(st.text(alphabet="ab019_- ٣", min_size=1, max_size=8), unique=True))
 def test_order_is_total_and_ignores_what_comes_first(names: list[str]) -> None:
     paths = [Path(f"x{name}.png") for name in names]
-    assert sorted(paths, key=images._natural_key) == sorted(reversed(paths), key=images._natural_key)
+    assert sorted(paths, key=reading._natural_key) == sorted(reversed(paths), key=reading._natural_key)
 
 
 def test_a_missing_folder_a_file_and_nothing_are_refused(tmp_path: Path) -> None:

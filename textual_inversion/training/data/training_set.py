@@ -10,11 +10,11 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from textual_inversion.dataset.captions import caption_for
-from textual_inversion.dataset.images import find_images, picture_size, require_images
-from textual_inversion.dataset.sizes import CENTRE, OWN, Place, Size, Sizing
-from textual_inversion.dataset.views import Look, View, load_views
 from textual_inversion.errors import DatasetError
+from textual_inversion.pictures.captions import caption_for
+from textual_inversion.pictures.reading import find_images, picture_size, require_images
+from textual_inversion.training.data.sizes import CENTRE, OWN, Place, Size, Sizing
+from textual_inversion.training.data.views import Look, View, load_views
 
 MAX_REPEATS = 1000
 _REPEATS = re.compile(r"(\d{1,4})_")

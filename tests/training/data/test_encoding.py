@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from textual_inversion.dataset.encoding import Encoded, encode_set
-from textual_inversion.dataset.images import fit, read_image, to_tensor
-from textual_inversion.dataset.latent_store import LatentStore, encoder_hash
-from textual_inversion.dataset.latents import sample
-from textual_inversion.dataset.sizes import BUCKETS, OWN, Sizing
-from textual_inversion.dataset.training_set import Reading, TrainingSet, scan_training_set
 from textual_inversion.errors import DatasetError
+from textual_inversion.pictures.reading import fit, read_image, to_tensor
+from textual_inversion.training.data.encoding import Encoded, encode_set
+from textual_inversion.training.data.latent_store import LatentStore, encoder_hash
+from textual_inversion.training.data.latents import sample
+from textual_inversion.training.data.sizes import BUCKETS, OWN, Sizing
+from textual_inversion.training.data.training_set import Reading, TrainingSet, scan_training_set
 
 SIZES = [(96, 64), (64, 96), (64, 64), (200, 64), (70, 66), (64, 130), (96, 96)]
 

@@ -15,13 +15,13 @@ from typing import Protocol
 
 import torch
 
-from textual_inversion.dataset.images import mask_file
-from textual_inversion.dataset.latent_store import LatentStore
-from textual_inversion.dataset.latents import LatentBucket, LatentMoments
-from textual_inversion.dataset.sizes import Size
-from textual_inversion.dataset.training_set import TrainingSet, none_usable
-from textual_inversion.dataset.views import View
 from textual_inversion.errors import DatasetError
+from textual_inversion.pictures.reading import mask_file
+from textual_inversion.training.data.latent_store import LatentStore
+from textual_inversion.training.data.latents import LatentBucket, LatentMoments
+from textual_inversion.training.data.sizes import Size
+from textual_inversion.training.data.training_set import TrainingSet, none_usable
+from textual_inversion.training.data.views import View
 
 _THREADS = 4
 _AHEAD = 8  # pictures read before they are needed

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from textual_inversion.preprocess import faces
-from textual_inversion.preprocess.faces import FaceFinder, one_thread, why_no_faces
-from textual_inversion.preprocess.focal import FocalWeights, _corners, _entropy_marks, debug_picture, find_focus
+from textual_inversion.pictures import faces
+from textual_inversion.pictures.faces import FaceFinder, one_thread, why_no_faces
+from textual_inversion.pictures.salience import FocalWeights, _corners, _entropy_marks, debug_picture, find_focus
 from textual_inversion.preprocess.run import PreprocessConfig, notes, plan, preprocess
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from textual_inversion.dataset.sizes import CENTRE
-from textual_inversion.dataset.views import Look, View, cut, load_views, loss_weight
 from textual_inversion.errors import DatasetError
+from textual_inversion.training.data.sizes import CENTRE
+from textual_inversion.training.data.views import Look, View, cut, load_views, loss_weight
 
 LEARN = Look(weighted=True)
 

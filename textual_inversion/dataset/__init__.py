@@ -1,1 +1,0 @@
-"""Training pictures: found, read, captioned, ordered, and encoded once as latent moments."""

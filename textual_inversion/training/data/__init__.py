@@ -1,0 +1,1 @@
+"""The training set: its pictures listed, captioned, sized, ordered, and encoded once as latent moments."""
