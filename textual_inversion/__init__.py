@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
     from textual_inversion.embedding import Embedding, Provenance
     from textual_inversion.errors import TextualInversionError
-    from textual_inversion.formats.registry import FileInfo, describe, load, save
+    from textual_inversion.formats import FileInfo, describe, load, save
     from textual_inversion.library import EmbeddingLibrary
     from textual_inversion.settings.training import TrainingConfig
     from textual_inversion.training.create import create_embedding
@@ -39,18 +39,18 @@ __all__ = [
 _WHERE = {
     "Embedding": "embedding",
     "EmbeddingLibrary": "library",
-    "FileInfo": "formats.registry",
+    "FileInfo": "formats",
     "GenerationSettings": "diffusion.generate",
     "Provenance": "embedding",
     "StableDiffusion": "diffusion.model",
     "TextualInversionError": "errors",
     "TrainingConfig": "settings.training",
     "create_embedding": "training.create",
-    "describe": "formats.registry",
+    "describe": "formats",
     "generate": "diffusion.generate",
-    "load": "formats.registry",
+    "load": "formats",
     "load_checkpoint": "diffusion.model",
-    "save": "formats.registry",
+    "save": "formats",
     "train": "training.trainer",
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.formats import registry
-from textual_inversion.formats.files import FileBytes
+from textual_inversion.formats.containers.file_bytes import FileBytes
 
 _PATH = Path("fuzzed.pt")
 

@@ -259,7 +259,7 @@ def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             raise PermissionError(13, "Permission denied", str(path))
         return open(file, *more, **options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr("textual_inversion.formats.files.open", refuse, raising=False)
+    monkeypatch.setattr("textual_inversion.formats.containers.file_bytes.open", refuse, raising=False)
     yield path
     monkeypatch.undo()
 

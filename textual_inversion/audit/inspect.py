@@ -15,8 +15,7 @@ import torch
 from textual_inversion.audit.judge import Found, Judgement, judge
 from textual_inversion.diffusion.checkpoint import token_tables
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats.files import file_sha256
-from textual_inversion.formats.registry import FileInfo, read_all
+from textual_inversion.formats import FileInfo, file_sha256, read_all
 from textual_inversion.library.entry import misfit
 from textual_inversion.prompts.tokenizer import Tokenizer, default_tokenizer
 

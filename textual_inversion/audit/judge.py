@@ -15,11 +15,18 @@ from typing import TYPE_CHECKING
 
 from textual_inversion.embedding import family_of
 from textual_inversion.errors import EmbeddingError, NoEmbeddingError, UnknownLayoutError, UnsafeFileError
-from textual_inversion.formats.files import MAX_READ_BYTES, FileBytes, open_file
-from textual_inversion.formats.pickle_skim import may_import
-from textual_inversion.formats.registry import PICTURE_ENDINGS, FileInfo, check_container, read_all
-from textual_inversion.formats.unpickler import walk_pickle
-from textual_inversion.formats.zip_file import ZIP_START
+from textual_inversion.formats import (
+    MAX_READ_BYTES,
+    PICTURE_ENDINGS,
+    ZIP_START,
+    FileBytes,
+    FileInfo,
+    check_container,
+    may_import,
+    open_file,
+    read_all,
+    walk_pickle,
+)
 from textual_inversion.text import counted, join_clauses
 
 if TYPE_CHECKING:

@@ -1,17 +1,52 @@
-"""Embedding files: load, save and describe them. Knows layouts and containers, nothing of folders, models or pages."""
+"""Embedding files: load, save and describe them; and the containers that they are read from, for whoever reads other tensors."""
 
 from __future__ import annotations
 
+from textual_inversion.formats.containers.file_bytes import MAX_READ_BYTES, FileBytes, file_sha256, open_file, write_atomic
+from textual_inversion.formats.containers.pickle_skim import may_import
+from textual_inversion.formats.containers.safetensors_file import is_safetensors, read_safetensors, write_safetensors
+from textual_inversion.formats.containers.torch_file import is_torch_file, read_torch_file
+from textual_inversion.formats.containers.unpickler import walk_pickle
+from textual_inversion.formats.containers.zip_file import ZIP_START
+from textual_inversion.formats.layout import StoredTensor
 from textual_inversion.formats.registry import (
     PICTURE_ENDINGS,
     READ_ENDINGS,
     FileInfo,
+    check_container,
     describe,
     describe_all,
     load,
     load_all,
+    read_all,
     save,
     writable_layouts,
 )
 
-__all__ = ["PICTURE_ENDINGS", "READ_ENDINGS", "FileInfo", "describe", "describe_all", "load", "load_all", "save", "writable_layouts"]
+__all__ = [
+    "MAX_READ_BYTES",
+    "PICTURE_ENDINGS",
+    "READ_ENDINGS",
+    "ZIP_START",
+    "FileBytes",
+    "FileInfo",
+    "StoredTensor",
+    "check_container",
+    "describe",
+    "describe_all",
+    "file_sha256",
+    "is_safetensors",
+    "is_torch_file",
+    "load",
+    "load_all",
+    "may_import",
+    "open_file",
+    "read_all",
+    "read_safetensors",
+    "read_torch_file",
+    "save",
+    "walk_pickle",
+    "writable_layouts",
+    "write_atomic",
+    "write_safetensors",
+]

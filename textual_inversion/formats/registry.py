@@ -16,24 +16,24 @@ import torch
 
 from textual_inversion.embedding import MAX_VECTORS, Embedding, Provenance, clean_name, family_of, word_name
 from textual_inversion.errors import EmbeddingError, UnknownLayoutError
-from textual_inversion.formats import (
+from textual_inversion.formats.containers.file_bytes import FileBytes, file_sha256, open_file, write_atomic
+from textual_inversion.formats.containers.picture_file import is_picture, read_picture
+from textual_inversion.formats.containers.safetensors_file import is_safetensors, read_safetensors
+from textual_inversion.formats.containers.torch_file import is_torch_file, read_torch_file
+from textual_inversion.formats.layout import MAX_VALUES, Contents, Layout, Parsed, summarize
+from textual_inversion.formats.layouts import (
     a1111_picture,
     a1111_pt,
     diffusers_tokens,
     emb_params,
     encoder_tensors,
+    foreign_files,
     lists,
     lora_bundle,
     original_pt,
     safetensors_embedding,
-    strangers,
     xti,
 )
-from textual_inversion.formats.files import FileBytes, file_sha256, open_file, write_atomic
-from textual_inversion.formats.layout import MAX_VALUES, Contents, Layout, Parsed, summarize
-from textual_inversion.formats.picture_file import is_picture, read_picture
-from textual_inversion.formats.safetensors_file import is_safetensors, read_safetensors
-from textual_inversion.formats.torch_file import is_torch_file, read_torch_file
 
 #: Tried in this order when reading: the ones with keys of their own, then what is no embedding, then the ones under any key.
 LAYOUTS: tuple[Layout, ...] = (
@@ -48,7 +48,7 @@ LAYOUTS: tuple[Layout, ...] = (
     emb_params.ONETRAINER,
     xti.LAYOUT,
     lora_bundle.LAYOUT,
-    strangers.LAYOUT,
+    foreign_files.LAYOUT,
     diffusers_tokens.LAYOUT,
     lists.LAYOUT,
     lists.ALONE,

@@ -194,7 +194,7 @@ class FakeHost:
 
 
 def _keep(path: Path, kept: Mapping[str, Any]) -> None:
-    from textual_inversion.formats.files import write_atomic
+    from textual_inversion.formats import write_atomic
 
     write_atomic(path, json.dumps(kept).encode(), overwrite=True)  # the page reads cards while the job's thread writes them
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from textual_inversion.embedding import Embedding, clean_name, word_name
 from textual_inversion.errors import EmbeddingError, NoEmbeddingError
-from textual_inversion.formats import PICTURE_ENDINGS, FileInfo, describe_all, load
-from textual_inversion.formats.files import file_sha256
+from textual_inversion.formats import PICTURE_ENDINGS, FileInfo, describe_all, file_sha256, load
 from textual_inversion.library import folders as on_disk
 from textual_inversion.library.entry import Entry, join_halves, link_negatives, mark_duplicates, misfit
 from textual_inversion.library.folders import Listing, Stamp, stamp_of

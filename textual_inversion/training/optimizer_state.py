@@ -13,9 +13,7 @@ from typing import Any
 import torch
 
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats.files import open_file, write_atomic
-from textual_inversion.formats.layout import StoredTensor
-from textual_inversion.formats.torch_file import is_torch_file, read_torch_file
+from textual_inversion.formats import StoredTensor, is_torch_file, open_file, read_torch_file, write_atomic
 from textual_inversion.training.optimizer import AdamW
 
 _NAMES = {"step": "steps", "exp_avg": "mean", "exp_avg_sq": "square"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from textual_inversion.errors import DatasetError, EmbeddingError, TextualInversionError
-from textual_inversion.formats.files import file_sha256
+from textual_inversion.formats import file_sha256
 from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt, count_tokens
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, read_template, template_folder
 from textual_inversion.prompts.tokenizer import default_tokenizer

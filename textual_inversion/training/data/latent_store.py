@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats.files import FileBytes, file_sha256
-from textual_inversion.formats.safetensors_file import is_safetensors, read_safetensors, write_safetensors
+from textual_inversion.formats import FileBytes, file_sha256, is_safetensors, read_safetensors, write_safetensors
 
 LIMIT_BYTES = 4 * 2**30
 _VERSION = 1  # raised whenever pictures are read or cropped in another way

@@ -8,12 +8,12 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.errors import EmbeddingError, UnsafeFileError
-from textual_inversion.formats.dtypes import element_size, tensor_from
-from textual_inversion.formats.files import FileBytes
-from textual_inversion.formats.inert import ModuleState, StorageSpec, TensorSpec
+from textual_inversion.formats.containers.file_bytes import FileBytes
+from textual_inversion.formats.containers.pickle_tags import ModuleState, StorageSpec, TensorSpec
+from textual_inversion.formats.containers.tensors import element_size, tensor_from
+from textual_inversion.formats.containers.unpickler import walk_pickle
+from textual_inversion.formats.containers.zip_file import ZIP_START, read_zip
 from textual_inversion.formats.layout import Contents, Parameters, StoredTensor
-from textual_inversion.formats.unpickler import walk_pickle
-from textual_inversion.formats.zip_file import ZIP_START, read_zip
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy
 
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats.files import FileBytes
+from textual_inversion.formats.containers.file_bytes import FileBytes
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT_BYTES = 24 * 2**20  # 16 MB in base64, and a little

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from textual_inversion.embedding import encoder_for_width
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats.encoders import by_encoder, names_encoder
 from textual_inversion.formats.layout import Contents, Layout, Parsed, StoredTensor, as_vectors
-from textual_inversion.formats.metadata import beside
+from textual_inversion.formats.layouts.encoders import by_encoder, names_encoder
+from textual_inversion.formats.layouts.metadata import beside
 
 _REPLICATE = "text_encoders_"
 _T5_WIDTH = 4096

@@ -16,7 +16,7 @@ import torch
 
 from textual_inversion.errors import EmbeddingError, UnsafeFileError
 from textual_inversion.formats import load
-from textual_inversion.formats.unpickler import walk_pickle
+from textual_inversion.formats.containers.unpickler import walk_pickle
 
 
 class _Runs:

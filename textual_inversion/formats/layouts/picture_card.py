@@ -39,7 +39,7 @@ def draw_face(embedding: Embedding, picture: Image.Image | None = None) -> Image
 
 def _lines(embedding: Embedding, unit: float, width: int) -> list[tuple[Image.Image, tuple[int, int, int], int]]:
     """Mask, colour and the gap below of each line, all of them as wide as the card allows."""
-    from textual_inversion.formats.picture_text import draw_line
+    from textual_inversion.formats.layouts.picture_text import draw_line
 
     room = width - 2 * round(_MARGIN * unit)
     size, names = _broken(as_text(embedding.name) or "embedding", unit, room)
@@ -63,7 +63,7 @@ def _facts(embedding: Embedding) -> str:
 
 def _broken(name: str, unit: float, room: int) -> tuple[int, list[str]]:
     """The name's size and lines: large in one line, else smaller, else in up to three lines, else cut."""
-    from textual_inversion.formats.picture_text import line_width
+    from textual_inversion.formats.layouts.picture_text import line_width
 
     for points in _NAME_SIZES:
         if line_width(name, size := round(points * unit)) <= room:
@@ -93,7 +93,7 @@ def _shortened(text: str, size: int, room: int) -> str:
 
 def _fitting(text: str, size: int, room: int, suffix: str = "") -> int:
     """How many letters of `text`, at least one, fit into `room` with `suffix` after them."""
-    from textual_inversion.formats.picture_text import line_width
+    from textual_inversion.formats.layouts.picture_text import line_width
 
     low, high = 1, min(len(text), 4 * room // size + 1)
     while low < high:

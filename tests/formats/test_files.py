@@ -13,7 +13,8 @@ import torch
 from textual_inversion.audit.inspect import inspect_file
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import EmbeddingError, NameTakenError, UnknownLayoutError
-from textual_inversion.formats import describe, files, load, save
+from textual_inversion.formats import describe, load, save
+from textual_inversion.formats.containers import file_bytes as files
 
 CAT = Embedding("cat", {"clip_l": torch.ones(2, 768)}, Provenance(step=5))
 DOG = Embedding("dog", {"clip_l": torch.zeros(1, 768)})

@@ -11,11 +11,11 @@ from typing import Any
 
 from textual_inversion.embedding import ENCODER_BY_WIDTH, Embedding
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats.encoders import by_width, join_rows, names_encoder
+from textual_inversion.formats.containers.safetensors_file import write_safetensors
 from textual_inversion.formats.layout import VECTOR_DTYPES, Contents, Layout, Parsed, StoredTensor, as_text, as_vectors
-from textual_inversion.formats.metadata import beside, metadata_of
-from textual_inversion.formats.safetensors_file import write_safetensors
-from textual_inversion.formats.strangers import names_stranger
+from textual_inversion.formats.layouts.encoders import by_width, join_rows, names_encoder
+from textual_inversion.formats.layouts.foreign_files import names_foreign_file
+from textual_inversion.formats.layouts.metadata import beside, metadata_of
 
 _RESERVED = {"string_to_param", "string_to_token", "emb_params", "emp_params", "emp_params_out"}
 _OTHER_KEYS = ("__metadata__", "text_encoders_", "bundle_emb.")
@@ -60,7 +60,7 @@ def _token(name: str) -> str:
 
 
 def _means_more(key: str) -> bool:
-    return key in _RESERVED or names_encoder(key) or key.startswith(_OTHER_KEYS) or names_stranger(key)
+    return key in _RESERVED or names_encoder(key) or key.startswith(_OTHER_KEYS) or names_foreign_file(key)
 
 
 def _are_rows(value: Any) -> bool:

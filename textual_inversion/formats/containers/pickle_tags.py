@@ -15,7 +15,7 @@ from textual_inversion.errors import EmbeddingError, UnsafeFileError
 
 @dataclass(frozen=True)
 class StorageSpec:
-    """A tensor's raw data by key: `numel` elements of `dtype`, named as in dtypes.py; `inline` where the pickle itself holds them."""
+    """A tensor's raw data by key: `numel` elements of `dtype`, named as in tensors.py; `inline` where the pickle itself holds them."""
 
     dtype: str
     key: str

@@ -21,10 +21,10 @@ from PIL import Image
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import EmbeddingError, NoEmbeddingError, UnknownLayoutError
 from textual_inversion.formats import describe, load
-from textual_inversion.formats.a1111_picture import draw_card
-from textual_inversion.formats.files import FileBytes
-from textual_inversion.formats.picture_data import hide
-from textual_inversion.formats.picture_png import first_row, read_png
+from textual_inversion.formats.containers.file_bytes import FileBytes
+from textual_inversion.formats.containers.picture_data import hide
+from textual_inversion.formats.containers.picture_png import first_row, read_png
+from textual_inversion.formats.layouts.a1111_picture import draw_card
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KEYWORD = b"sd-ti-embedding"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from textual_inversion.embedding import ENCODER_BY_WIDTH, family_of
-from textual_inversion.formats.encoders import by_width, join_rows
 from textual_inversion.formats.layout import VECTOR_DTYPES, Contents, Layout, Parsed, StoredTensor, as_vectors
+from textual_inversion.formats.layouts.encoders import by_width, join_rows
 
 _MAX_TENSORS = 1_000
 #: Text encoders that one model has, in the order of its vectors.

@@ -12,8 +12,8 @@ import zlib
 import numpy
 
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats.picture_json import MAX_JSON_BYTES
-from textual_inversion.formats.picture_png import inflate
+from textual_inversion.formats.containers.picture_json import MAX_JSON_BYTES
+from textual_inversion.formats.containers.picture_png import inflate
 
 MAX_PIXELS = 6 * 2**20  # 75 vectors for SDXL take a fifth of that
 _CHANNELS = 3

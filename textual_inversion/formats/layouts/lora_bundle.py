@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from textual_inversion.formats.encoders import by_encoder, by_width, join_rows, names_encoder
 from textual_inversion.formats.layout import Contents, Layout, Parsed, as_text, as_vectors
+from textual_inversion.formats.layouts.encoders import by_encoder, by_width, join_rows, names_encoder
 
 #: A name may have dots in it, the parts other than `string_to_param.<placeholder>` have none.
 _KEY = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\..+|[^.]+)", re.DOTALL)

@@ -15,13 +15,13 @@ import numpy
 
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats import a1111_pt
+from textual_inversion.formats.containers.picture_data import hide
+from textual_inversion.formats.containers.picture_file import CHUNK, DATA, EMBEDDING_KEYWORD, METADATA_KEYWORD
+from textual_inversion.formats.containers.picture_json import tree_to_json
 from textual_inversion.formats.layout import Contents, Layout, Parsed, as_text, as_vectors
-from textual_inversion.formats.metadata import metadata_of, provenance_in
-from textual_inversion.formats.picture_card import draw_face
-from textual_inversion.formats.picture_data import hide
-from textual_inversion.formats.picture_file import CHUNK, DATA, EMBEDDING_KEYWORD, METADATA_KEYWORD
-from textual_inversion.formats.picture_json import tree_to_json
+from textual_inversion.formats.layouts import a1111_pt
+from textual_inversion.formats.layouts.metadata import metadata_of, provenance_in
+from textual_inversion.formats.layouts.picture_card import draw_face
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -70,7 +70,7 @@ def detect(contents: Contents) -> bool:
     return _recognise(contents.tree) is not None
 
 
-def names_stranger(key: str) -> bool:
+def names_foreign_file(key: str) -> bool:
     """Whether a file with this key alone would be taken for something else than an embedding."""
     return _recognise({key: None}) is not None
 

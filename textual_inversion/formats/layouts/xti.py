@@ -6,7 +6,7 @@ https://arxiv.org/abs/2303.09522
 from __future__ import annotations
 
 from textual_inversion.formats.layout import Contents, Layout, Parsed
-from textual_inversion.formats.metadata import beside
+from textual_inversion.formats.layouts.metadata import beside
 
 _LAYERS = {"MID", *(f"IN{index:02}" for index in (1, 2, 4, 5, 7, 8)), *(f"OUT{index:02}" for index in range(3, 12))}
 

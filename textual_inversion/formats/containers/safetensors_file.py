@@ -13,8 +13,8 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats.dtypes import element_size, tensor_from
-from textual_inversion.formats.files import FileBytes
+from textual_inversion.formats.containers.file_bytes import FileBytes
+from textual_inversion.formats.containers.tensors import element_size, tensor_from
 from textual_inversion.formats.layout import Contents, StoredTensor
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ a file with that alone holds no words.
 
 from __future__ import annotations
 
-from textual_inversion.formats.encoders import ONLY_OUTPUTS, by_width, names_encoder
 from textual_inversion.formats.layout import Contents, Layout, Parsed, StoredTensor, as_vectors
-from textual_inversion.formats.metadata import beside
+from textual_inversion.formats.layouts.encoders import ONLY_OUTPUTS, by_width, names_encoder
+from textual_inversion.formats.layouts.metadata import beside
 
 _KOHYA, _ONETRAINER, _OUTPUT = "emb_params", "emp_params", "emp_params_out"
 

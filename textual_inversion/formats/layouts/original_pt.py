@@ -7,9 +7,9 @@ file may hold several words, each an embedding of its own; A1111 refuses such fi
 
 from __future__ import annotations
 
-from textual_inversion.formats.a1111_pt import provenance_of
-from textual_inversion.formats.encoders import by_width
 from textual_inversion.formats.layout import Contents, Layout, Parameters, Parsed, as_text, as_vectors
+from textual_inversion.formats.layouts.a1111_pt import provenance_of
+from textual_inversion.formats.layouts.encoders import by_width
 
 
 def detect(contents: Contents) -> bool:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from textual_inversion.embedding import Embedding, encoder_for_width
 from textual_inversion.errors import EmbeddingError
+from textual_inversion.formats.containers.safetensors_file import write_safetensors
 from textual_inversion.formats.layout import Contents, Layout, Parsed, as_text, as_vectors
-from textual_inversion.formats.metadata import metadata_of, provenance_in
-from textual_inversion.formats.safetensors_file import write_safetensors
+from textual_inversion.formats.layouts.metadata import metadata_of, provenance_in
 
 _SDXL = {"clip_l", "clip_g"}
 

@@ -1,7 +1,7 @@
 """A pickle walked as data: a small stack machine that calls nothing. Knows nothing of files, zips or embeddings.
 
 Python's own unpickler calls what it finds; even with an allow-list its BUILD changes objects and its memo can be made to take
-any amount of memory. Here every opcode is an entry of a table, every import is one of inert.py's tags, and what would be a
+any amount of memory. Here every opcode is an entry of a table, every import is one of pickle_tags.py's tags, and what would be a
 call becomes a description (`TensorSpec`) that the caller checks before it builds anything.
 """
 
@@ -14,7 +14,7 @@ from io import BytesIO
 from typing import IO, Any, cast
 
 from textual_inversion.errors import EmbeddingError, UnsafeFileError
-from textual_inversion.formats.inert import ALLOWED, Import, Opaque, StorageSpec, change_state, describe_call, storage_from
+from textual_inversion.formats.containers.pickle_tags import ALLOWED, Import, Opaque, StorageSpec, change_state, describe_call, storage_from
 
 MAX_OPCODES = 50_000
 _MAX_LINE = 1_000  # bytes of an argument that ends with its line: names and numbers
@@ -39,7 +39,7 @@ class _ShortLines:
 def walk_pickle(stream: BytesIO, storages: list[StorageSpec] | None = None) -> Any:
     """The value of the one pickle at the stream's position, which moves to the byte after it.
 
-    Dicts, lists, tuples, numbers and texts come back as themselves, the rest as the classes of inert.py. What tensor data the
+    Dicts, lists, tuples, numbers and texts come back as themselves, the rest as the classes of pickle_tags.py. What tensor data the
     pickle refers to is added to `storages`.
 
     Raises:
