@@ -16,7 +16,8 @@ from PIL import Image
 import textual_inversion.training
 from textual_inversion import formats
 from textual_inversion.app import engine
-from textual_inversion.app.engine import EngineHost, enough_memory
+from textual_inversion.app.engine import EngineHost
+from textual_inversion.app.memory import enough_memory
 from textual_inversion.app.port import Checkpoint, Folders
 from textual_inversion.diffusion import generate as drawing
 from textual_inversion.diffusion import model as models

@@ -11,7 +11,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.app.job import JobRunningError, Listener, ShouldStop, sentence
+from textual_inversion.app.job import JobRunningError, Listener, ShouldStop, user_message
 from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import counted
@@ -48,7 +48,7 @@ def answered(click: Callable[..., Outcome]) -> Callable[..., Outcome]:
         try:
             return click(*given)
         except Exception as error:  # noqa: BLE001  a click's last frame: of what rises above it gradio shows "Error" and no more
-            return Outcome(sentence(error), "error")
+            return Outcome(user_message(error), "error")
 
     return answer
 
@@ -101,7 +101,7 @@ class Actions:
             checkpoint = self.host.checkpoint().path
             return preflight(config, card.num_vectors if card else _vectors(new), checkpoint, first_step=card.step or 0 if card else 0)
         except (TextualInversionError, OSError) as error:
-            return Preflight(findings=(Finding(FATAL, sentence(error)),))
+            return Preflight(findings=(Finding(FATAL, user_message(error)),))
 
     def interrupt(self) -> Outcome:
         """Ask the running job to stop."""

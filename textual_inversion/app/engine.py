@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.app.job import Job, JobEvent, Listener, ShouldStop, never, silent
+from textual_inversion.app.memory import enough_memory, give_memory_back, nothing_kept
 from textual_inversion.app.port import Card, Checkpoint, Folders, NewEmbedding
-from textual_inversion.errors import CheckpointError, ConfigError, TextualInversionError
+from textual_inversion.errors import TextualInversionError
 from textual_inversion.text import legible
 from textual_inversion.training.events import Message, PreviewDrawn
 
@@ -145,7 +143,7 @@ class EngineHost:
         check_device(config.device)
         self.release()
         advice = "choose a smaller size or batch size, or a device with more"
-        with self.lent_memory(), _nothing_kept(), enough_memory("train", advice):
+        with self.lent_memory(), nothing_kept(), enough_memory("train", advice):
             self._train_on(chosen, config, folder, listener, should_stop)
 
     def _train_on(self, chosen: Checkpoint, config: TrainingConfig, folder: Path, listener: Listener, should_stop: ShouldStop) -> None:
@@ -212,7 +210,7 @@ class EngineHost:
         """Let the kept model go and give its memory back."""
         with self._lock:
             self._model = None
-        _give_memory_back()
+        give_memory_back()
 
     def library(self) -> EmbeddingLibrary:
         """The embeddings folder, judged by the chosen checkpoint; without one, by none."""
@@ -229,8 +227,10 @@ class EngineHost:
 
     def _widths(self) -> dict[str, int] | None:
         """Widths of the chosen checkpoint's token tables, read off its header so that no model need be loaded."""
+        from textual_inversion.diffusion.checkpoint import checkpoint_facts
+
         try:
-            return checkpoint_facts(self.checkpoint().path)[0]
+            return checkpoint_facts(self.checkpoint().path).widths
         except TextualInversionError:
             return None
 
@@ -241,77 +241,6 @@ class EngineHost:
                 self._library.rescan()
         if tell:
             self.embeddings_changed()
-
-
-@contextmanager
-def enough_memory(doing: str, advice: str) -> Iterator[None]:
-    """Say in one sentence that memory ran out inside; `doing` and `advice` are parts of that sentence.
-
-    Raises:
-        ConfigError: the device or the machine has too little memory for what was asked.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        raise ConfigError(f"There is not enough memory to {doing}; {advice}.") from error
-
-
-@contextmanager
-def _nothing_kept() -> Iterator[None]:
-    """What was made inside is let go at the end, also by the frames that an error carries along."""
-    try:
-        yield
-    except BaseException as error:
-        told: BaseException | None = error
-        while told is not None:
-            traceback.clear_frames(told.__traceback__)
-            told = told.__cause__ or told.__context__
-        raise
-    finally:
-        _give_memory_back()
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """On the processor PyTorch raises a plain RuntimeError, told from others by its words only."""
-    import torch
-
-    told = str(error).lower()
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "out of memory" in told or "can't allocate memory" in told
-
-
-def _give_memory_back() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def checkpoint_facts(path: Path) -> tuple[dict[str, int], int]:
-    """(text encoder -> width of its token table, side in pixels of its pictures) of a checkpoint file, from its header.
-
-    Raises:
-        CheckpointError: no checkpoint, or one of a family that is not handled.
-    """
-    status = path.stat() if path.is_file() else None
-    return _facts(path, status.st_size if status else 0, status.st_mtime_ns if status else 0)
-
-
-@lru_cache(maxsize=32)
-def _facts(path: Path, _size: int, _modified: int) -> tuple[dict[str, int], int]:
-    from textual_inversion.diffusion.checkpoint import TEXT, UNET, CheckpointFile, check_family
-    from textual_inversion.embedding import encoder_for_width
-
-    file = CheckpointFile.open(path)
-    check_family(file)
-    try:
-        width = file.shapes[f"{TEXT}text_model.embeddings.token_embedding.weight"][1]
-        channels = file.shapes[f"{UNET}input_blocks.0.0.weight"][0]
-    except (KeyError, IndexError) as error:
-        raise CheckpointError(f"{path.name} misses a tensor or has one of another shape ({error}); download it again.") from error
-    return {encoder_for_width(width): width}, 128 if channels < 320 else 512
 
 
 def _card(entry: Entry) -> Card:

@@ -231,7 +231,7 @@ class Job:
         try:
             outcome = work(self._listen, self._stop.is_set)
         except Exception as error:  # noqa: BLE001  the thread's last frame: nothing above it could tell the page
-            self._finish(sentence(error), failed=True)
+            self._finish(user_message(error), failed=True)
         else:
             self._finish(outcome or "", failed=False)
 
@@ -302,7 +302,7 @@ class Job:
         del messages[:-_KEPT_MESSAGES]
 
 
-def sentence(error: Exception) -> str:
+def user_message(error: Exception) -> str:
     """What to tell a user of an error; one that nobody foresaw is logged with its traceback."""
     if isinstance(error, TextualInversionError):
         return str(error)

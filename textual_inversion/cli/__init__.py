@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from textual_inversion.app.engine import enough_memory
+from textual_inversion.app.memory import enough_memory
 from textual_inversion.cli.convert import add_convert
 from textual_inversion.cli.create import add_create
 from textual_inversion.cli.demo import add_demo

@@ -18,9 +18,9 @@ def add_list(commands: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> Result:
-    from textual_inversion.app.engine import checkpoint_facts
+    from textual_inversion.diffusion.checkpoint import checkpoint_facts
 
-    widths = checkpoint_facts(Path(options.checkpoint))[0] if options.checkpoint else None
+    widths = checkpoint_facts(Path(options.checkpoint)).widths if options.checkpoint else None
     entries = library_of(options, widths).entries()
     rows = []
     for entry in entries:

@@ -6,7 +6,6 @@ import argparse
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.app.engine import checkpoint_facts
 from textual_inversion.cli.common import (
     Result,
     add_checkpoint,
@@ -89,7 +88,9 @@ def _train(options: argparse.Namespace) -> Result:
     folder = embeddings_folder(options)
     _, embedding = find_embedding(folder, options.name)
     if options.check:
-        native = checkpoint_facts(checkpoint_path(options))[1]
+        from textual_inversion.diffusion.checkpoint import checkpoint_facts
+
+        native = checkpoint_facts(checkpoint_path(options)).picture_size
         config = TrainingConfig(**{**values, **{key: values[key] or native for key in sizes}})
         return _check(options, config, embedding)
     model = load_model(options)

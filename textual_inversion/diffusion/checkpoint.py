@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from textual_inversion.errors import CheckpointError, UnsupportedCheckpointError
+from textual_inversion.files import FileStamp
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 _MAX_HEADER = 100 * 2**20
@@ -292,3 +294,33 @@ def token_tables(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
             kind = f"{str(table.dtype).removeprefix('torch.')} of shape {list(table.shape)}"
             raise CheckpointError(f"{file.path.name} has a token table for {encoder} that is {kind}; expected floats of [tokens, width].")
     return tables
+
+
+class CheckpointFacts(NamedTuple):
+    """What the header of a checkpoint file says: text encoder -> width of its token table, and the side in pixels of its pictures."""
+
+    widths: dict[str, int]
+    picture_size: int
+
+
+def checkpoint_facts(path: Path) -> CheckpointFacts:
+    """Read the facts off the header; a file that has not changed is read once.
+
+    Raises:
+        CheckpointError: no checkpoint, or one of a family that is not handled.
+    """
+    return _facts(path, FileStamp.of(path))
+
+
+@lru_cache(maxsize=32)
+def _facts(path: Path, _stamp: FileStamp | None) -> CheckpointFacts:
+    from textual_inversion.embedding import encoder_for_width
+
+    file = CheckpointFile.open(path)
+    check_family(file)
+    try:
+        width = file.shapes[TEXT + _TABLE][1]
+        channels = file.shapes[f"{UNET}input_blocks.0.0.weight"][0]
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(f"{path.name} misses a tensor or has one of another shape ({error}); download it again.") from error
+    return CheckpointFacts({encoder_for_width(width): width}, 128 if channels < 320 else 512)

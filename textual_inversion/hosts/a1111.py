@@ -11,8 +11,8 @@ from typing import Any
 from modules import devices, sd_hijack, sd_models, sd_vae, shared
 from modules.textual_inversion import textual_inversion as theirs
 
-from textual_inversion.app.engine import checkpoint_facts
 from textual_inversion.app.port import Checkpoint
+from textual_inversion.diffusion.checkpoint import checkpoint_facts
 from textual_inversion.errors import CheckpointError, TextualInversionError
 from textual_inversion.hosts.webui.generation import complete_hashes, forget_conditioning
 from textual_inversion.hosts.webui.host import WebUIHost
@@ -129,6 +129,6 @@ def _checkpoint_info(model: Any) -> Any:
 
 def _size(path: Path) -> int:
     try:
-        return checkpoint_facts(path)[1]
+        return checkpoint_facts(path).picture_size
     except TextualInversionError:
         return 512  # whether it can be trained on is told when it is to be

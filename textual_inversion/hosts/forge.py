@@ -16,8 +16,8 @@ from backend.text_processing import textual_inversion as engine_side
 from modules import sd_models, shared
 from modules.textual_inversion import textual_inversion as page_side
 
-from textual_inversion.app.engine import checkpoint_facts
 from textual_inversion.app.port import Checkpoint
+from textual_inversion.diffusion.checkpoint import checkpoint_facts
 from textual_inversion.errors import CheckpointError, TextualInversionError
 from textual_inversion.hosts.webui.generation import complete_hashes, forget_conditioning
 from textual_inversion.hosts.webui.host import WebUIHost
@@ -138,6 +138,6 @@ def _is_vae(path: Path) -> bool:
 
 def _size(path: Path) -> int:
     try:
-        return checkpoint_facts(path)[1]
+        return checkpoint_facts(path).picture_size
     except TextualInversionError:
         return 512  # whether it can be trained on is told when it is to be

@@ -12,7 +12,7 @@ import gradio as gr
 from textual_inversion.app import previews
 from textual_inversion.app.actions import Actions, Outcome, folder_text, name_problem
 from textual_inversion.app.checking import Checking
-from textual_inversion.app.job import sentence
+from textual_inversion.app.job import user_message
 from textual_inversion.app.preprocessing import Preprocessing
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
@@ -265,7 +265,7 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
         try:
             folder, left_out = pictures.keep_uploads(paths, actions.host.folders().outputs / "pictures")
         except (TextualInversionError, OSError) as error:
-            return render.note(sentence(error), "error"), compat.update()
+            return render.note(user_message(error), "error"), compat.update()
         return render.note(left_out or "Copied; the dataset directory points there.", "hint"), compat.update(value=str(folder))
 
     name, steps, images = train["name"], train["steps"], train["images"]

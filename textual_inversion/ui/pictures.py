@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from textual_inversion.app.job import sentence
+from textual_inversion.app.job import user_message
 from textual_inversion.errors import DatasetError, TextualInversionError
 from textual_inversion.ui import render
 
@@ -34,7 +34,7 @@ def folder_strip(folder: str) -> str:
         captioned = sum(caption_file(path).is_file() for path in found)
         small = [_thumbnail(str(path), path.stat().st_mtime_ns) for path in found[:SHOWN]]
     except (TextualInversionError, OSError) as error:
-        return render.note(sentence(error), "error")
+        return render.note(user_message(error), "error")
     return render.strip([source for source in small if source], len(found), captioned)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from textual_inversion.app.actions import Outcome, folder_text
-from textual_inversion.app.job import sentence
+from textual_inversion.app.job import user_message
 from textual_inversion.app.preprocessing import Preprocessing
 from textual_inversion.app.review import client_of, sent_for
 from textual_inversion.errors import TextualInversionError
@@ -93,7 +93,7 @@ def wire(settings: Parts, parts: Parts, host: Host, images: Any, interrupt: Call
         try:
             folder, left_out = pictures.keep_uploads(paths, host.folders().outputs / "pictures")
         except (TextualInversionError, OSError) as error:
-            return render.note(sentence(error), "error"), compat.update()
+            return render.note(user_message(error), "error"), compat.update()
         return render.note(left_out or "Copied; the source directory points there.", "hint"), compat.update(value=str(folder))
 
     values = list(settings.values())

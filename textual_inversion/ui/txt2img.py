@@ -13,7 +13,7 @@ import gradio as gr
 
 from textual_inversion.app.actions import clean
 from textual_inversion.app.drawing import Drawing
-from textual_inversion.app.job import sentence
+from textual_inversion.app.job import user_message
 from textual_inversion.errors import ConfigError, TextualInversionError
 from textual_inversion.prompts.names import about_unknown, unknown_names
 from textual_inversion.ui import cards, compat, form, render
@@ -98,7 +98,7 @@ class _Page:
             keep(drawn, folder, values["seed"])
             said = self._unknown(values) + render.made(_parameters(drawn), time.monotonic() - begun, str(folder))
         except Exception as error:  # noqa: BLE001  a click's last frame: of what rises above it gradio shows "Error" and no more
-            said = render.note(sentence(error), "error")
+            said = render.note(user_message(error), "error")
         finally:
             self.drawing.end()
         return drawn or compat.update(), said

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from textual_inversion.app.engine import EngineHost, checkpoint_facts
+from textual_inversion.app.engine import EngineHost
 from textual_inversion.app.port import Checkpoint, Folders, NewEmbedding, Suggestions
+from textual_inversion.diffusion.checkpoint import checkpoint_facts
 from textual_inversion.diffusion.model import TINY_CHECKPOINT
 from textual_inversion.errors import CheckpointError
 
@@ -68,7 +69,7 @@ class StandaloneHost(EngineHost):
         """The chosen one; raises `CheckpointError` when its file is gone."""
         if not self._chosen.is_file():
             raise CheckpointError(f"The checkpoint {self._chosen} is not there; put it back or choose another.")
-        return Checkpoint(self._chosen.stem, self._chosen, checkpoint_facts(self._chosen)[1])
+        return Checkpoint(self._chosen.stem, self._chosen, checkpoint_facts(self._chosen).picture_size)
 
     def choose_checkpoint(self, name: str) -> None:
         """Choose by name; raises `CheckpointError` for an unknown name or a file that is no checkpoint, and keeps the one before."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import HTTPException, Query
 
 from textual_inversion.app.actions import Actions, new_embedding
-from textual_inversion.app.job import JobRunningError, sentence
+from textual_inversion.app.job import JobRunningError, user_message
 from textual_inversion.errors import ConfigError, NameTakenError, TextualInversionError
 from textual_inversion.hosts.webui.api_models import (
     CreateAnswer,
@@ -199,4 +199,4 @@ def _told() -> Iterator[None]:
     except (JobRunningError, NameTakenError) as error:
         raise HTTPException(409, str(error)) from error
     except (TextualInversionError, OSError) as error:
-        raise HTTPException(400, sentence(error)) from error
+        raise HTTPException(400, user_message(error)) from error

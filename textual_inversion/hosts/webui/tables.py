@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from textual_inversion.app.job import sentence
+from textual_inversion.app.job import user_message
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS
 from textual_inversion.text import legible
@@ -160,7 +160,7 @@ class EmbeddingTables:
                 try:
                     self._register(kind, database, entry)
                 except (EmbeddingError, OSError) as error:  # the file may have gone since it was listed
-                    reason = sentence(error)
+                    reason = user_message(error)
             if reason:
                 _skip(kind, database, entry, reason)
                 self._note(entry, reason)
