@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from textual_inversion.formats import FileInfo, describe, load, save
     from textual_inversion.library import EmbeddingLibrary
     from textual_inversion.settings.training import TrainingConfig
-    from textual_inversion.training.create import create_embedding
+    from textual_inversion.training.embedding_file import create_embedding
     from textual_inversion.training.trainer import train
 
 __version__ = "0.1.0"
@@ -45,7 +45,7 @@ _WHERE = {
     "StableDiffusion": "diffusion.model",
     "TextualInversionError": "errors",
     "TrainingConfig": "settings.training",
-    "create_embedding": "training.create",
+    "create_embedding": "training.embedding_file",
     "describe": "formats",
     "generate": "diffusion.generate",
     "load": "formats",

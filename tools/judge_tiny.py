@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from textual_inversion.demo.captions import caption
-from textual_inversion.demo.checker import look
-from textual_inversion.demo.world import SIZE, Scene, draw, random_scene
+from textual_inversion.demo.judge import look
+from textual_inversion.demo.world import SIZE, Scene, caption, draw, random_scene
 from textual_inversion.diffusion.generate import GenerationSettings, draw_prompts, to_pictures
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
 

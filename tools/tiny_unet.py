@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from textual_inversion.demo.captions import caption
-from textual_inversion.demo.world import Scene, draw, random_scene
+from textual_inversion.demo.world import Scene, caption, draw, random_scene
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder, TokenBatch
 from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS, NoiseSchedule
 from textual_inversion.diffusion.unet import UNet, UNetConfig

@@ -10,8 +10,7 @@ from PIL import Image
 
 from textual_inversion import formats
 from textual_inversion.cli import main
-from textual_inversion.demo.checker import look
-from textual_inversion.demo.judge import Setting, follows, judge, settings_for, shows
+from textual_inversion.demo.judge import Setting, follows, judge, look, settings_for, shows
 from textual_inversion.demo.run import CONCEPT, NAME, PICTURES, run_demo
 from textual_inversion.demo.world import draw
 from textual_inversion.diffusion.checkpoint import CheckpointFile

@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from textual_inversion.demo.captions import caption
-from textual_inversion.demo.checker import look
-from textual_inversion.demo.world import COLOURS, PATTERNS, SHAPES, SIZE, Scene, draw, random_scene
+from textual_inversion.demo.judge import look
+from textual_inversion.demo.world import COLOURS, PATTERNS, SHAPES, SIZE, Scene, caption, draw, random_scene
 
 PARTS = ("shape", "colour", "pattern", "background", "position")
 

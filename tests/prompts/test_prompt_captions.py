@@ -7,7 +7,7 @@ import random
 import pytest
 
 from textual_inversion.errors import ConfigError
-from textual_inversion.prompts.captions import drop_tags, shuffle_tags, split_tags
+from textual_inversion.prompts.templates import drop_tags, shuffle_tags, split_tags
 
 CAPTION = "red hat,  snow , ,blue sky, old (worn) boots"
 TAGS = ["red hat", "snow", "blue sky", "old (worn) boots"]

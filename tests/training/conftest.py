@@ -11,7 +11,7 @@ from tests.support.checkpoints import write_checkpoint
 from textual_inversion import formats
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.create import create_embedding
+from textual_inversion.training.embedding_file import create_embedding
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from textual_inversion import formats
 from textual_inversion.diffusion.model import load_checkpoint
 from textual_inversion.errors import EmbeddingError, InvalidNameError, NonFiniteLossError, TrainingError
 from textual_inversion.training import recorder, trainer
-from textual_inversion.training.create import create_embedding
+from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.events import Message, Started, StepDone, Stopped
 from textual_inversion.training.step import TrainingStep
 from textual_inversion.training.trainer import train

@@ -62,7 +62,7 @@ class Actions:
     @answered
     def create(self, values: Mapping[str, Any]) -> Outcome:
         """Make a new embedding from the Create tab's values."""
-        from textual_inversion.training.create import UNKNOWN_WORDS, knows_no_word
+        from textual_inversion.training.embedding_file import STARTS_FROM_ZEROS, starts_from_zeros
 
         new = new_embedding(values)
         if self.host.job.about("train", new.name):
@@ -70,7 +70,7 @@ class Actions:
         path = self.host.create(new)
         card = self.card(new.name)
         vectors = f" with {counted(card.num_vectors, 'vector')}" if card else ""
-        blank = f" {UNKNOWN_WORDS[0].upper()}{UNKNOWN_WORDS[1:]}." if knows_no_word(path, new.initializer_text) else ""
+        blank = f" {STARTS_FROM_ZEROS[0].upper()}{STARTS_FROM_ZEROS[1:]}." if starts_from_zeros(path, new.initializer_text) else ""
         return Outcome(f"“{new.name}” is there{vectors}; the Train tab has it selected.{blank}", name=new.name)
 
     @answered

@@ -113,7 +113,7 @@ class EngineHost:
 
     def write_new(self, new: NewEmbedding) -> Path:
         """Only write the file."""
-        from textual_inversion.training.create import create_embedding
+        from textual_inversion.training.embedding_file import create_embedding
 
         count: Any = new.num_vectors
         folder, checkpoint = self.folders().embeddings, self.checkpoint().path

@@ -33,12 +33,12 @@ def add_create(commands: Any) -> None:
 def _create(options: argparse.Namespace) -> Result:
     from textual_inversion import formats
     from textual_inversion.embedding import check_name
-    from textual_inversion.training.create import UNKNOWN_WORDS, create_embedding, knows_no_word
+    from textual_inversion.training.embedding_file import STARTS_FROM_ZEROS, create_embedding, starts_from_zeros
 
     check_name(options.name)
     folder = embeddings_folder(options)
     path = create_embedding(checkpoint_path(options), options.name, options.init, options.vectors, folder, overwrite=options.overwrite)
     vectors = formats.load(path).num_vectors
-    hint = f"; {UNKNOWN_WORDS}" if knows_no_word(path, options.init) else ""
+    hint = f"; {STARTS_FROM_ZEROS}" if starts_from_zeros(path, options.init) else ""
     tell(options, f"{path}: {counted(vectors, 'vector')} from {options.init!r}{hint}")
     return {"embedding": str(path), "name": options.name, "vectors": vectors}

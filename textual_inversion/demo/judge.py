@@ -1,19 +1,28 @@
-"""Two numbers for an embedding in the drawn world: does the picture show the concept, does it still follow the rest of the prompt."""
+"""Judges pictures of the drawn world: what each one shows, whether that is the concept, and whether the rest of the prompt is followed.
+
+A picture is named by comparing it with drawings of everything it could show (analysis by synthesis): the background is read off the
+border, the object's box off the pixels that differ from it, and then every colour, shape and pattern is drawn into that box; the
+closest drawing names the picture.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 from PIL import Image
 
-from textual_inversion.demo.checker import Sighting, look
-from textual_inversion.demo.world import COLOURS, SIZE, Scene
+from textual_inversion.demo.world import COLOURS, PATTERNS, SHAPES, SIZE, Scene, ink, template
 from textual_inversion.diffusion.generate import GenerationSettings, draw_prompts
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
 
-_AT_ONCE = 12  # pictures in one batch
+_GRID = 32  # pixels of the normalised object box, both sides
+_NAMES = tuple(COLOURS)
+_MOST_UNEXPLAINED = 0.5
+_BATCH = 12  # pictures drawn together
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,8 @@ def judge(
     """Draw `name` (an embedding or plain words) once in each setting and look at the pictures."""
     sampling = GenerationSettings(prompt="", steps=20, cfg_scale=4.0, width=SIZE, height=SIZE)
     pictures: list[Image.Image] = []
-    for start in range(0, len(settings), _AT_ONCE):
-        part = settings[start : start + _AT_ONCE]
+    for start in range(0, len(settings), _BATCH):
+        part = settings[start : start + _BATCH]
         prompts = [(setting.prompt(name), seed + start + index) for index, setting in enumerate(part)]
         pictures += draw_prompts(model, prompts, sampling, embeddings)
         if progress:
@@ -85,3 +94,101 @@ def shows(concept: Scene, seen: Sighting) -> bool:
 def follows(setting: Setting, seen: Sighting) -> bool:
     """Background and place are as asked."""
     return (seen.background, seen.position) == (setting.background, setting.position)
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a picture shows. Fields as in `world.Scene`; `shape` and the others are empty when no object can be made out."""
+
+    background: str
+    shape: str = ""
+    colour: str = ""
+    pattern: str = ""
+    position: str = ""
+    unexplained: float = 1.0  # share of what differs from the background that the closest drawing does not explain
+
+
+def look(picture: Image.Image) -> Sighting:
+    """Name what `picture` (any size, RGB) shows."""
+    pixels = np.asarray(picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32)  # H W 3
+    border = np.concatenate(
+        [pixels[:6].reshape(-1, 3), pixels[-6:].reshape(-1, 3), pixels[:, :4].reshape(-1, 3), pixels[:, -4:].reshape(-1, 3)]
+    )
+    ground = np.median(border, axis=0)
+    background = _nearest_colour(ground)
+    box = _object_box(pixels, ground)
+    if box is None:
+        return Sighting(background)
+    whole = Image.fromarray(pixels.astype(np.uint8))
+    unexplained, colour, shape, pattern = min(_closest(whole, ground, shifted, background) for shifted in _neighbours(box))
+    if unexplained > _MOST_UNEXPLAINED:
+        return Sighting(background, unexplained=unexplained)
+    return Sighting(background, shape, colour, pattern, _position(box, shape), unexplained)
+
+
+def _position(box: tuple[int, int, int, int], shape: str) -> str:
+    """Where the shape's template has its middle; a moon's box does not have it there."""
+    canvas = template(shape, PATTERNS[0])[0]
+    left, _, right, _ = canvas.getbbox() or (0, 0, *canvas.size)
+    scale = (box[2] - box[0]) / (right - left)
+    middle = box[0] + (canvas.width / 2 - left) * scale - SIZE / 2
+    return "left" if middle < -9 else "right" if middle > 9 else "centre"
+
+
+def _nearest_colour(rgb: np.ndarray) -> str:
+    return _NAMES[int(np.argmin([np.sum((rgb - np.array(COLOURS[name])) ** 2) for name in _NAMES]))]
+
+
+def _object_box(pixels: np.ndarray, ground: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Left, top, right, bottom of what differs from the background; None when nothing of a fair size does."""
+    differs = np.abs(pixels - ground).max(axis=-1) > 40
+    columns, rows = np.flatnonzero(differs.sum(axis=0) >= 3), np.flatnonzero(differs.sum(axis=1) >= 3)
+    if len(columns) < 24 or len(rows) < 24:
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _neighbours(box: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
+    left, top, right, bottom = box
+    grown = [(left - g, top - g, right + g, bottom + g) for g in (-2, 0, 2)]
+    return [(a + dx, b + dy, c + dx, d + dy) for a, b, c, d in grown for dx, dy in ((0, 0), (2, 0), (-2, 0), (0, 2), (0, -2))]
+
+
+def _closest(picture: Image.Image, ground: np.ndarray, box: tuple[int, int, int, int], background: str) -> tuple[float, str, str, str]:
+    crop = np.asarray(picture.resize((_GRID, _GRID), Image.Resampling.BOX, box=_clamp(box)), np.float32).reshape(-1, 3) - ground  # g*g 3
+    cover, tone, sums = _templates()  # k g*g
+    on_cover, on_tone = cover @ crop, tone @ crop  # k 3
+    whole = max(float(np.square(crop).sum()), 1.0)
+    best = (float("inf"), "", "", "")
+    for name in _NAMES:
+        if name == background:
+            continue
+        # a drawing differs from the background by cover * a + tone * b; its squared distance to the crop, multiplied out
+        body = np.array(COLOURS[name], np.float32)
+        a, b = body - ground, ink(body, name) - body
+        drawn = sums[0] * (a @ a) + sums[1] * (b @ b) + 2 * sums[2] * (a @ b)  # k
+        errors = 1 + (drawn - 2 * (on_cover @ a) - 2 * (on_tone @ b)) / whole
+        k = int(np.argmin(errors))
+        best = min(best, (float(errors[k]), name, SHAPES[k // len(PATTERNS)], PATTERNS[k % len(PATTERNS)]))
+    return best
+
+
+def _clamp(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    return max(0, left), max(0, top), min(SIZE, right), min(SIZE, bottom)
+
+
+@lru_cache(maxsize=1)
+def _templates() -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Cover and covered second tone of each shape and pattern [k, g*g], cut to the shape's own box, and their sums of products [k]."""
+    covers, tones = [], []
+    for shape in SHAPES:
+        for pattern in PATTERNS:
+            alpha, tone = template(shape, pattern)
+            box = alpha.getbbox() or (0, 0, *alpha.size)
+            layers = (np.asarray(layer.resize((_GRID, _GRID), Image.Resampling.BOX, box=box), np.float32) / 255 for layer in (alpha, tone))
+            cover, marked = (layer.reshape(-1) for layer in layers)
+            covers.append(cover)
+            tones.append(cover * marked)
+    a, b = np.stack(covers), np.stack(tones)
+    return a, b, ((a * a).sum(1), (b * b).sum(1), (a * b).sum(1))

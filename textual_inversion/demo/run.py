@@ -15,7 +15,7 @@ from textual_inversion.demo.world import SIZE, Scene
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.create import create_embedding
+from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.events import Event, StepDone, Stopped
 from textual_inversion.training.trainer import train
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textual_inversion.training.create import create_embedding
+    from textual_inversion.training.embedding_file import create_embedding
     from textual_inversion.training.trainer import train
 
 __all__ = ["create_embedding", "train"]
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return train
     if name == "create_embedding":
-        from textual_inversion.training.create import create_embedding
+        from textual_inversion.training.embedding_file import create_embedding
 
         return create_embedding
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,8 +15,7 @@ import torch
 from textual_inversion.diffusion.clip import TokenBatch
 from textual_inversion.diffusion.conditioning import TextConditioner, TokenizedPrompts, VectorTable
 from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS
-from textual_inversion.prompts.captions import drop_tags, shuffle_tags
-from textual_inversion.prompts.templates import fill
+from textual_inversion.prompts.templates import drop_tags, fill, shuffle_tags
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.data.latents import LatentBucket, LatentMoments, sample
 from textual_inversion.training.data.sampler import BucketOrder
@@ -121,7 +120,7 @@ class BatchMaker:
         self.device, self.noise_device = buckets[0].moments.mean.device, torch.device(noise_device)
         # the latents that are sampled once stay the same over all runs; everything else goes on with new numbers
         self.generator = torch.Generator(self.noise_device).manual_seed(config.seed + 1)
-        self._buckets = [_Bucket(self._settled(bucket.moments), bucket, repeats) for bucket in buckets]
+        self._buckets = [_Bucket(self._presample(bucket.moments), bucket, repeats) for bucket in buckets]
         seed = config.seed + first_step * _SEEDS_APART
         self.order = BucketOrder([len(bucket.shown) for bucket in self._buckets], config.batch_size, torch.Generator().manual_seed(seed))
         self.rng = random.Random(seed)
@@ -130,7 +129,7 @@ class BatchMaker:
     def _normal(self, shape: Sequence[int]) -> torch.Tensor:
         return torch.randn(tuple(shape), generator=self.generator, device=self.noise_device).to(self.device)
 
-    def _settled(self, moments: LatentMoments) -> LatentMoments:
+    def _presample(self, moments: LatentMoments) -> LatentMoments:
         """Moments without deviation where each latent is to stay the same: half the memory, and nothing to add in the steps."""
         method = self.config.latent_sampling
         if method == "random":

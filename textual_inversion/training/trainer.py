@@ -33,10 +33,10 @@ from textual_inversion.settings.schedule import LearningRateSchedule
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.batches import BatchMaker, PromptMaker
 from textual_inversion.training.data.prepare import InterruptedEncodingError, encode_pictures, list_pictures
+from textual_inversion.training.embedding_file import GuardedFile, find_embedding
 from textual_inversion.training.events import Event, Message, Started, StepDone, Stopped
-from textual_inversion.training.existing import OwnFile, find_embedding
-from textual_inversion.training.optimizer_state import load_optimizer, optimizer_file, save_optimizer
 from textual_inversion.training.recorder import Recorder
+from textual_inversion.training.state import load_optimizer, optimizer_file, save_optimizer
 from textual_inversion.training.step import TrainingStep
 
 SAVE_SECONDS = 60.0  # how much work a crash can cost
@@ -129,7 +129,7 @@ class Run:
         # the vectors that a finite loss was last seen with, kept where a lost device cannot take them along
         self.good = (self.done, self.step.vectors.detach().cpu().clone())
         self.checkpoint_hash = self._hash()
-        self.file = OwnFile(self.path, self.embedding)
+        self.file = GuardedFile(self.path, self.embedding)
 
     def go(self, should_stop: Callable[[], bool]) -> Embedding:
         """Train to the end; what was learned is written whatever happens."""

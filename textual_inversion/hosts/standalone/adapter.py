@@ -48,7 +48,7 @@ class StandaloneHost(EngineHost):
         """For the tiny checkpoint the demonstration's run; for others what guides recommend."""
         if self._chosen != TINY:
             return Suggestions(training={"images": "", "steps": 3000, "preview_every": 250, "copy_every": 500})
-        from textual_inversion.demo import captions, run, world
+        from textual_inversion.demo import run, world
 
         scene = world.Scene(shape="heart", colour="red", pattern="striped", background="yellow")
         training = {
@@ -58,7 +58,7 @@ class StandaloneHost(EngineHost):
             "preview_prompt": "a picture of [name], pink background",
             "preview_cfg_scale": _TINY_GUIDANCE,
         }
-        drawing = {"prompt": captions.caption(scene), "cfg_scale": _TINY_GUIDANCE}
+        drawing = {"prompt": world.caption(scene), "cfg_scale": _TINY_GUIDANCE}
         return Suggestions(NewEmbedding(run.NAME, run.INITIALIZER_TEXT, run.NUM_VECTORS), training, drawing)
 
     def checkpoints(self) -> list[str]:

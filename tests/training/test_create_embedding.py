@@ -12,8 +12,7 @@ from textual_inversion import formats
 from textual_inversion.errors import ConfigError, EmbeddingError, NameTakenError
 from textual_inversion.library import EmbeddingLibrary
 from textual_inversion.prompts.tokenizer import default_tokenizer
-from textual_inversion.training.create import create_embedding, initial_vectors, knows_no_word
-from textual_inversion.training.existing import find_embedding
+from textual_inversion.training.embedding_file import create_embedding, find_embedding, initial_vectors, starts_from_zeros
 
 TABLE = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 
@@ -95,12 +94,12 @@ def test_words_that_the_checkpoint_does_not_know(tmp_path, checkpoint, text, unk
     table[default_tokenizer().encode("dog")] = 0
     save_file(tensors, tmp_path / "poor.safetensors")
     path = create_embedding(tmp_path / "poor.safetensors", "word", text, "auto", tmp_path)
-    assert knows_no_word(path, text) is unknown
+    assert starts_from_zeros(path, text) is unknown
 
 
 def test_a_file_of_another_kind_says_nothing_of_words(tmp_path):
     (tmp_path / "x.json").write_text("{}")
-    assert not knows_no_word(tmp_path / "x.json", "cat")
+    assert not starts_from_zeros(tmp_path / "x.json", "cat")
 
 
 def test_a_folder_that_cannot_be_made(model, tmp_path):

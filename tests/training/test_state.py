@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from textual_inversion.training.optimizer import AdamW
-from textual_inversion.training.optimizer_state import checksum, load_optimizer, optimizer_file, save_optimizer
+from textual_inversion.training.state import checksum, load_optimizer, optimizer_file, save_optimizer
 
 SHAPE = (2, 5)
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError, InvalidNameError
 from textual_inversion.formats import save
-from textual_inversion.training.existing import find_embedding
+from textual_inversion.training.embedding_file import find_embedding
 
 ROWS = torch.ones(1, 768)
 GOLDEN = Path(__file__).parents[1] / "golden"
