@@ -100,7 +100,7 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypat
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_really_full_disk_says_so(tmp_path, monkeypatch):
     with open("/dev/full", "wb", buffering=0) as full:
-        monkeypatch.setattr(files, "open", lambda *_: full, raising=False)
+        monkeypatch.setattr("textual_inversion.files.open", lambda *_: full, raising=False)
         with pytest.raises(EmbeddingError, match=r"cat\.safetensors was not written: the disk is full"):
             save(CAT, tmp_path / "cat.safetensors")
 

@@ -188,7 +188,7 @@ def test_the_hash_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     put(path, 2.0)
     assert library.sha256(entry) == hashlib.sha256(path.read_bytes()).hexdigest()
     path.unlink()
-    with pytest.raises(EmbeddingError, match=r"cat\.pt cannot be read"):
+    with pytest.raises(EmbeddingError, match=r"cat\.pt: it cannot be read"):
         library.sha256(entry)
 
 
@@ -268,7 +268,7 @@ def test_a_file_that_may_not_be_read_is_listed_until_it_may(locked: Path, tmp_pa
     library = EmbeddingLibrary([tmp_path], SD1)
     assert (
         library.entries()[0].reason
-        == "cannot be read: access is not allowed; check the permissions, and that no other program holds the file."
+        == "it cannot be read: access is not allowed; check the permissions, and that no other program holds the file."
     )
     monkeypatch.undo()
     assert library.rescan()[0].usable

@@ -151,7 +151,7 @@ def read_all(path: str | Path) -> Iterator[tuple[FileInfo, dict[str, torch.Tenso
     Values may be NaN or infinite; what no prompt can use comes without vectors. Raises what `describe` raises.
     """
     path = Path(path)
-    with open_file(path) as source, _named(path):
+    with open_file(path) as source:
         layout, found = _parse(source)
         for parsed in found:
             vectors = {} if parsed.unusable else {encoder: tensor.read() for encoder, tensor in parsed.vectors.items()}
@@ -161,7 +161,7 @@ def read_all(path: str | Path) -> Iterator[tuple[FileInfo, dict[str, torch.Tenso
 def check_container(path: str | Path) -> None:
     """Whether the file at `path` is whole and safe, whatever it holds; raises what `describe` raises before it looks for a layout."""
     path = Path(path)
-    with open_file(path) as source, _named(path):
+    with open_file(path) as source:
         _contents(source)
 
 
@@ -180,7 +180,7 @@ def describe(path: str | Path, *, word: str | None = None) -> FileInfo:
 def describe_all(path: str | Path) -> list[FileInfo]:
     """What the file at `path` says about every embedding in it, at least one; raises what `describe` raises."""
     path = Path(path)
-    with open_file(path) as source, _named(path):
+    with open_file(path) as source:
         layout, found = _parse(source)
         return [_info(path, layout, parsed, source.size) for parsed in found]
 
@@ -216,9 +216,12 @@ def save(embedding: Embedding, path: str | Path, *, overwrite: bool = False, lay
         EmbeddingError: a layout or an ending that is not written, no such folder, disk full, not allowed, or values that are not finite.
     """
     path, write = _target(Path(path), layout)
-    with _named(path):
+    try:
         _check_finite(embedding)
         data = write(embedding)
+    except EmbeddingError as error:
+        error.at(path)
+        raise
     write_atomic(path, data, overwrite=overwrite)
     return path
 
@@ -231,13 +234,15 @@ def writable_layouts() -> dict[str, tuple[str, ...]]:
 def _target(path: Path, layout: str | None) -> tuple[Path, Callable[[Embedding], bytes]]:
     """The path with its final ending, and the writer that it asks for."""
     if not path.name or "\0" in path.name:
-        raise EmbeddingError(f"{str(path)!r} is not the path of a file; give one such as embeddings/my-cat.safetensors.")
+        raise EmbeddingError(f"{str(path)!r} is not the path of a file; give one such as embeddings/my-cat.safetensors.", path=path)
     writable = _writers(layout)
     ending = path.suffix.lower()
     if ending in writable:
         return path, writable[ending]
     if ending in _OTHER_ENDINGS or any(ending in one.endings for one in LAYOUTS):
-        raise EmbeddingError(f"{path} cannot be written because {ending} is not an ending for that; use {' or '.join(writable)}.")
+        raise EmbeddingError(
+            f"{path} cannot be written because {ending} is not an ending for that; use {' or '.join(writable)}.", path=path
+        )
     added = _DEFAULT_ENDING if _DEFAULT_ENDING in writable else next(iter(writable))
     return path.with_name(f"{path.name}{added}"), writable[added]  # such as the name "v1.5"
 
@@ -255,18 +260,9 @@ def _writers(layout: str | None) -> dict[str, Callable[[Embedding], bytes]]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Let errors from within, which know of no file, begin with its path."""
-    try:
-        yield
-    except EmbeddingError as error:
-        raise type(error)(f"{path}: {error}") from error
-
-
-@contextmanager
 def _parsed(path: Path) -> Iterator[tuple[Layout, list[Parsed]]]:
     """The layout and the embeddings of the file at `path`, which stays open for reading their vectors."""
-    with open_file(path) as source, _named(path):
+    with open_file(path) as source:
         yield _parse(source)
 
 

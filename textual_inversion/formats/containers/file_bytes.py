@@ -1,11 +1,8 @@
-"""Files of embeddings: bounded reading in parts, and writing that is all or nothing. Knows nothing of what is in them."""
+"""The bytes of a file, read in bounded parts when a container's reader asks for them."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,9 +10,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from textual_inversion.errors import EmbeddingError, NameTakenError
+from textual_inversion.files import os_error_text, os_error_words, replace_file, sha256_of
 
 MAX_READ_BYTES = 64 * 2**20  # the largest known embeddings are a few MB; a LoRA with embeddings in it is read in parts
-_HEAD_BYTES = 2**16  # most embeddings whole, so that they take one read
+_HEAD_BYTES = 2**16  # most embeddings are smaller, so that they take one read
 
 
 class FileBytes:
@@ -43,7 +41,7 @@ class FileBytes:
             self._file.seek(begin)
             return self._file.read(max(0, end - begin))
         except OSError as error:
-            raise EmbeddingError(f"it cannot be read: {_reason(error)}.") from error
+            raise _unreadable(error) from error
 
     def all(self) -> bytes:
         """The whole file; raises `EmbeddingError` when that is over 64 MB."""
@@ -55,41 +53,39 @@ class FileBytes:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[FileBytes]:
-    """The file at `path`, open for reading until the context ends.
+    """The file at `path`, open for reading until the context ends; an `EmbeddingError` that leaves the context gets its path.
 
     Raises:
-        EmbeddingError: missing, not a plain file, not readable, or empty; the message begins with the path.
+        EmbeddingError: missing, not a plain file, not readable, or empty.
     """
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(_open_plain(path))
-            head, size = file.read(_HEAD_BYTES), os.fstat(file.fileno()).st_size
-        except FileNotFoundError as error:
-            raise EmbeddingError(f"{path} does not exist; check the path.") from error
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-            raise EmbeddingError(f"{path} cannot be read: {_reason(error)}.") from error
-        if not head:
-            raise EmbeddingError(f"{path} is empty; fetch or train it again.")
-        yield FileBytes(head, file=file, size=max(size, len(head)))
+    try:
+        with ExitStack() as stack:
+            try:
+                _check_plain(path)
+                file = stack.enter_context(open(path, "rb"))
+                head, size = file.read(_HEAD_BYTES), os.fstat(file.fileno()).st_size
+            except FileNotFoundError as error:
+                raise EmbeddingError("it does not exist; check the path.") from error
+            except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+                raise _unreadable(error) from error
+            if not head:
+                raise EmbeddingError("it is empty; fetch or train it again.")
+            yield FileBytes(head, file=file, size=max(size, len(head)))
+    except EmbeddingError as error:
+        error.at(path)
+        raise
 
 
 def file_sha256(path: Path) -> str:
     """64 hex digits over the whole file at `path`; raises `EmbeddingError` when it cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with _open_plain(path) as file:
-            while part := file.read(2**20):
-                digest.update(part)
+        _check_plain(path)
+        return sha256_of(path)
     except (OSError, ValueError) as error:
-        raise EmbeddingError(f"{path} cannot be read: {_reason(error)}.") from error
-    return digest.hexdigest()
-
-
-def _open_plain(path: Path) -> BinaryIO:
-    """The file, open for reading; raises `EmbeddingError` for what is no plain file, such as a pipe, which would wait for ever."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise EmbeddingError(f"{path} is not a file; give the path of an embedding file.")
-    return open(path, "rb")
+        raise _unreadable(error).at(path) from error
+    except EmbeddingError as error:
+        error.at(path)
+        raise
 
 
 def write_atomic(path: Path, data: bytes, *, overwrite: bool = False) -> None:
@@ -99,67 +95,21 @@ def write_atomic(path: Path, data: bytes, *, overwrite: bool = False) -> None:
         NameTakenError: a file or a link is there and `overwrite` is false.
         EmbeddingError: no such folder, disk full, or not allowed; nothing half-written stays.
     """
-    target = Path(os.path.realpath(path))  # a link stays a link
-    if not target.parent.is_dir():
-        raise EmbeddingError(f"{path} cannot be written because the folder {target.parent} does not exist; make it first.")
-    if not overwrite and os.path.lexists(path):  # a link to nothing too: who unpacked it did not choose where it leads
-        raise _taken(path)
-    temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
+    if not (folder := Path(os.path.realpath(path)).parent).is_dir():
+        raise EmbeddingError(f"{path} cannot be written because the folder {folder} does not exist; make it first.", path=path)
     try:
-        _write_and_sync(temporary, data)
-        _put_in_place(temporary, target, overwrite)
-        _sync_folder(target.parent)
+        replace_file(path, data, overwrite=overwrite)
     except FileExistsError as error:
-        raise _taken(path) from error
+        raise NameTakenError(f"{path} exists; choose another name or allow overwriting (--overwrite).", path=path) from error
     except OSError as error:
-        raise EmbeddingError(f"{path} was not written: {_reason(error)}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise EmbeddingError(f"{path} was not written: {os_error_text(error)}.", path=path) from error
 
 
-def _taken(path: Path) -> NameTakenError:
-    return NameTakenError(f"{path} exists; choose another name or allow overwriting (--overwrite).")
+def _check_plain(path: Path) -> None:
+    """Refuse a pipe or a device: opening a pipe waits for a writer, for ever if there is none."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise EmbeddingError("it is not a file; give the path of an embedding file.")
 
 
-def _write_and_sync(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:  # not tempfile: its 0600 would hide the file from the WebUI's other users
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
-    if not overwrite:
-        try:
-            os.link(temporary, target)  # unlike a rename, fails if somebody took the name meanwhile
-            return
-        except FileExistsError:
-            raise
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            if os.path.lexists(target):  # a file system without hard links
-                raise FileExistsError(errno.EEXIST, "exists", str(target)) from error
-    os.replace(temporary, target)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # Windows cannot open a folder
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
-            raise
-    finally:
-        os.close(handle)
-
-
-def _reason(error: Exception) -> str:
-    code = getattr(error, "errno", None)
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space and try again"
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "access is not allowed; check the permissions, and that no other program holds the file"
-    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
+def _unreadable(error: OSError | ValueError) -> EmbeddingError:
+    return EmbeddingError(f"it cannot be read: {os_error_text(error) if isinstance(error, OSError) else os_error_words(error)}.")
