@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "textual_inversion"
 
-_BASE = {"errors", "text", "files"}
+_BASE = {"errors", "text", "files", "description"}
 _MODEL = _BASE | {"settings", "embedding", "formats", "prompts", "diffusion"}
 _WORK = _MODEL | {"pictures", "library", "preprocess", "training"}
 _HOSTS = _WORK | {"demo", "app"}
@@ -23,8 +23,9 @@ BELOW = {
     "errors": set(),
     "text": set(),
     "files": set(),
+    "description": {"text"},
     "settings": {"errors", "text", "pictures"},
-    "embedding": {"errors", "text"},
+    "embedding": {"errors", "text", "description"},
     "formats": _BASE | {"embedding"},
     "prompts": _BASE | {"embedding", "formats"},
     "diffusion": _BASE | {"settings", "embedding", "formats", "prompts"},

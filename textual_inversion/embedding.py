@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
+from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import EmbeddingError, InvalidNameError
 
 #: Width of a token table -> the text encoder that has it, and the families that use it.
@@ -101,6 +103,11 @@ class Provenance:
     checkpoint_hash: str | None = None
     initializer_text: str | None = None
 
+    def describe(self, num_vectors: int, family: str, **more: Any) -> EmbeddingDescription:
+        """The description of vectors with this provenance; `more` are further fields of it."""
+        origin = (self.step, self.checkpoint_name, self.checkpoint_hash, self.initializer_text)
+        return EmbeddingDescription(num_vectors, family, *origin, **more)
+
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value, so embeddings compare by identity
 class Embedding:
@@ -143,6 +150,12 @@ class Embedding:
     def family(self) -> str:
         """`SD1`, `SD2`, `SDXL`, …, as in `family_of`."""
         return family_of(self.widths)
+
+    @property
+    def description(self) -> EmbeddingDescription:
+        """The facts about it that people and programs are shown."""
+        counts = {encoder: tensor.shape[0] for encoder, tensor in self.vectors.items()}
+        return self.provenance.describe(self.num_vectors, self.family, widths=self.widths, counts=counts)
 
     def with_vectors(self, vectors: dict[str, torch.Tensor], **provenance: object) -> Embedding:
         """A copy with other vectors and, by keyword, other fields of the provenance."""

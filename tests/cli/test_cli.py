@@ -57,7 +57,7 @@ def refused(capsys, arguments) -> str:
 def test_create_train_generate_list_inspect_convert(capsys, tmp_path, place, pictures, checkpoint):
     assert main(["create", "my-cat", "--init", "small cat", *place, "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
-    assert made["vectors"] == 2
+    assert made["num_vectors"] == 2
     size = ["--width", "64", "--height", "64"]
     assert main(["train", "my-cat", "--images", pictures, "--steps", "2", "--batch-size", "1", *size, *place, "--json"]) == 0
     trained = json.loads(capsys.readouterr().out)
@@ -69,7 +69,7 @@ def test_create_train_generate_list_inspect_convert(capsys, tmp_path, place, pic
     assert [Image.open(path).size for path in drawn] == [(64, 64), (64, 64)]
     assert main(["list", "--embeddings", str(tmp_path / "embeddings"), "--checkpoint", checkpoint, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["embeddings"]
-    assert (row["name"], row["vectors"], row["step"], row["reason"]) == ("my-cat", 2, 2, "")
+    assert (row["name"], row["num_vectors"], row["step"], row["reason"]) == ("my-cat", 2, 2, "")
     assert main(["inspect", made["embedding"], "--json"]) == 0
     (facts,) = json.loads(capsys.readouterr().out)["embeddings"]
     assert (facts["layout"], facts["widths"], facts["step"]) == ("safetensors", {"clip_l": 64}, 2)

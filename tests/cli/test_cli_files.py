@@ -70,7 +70,7 @@ def test_list_gives_the_reason_and_each_word_of_a_file(capsys, folder, checkpoin
     (folder / "broken.pt").write_bytes(b"<html>")
     rows = {row["name"]: row for row in answer(capsys, "list", "--embeddings", folder, "--checkpoint", checkpoint)["embeddings"]}
     assert rows["good"]["reason"] == ""
-    assert (rows["cat-toy"]["vectors"], rows["dog"]["vectors"]) == (1, 2)
+    assert (rows["cat-toy"]["num_vectors"], rows["dog"]["num_vectors"]) == (1, 2)
     assert rows["dog"]["path"] == rows["cat-toy"]["path"] == str(folder / "learned.bin")
     assert all("made for SD1: 768 wide" in rows[name]["reason"] for name in ("old", "cat-toy", "dog"))
     assert rows["broken"]["reason"]

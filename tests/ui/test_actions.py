@@ -13,6 +13,7 @@ import pytest
 
 from textual_inversion.app.actions import Actions, folder_text, name_problem
 from textual_inversion.app.port import Card, NewEmbedding
+from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import DatasetError
 from textual_inversion.hosts.fake import FakeHost
 from textual_inversion.hosts.standalone.adapter import StandaloneHost
@@ -56,11 +57,11 @@ def test_create_train_interrupt_and_go_on(host: FakeHost) -> None:
     assert host.job.wait(20)
     card = actions.card("cat")
     assert card is not None
-    assert 3 <= (card.step or 0) < 200
+    assert 3 <= (card.description.step or 0) < 200
     host.pace = 0
     assert not actions.train(train_values(host, name="cat"), new_values(host)).failed
     assert host.job.wait(20)
-    assert host.job.snapshot()["first_step"] == card.step
+    assert host.job.snapshot()["first_step"] == card.description.step
     assert "at step 200 already" in actions.train(train_values(host, name="cat"), new_values(host)).text
 
 
@@ -159,12 +160,12 @@ def test_cards_can_be_read_while_a_job_writes_them(host: FakeHost) -> None:
     writer = threading.Thread(target=lambda: [host.create(new) for _ in range(50)])
     writer.start()
     while writer.is_alive():
-        assert [card.num_vectors for card in host.cards()] == [2]
+        assert [card.description.num_vectors for card in host.cards()] == [2]
     writer.join()
 
 
 def test_of_two_files_with_one_name_the_one_that_can_be_used_counts(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    both = [Card("cat", reason="It is broken."), Card("cat", 2, "SD1")]
+    both = [Card("cat", reason="It is broken."), Card("cat", EmbeddingDescription(2, "SD1"))]
     monkeypatch.setattr(FakeHost, "cards", lambda self, rescan=False: both)
     assert Actions(host).card("cat") == both[1]
 
@@ -261,7 +262,8 @@ def test_the_strip_counts_pictures_and_captions(host: FakeHost, tmp_path: Path) 
 
 
 def test_what_cannot_be_trained_is_not_among_the_names_and_refused_with_its_reason(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = [Card("cat", 1, "SD1"), Card("old", reason="made for SD2."), Card("toy", 1, "SD1", untrainable="it lies in pack.bin.")]
+    usable = EmbeddingDescription(1, "SD1")
+    cards = [Card("cat", usable), Card("old", reason="made for SD2."), Card("toy", usable, untrainable="it lies in pack.bin.")]
     monkeypatch.setattr(FakeHost, "cards", lambda self, rescan=False: cards)
     actions = Actions(host)
     assert actions.names() == ["cat"]

@@ -175,7 +175,8 @@ def test_a_card_tells_what_its_file_says(host: Host) -> None:
         formats.save(Embedding(name, {"clip_l": torch.zeros(2, 768)}, origin), folder / f"{name}.pt")
     (folder / "broken.pt").write_bytes(b"nothing")
     broken, cat, negative = host.cards()
-    assert (cat.num_vectors, cat.family, cat.step, cat.checkpoint, cat.negative) == (2, "SD1", 300, "v1-5", "cat-neg")
+    facts = cat.description
+    assert (facts.line(), facts.checkpoint, cat.negative) == ("2 vectors · SD1 · step 300", "v1-5", "cat-neg")
     assert (negative.is_negative, negative.negative) == (True, "")
     assert broken.reason
 

@@ -30,7 +30,7 @@ def test_the_main_job(tmp_path: Path, serve: Callable[[Any], Any], open_tab: Cal
         draw_with_the_card(tab)
     card = host.cards()[0]
     assert (card.name, card.reason) == ("my-word", "")
-    assert (card.step or 0) > 50
+    assert (card.description.step or 0) > 50
 
 
 def create(tab: Any) -> None:

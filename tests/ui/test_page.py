@@ -84,7 +84,7 @@ def test_interrupt_keeps_what_was_learned_and_a_reload_finds_it(address: str, op
     assert "is kept" in tab.text(".ti-notice")
     second.until(f"{PHASE} === 'interrupted'")
     card = host.cards()[0]
-    assert 0 < (card.step or 0) < 200
+    assert 0 < (card.description.step or 0) < 200
 
 
 def test_create_and_what_it_refuses(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textual_inversion.app.port import Card
+from textual_inversion.description import EmbeddingDescription
 from textual_inversion.ui import render
 
 NASTY = "\"><img src=x onerror=alert(1)>'&</code>"
@@ -28,7 +29,7 @@ class Tags(HTMLParser):
 
 
 def everything(text: str) -> list[str]:
-    card = Card(text, 2, text, 10, None, "")
+    card = Card(text, EmbeddingDescription(2, text, 10))
     return [
         render.note(text),
         render.note(text, "error"),
@@ -38,9 +39,9 @@ def everything(text: str) -> list[str]:
         render.standing(card, text, 5),
         render.standing(Card(text, reason=text), text, 5),
         render.card(card),
-        render.card(Card(text, reason=text, checkpoint=text, negative=text)),
+        render.card(Card(text, reason=text, description=EmbeddingDescription(checkpoint=text), negative=text)),
         render.left_out([Card(text, reason=text), Card(text, untrainable=text)]),
-        render.card(Card(text, 1, "SD1", picture=Path(__file__))),
+        render.card(Card(text, EmbeddingDescription(1, "SD1"), picture=Path(__file__))),
         render.made(text, 1.0, text),
         render.strip([text], 3, 1),
     ]
@@ -59,7 +60,7 @@ def test_names_of_files_that_are_no_text_can_be_sent() -> None:
 
 
 def test_a_card_that_fits_can_be_pressed_and_one_that_does_not_says_why() -> None:
-    fits = dict(Tags(render.card(Card("cat", 4, "SD1", 300))).tags)
+    fits = dict(Tags(render.card(Card("cat", EmbeddingDescription(4, "SD1", 300)))).tags)
     assert fits["button"]["aria-pressed"] == "false"
     assert fits["button"]["data-name"] == "cat"
     html = render.card(Card("old", reason="made for SD2: 1024 wide."))
@@ -68,25 +69,25 @@ def test_a_card_that_fits_can_be_pressed_and_one_that_does_not_says_why() -> Non
 
 
 def test_a_card_shows_vectors_family_and_steps() -> None:
-    html = render.card(Card("cat", 4, "SD1", 300))
+    html = render.card(Card("cat", EmbeddingDescription(4, "SD1", 300)))
     assert "4 vectors · SD1 · step 300" in html
-    assert "1 vector ·" in render.card(Card("cat", 1, "SD1"))
+    assert "1 vector ·" in render.card(Card("cat", EmbeddingDescription(1, "SD1")))
 
 
 def test_a_card_tells_its_checkpoint_and_its_partner() -> None:
-    html = render.card(Card("cat", 1, "SD1", checkpoint="v1-5-pruned", negative="cat-neg"))
+    html = render.card(Card("cat", EmbeddingDescription(1, "SD1", checkpoint="v1-5-pruned"), negative="cat-neg"))
     assert "on v1-5-pruned" in html
     assert "with cat-neg in the negative prompt" in html
     assert dict(Tags(html).tags)["button"]["data-prompt"] == "positive"
     assert dict(Tags(html).tags)["button"]["data-negative"] == "cat-neg"
-    html = render.card(Card("cat-neg", 1, "SD1", is_negative=True))
+    html = render.card(Card("cat-neg", EmbeddingDescription(1, "SD1"), is_negative=True))
     assert "for the negative prompt" in html
     assert dict(Tags(html).tags)["button"]["data-prompt"] == "negative"
-    assert dict(Tags(render.card(Card("dog", 1, "SD1"))).tags)["button"]["data-prompt"] == "edited"
+    assert dict(Tags(render.card(Card("dog", EmbeddingDescription(1, "SD1")))).tags)["button"]["data-prompt"] == "edited"
 
 
 def test_a_card_that_does_not_fit_tells_what_is_known_and_why() -> None:
-    html = render.card(Card("old", 2, "SD2", 100, reason="made for SD2: 1024 wide.", checkpoint="v2-1"))
+    html = render.card(Card("old", EmbeddingDescription(2, "SD2", 100, "v2-1"), reason="made for SD2: 1024 wide."))
     assert [said in html for said in ("2 vectors · SD2 · step 100", "on v2-1", "made for SD2: 1024 wide.")] == [True] * 3
 
 
@@ -104,7 +105,7 @@ def test_a_picture_that_is_gone_leaves_the_letters() -> None:
 
 
 def test_a_picture_whose_name_is_not_plain_is_addressed_safely() -> None:
-    source = str(dict(Tags(render.card(Card("a&b c", 1, "SD1", picture=Path(__file__)))).tags)["img"]["src"])
+    source = str(dict(Tags(render.card(Card("a&b c", EmbeddingDescription(1, "SD1"), picture=Path(__file__)))).tags)["img"]["src"])
     assert source.startswith("textual-inversion/card?name=a%26b%20c&v=")
 
 
@@ -112,11 +113,11 @@ def test_a_picture_whose_name_is_not_plain_is_addressed_safely() -> None:
     ("card", "said"),
     [
         (None, "does not exist yet"),
-        (Card("cat", 2, "SD1", 0), "2 vectors and has not been trained yet"),
-        (Card("cat", 2, "SD1", 100), "goes on from there to 300"),
-        (Card("cat", 2, "SD1", 300), "Raise Max steps above 300"),
+        (Card("cat", EmbeddingDescription(2, "SD1", 0)), "2 vectors and has not been trained yet"),
+        (Card("cat", EmbeddingDescription(2, "SD1", 100)), "goes on from there to 300"),
+        (Card("cat", EmbeddingDescription(2, "SD1", 300)), "Raise Max steps above 300"),
         (Card("cat", reason="made for SD2."), "cannot be trained here: made for SD2."),
-        (Card("cat", 1, untrainable="it lies in pack.bin."), "cannot be trained here: it lies in pack.bin."),
+        (Card("cat", EmbeddingDescription(1), untrainable="it lies in pack.bin."), "cannot be trained here: it lies in pack.bin."),
     ],
 )
 def test_where_an_embedding_stands(card: Card | None, said: str) -> None:

@@ -183,7 +183,7 @@ def test_a_server_that_ends_keeps_what_a_running_job_has_learned(host: FakeHost,
         while host.job.snapshot()["step"] < 2:
             time.sleep(0.01)
     assert host.job.snapshot()["phase"] == "interrupted"
-    assert 2 <= (host.cards()[0].step or 0) < 10_000
+    assert 2 <= (host.cards()[0].description.step or 0) < 10_000
 
 
 def test_a_port_that_is_taken_is_said() -> None:

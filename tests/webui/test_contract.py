@@ -144,12 +144,12 @@ def test_a_new_embedding_has_a_card_at_once(world: World) -> None:
     before = world.host.embeddings_version()
     path = world.host.create(NewEmbedding("word", "red shape", "auto"))
     assert path.parent == world.host.folders().embeddings
-    assert (world.card("word").num_vectors, world.card("word").reason) == (2, "")
+    assert (world.card("word").description.num_vectors, world.card("word").reason) == (2, "")
     assert world.host.embeddings_version() != before
     with pytest.raises(NameTakenError):
         world.host.create(NewEmbedding("word", "red", 1))
     world.host.create(NewEmbedding("word", "red", 1, overwrite=True))
-    assert world.card("word").num_vectors == 1
+    assert world.card("word").description.num_vectors == 1
     world.check_at_rest()
 
 
@@ -195,7 +195,7 @@ def test_training_tells_its_steps_and_is_kept(world: World, config: TrainingConf
     assert (started.name, started.first_step, started.last_step) == ("word", 0, 3)
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3]
     assert [(event.step, event.reason) for event in events if isinstance(event, Stopped)] == [(3, "finished")]
-    assert world.card("word").step == 3
+    assert world.card("word").description.step == 3
     world.check_at_rest()
 
 
@@ -204,7 +204,7 @@ def test_interrupting_keeps_what_was_learned(world: World, config: TrainingConfi
     events: list[Any] = []
     world.host.train(config, events.append, lambda: any(isinstance(event, StepDone) for event in events))
     stopped = next(event for event in events if isinstance(event, Stopped))
-    assert (stopped.step, stopped.reason, world.card("word").step) == (1, "interrupted", 1)
+    assert (stopped.step, stopped.reason, world.card("word").description.step) == (1, "interrupted", 1)
     world.check_at_rest()
 
 
@@ -215,7 +215,7 @@ def test_a_failure_is_raised_and_leaves_everything_at_rest(world: World, config:
     with pytest.raises(DatasetError):
         world.host.train(config, lambda event: None, lambda: False)
     world.check_at_rest()
-    assert world.card("word").step in (0, None)
+    assert world.card("word").description.step in (0, None)
 
 
 # what a WebUI adds

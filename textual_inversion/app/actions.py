@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.app.job import JobRunningError, Listener, ShouldStop, user_message
+from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.text import counted
 from textual_inversion.training.events import Message
 from textual_inversion.ui import form
 
@@ -69,7 +69,7 @@ class Actions:
             raise JobRunningError(f"“{new.name}” is being trained; interrupt that first, or choose another name.")
         path = self.host.create(new)
         card = self.card(new.name)
-        vectors = f" with {counted(card.num_vectors, 'vector')}" if card else ""
+        vectors = f" with {card.description.vectors}" if card else ""
         blank = f" {STARTS_FROM_ZEROS[0].upper()}{STARTS_FROM_ZEROS[1:]}." if starts_from_zeros(path, new.initializer_text) else ""
         return Outcome(f"“{new.name}” is there{vectors}; the Train tab has it selected.{blank}", name=new.name)
 
@@ -83,8 +83,8 @@ class Actions:
         card = self.card(config.name)
         if card and (reason := card.reason or card.untrainable):
             raise ConfigError(f"{config.name!r} cannot be trained here: {reason}")
-        if card and card.step and card.step >= config.steps:
-            raise ConfigError(f"{config.name!r} is at step {card.step} already; raise Max steps above that to go on.")
+        if card and card.description.step and card.description.step >= config.steps:
+            raise ConfigError(f"{config.name!r} is at step {card.description.step} already; raise Max steps above that to go on.")
         new = None if card else new_embedding({**new_values, "name": config.name, "overwrite": False})
         self.host.job.start("train", config.name, lambda listener, stop: self._train(config, new, listener, stop), Path(config.log_dir))
         origin = f"“{new.initializer_text}”" if new and new.initializer_text else "zeros"
@@ -99,7 +99,8 @@ class Actions:
             card = self.card(config.name)
             new = None if card else new_embedding({**new_values, "name": config.name, "overwrite": False})
             checkpoint = self.host.checkpoint().path
-            return preflight(config, card.num_vectors if card else _vectors(new), checkpoint, first_step=card.step or 0 if card else 0)
+            facts = card.description if card else EmbeddingDescription(_vectors(new))
+            return preflight(config, facts.num_vectors, checkpoint, first_step=facts.step or 0)
         except (TextualInversionError, OSError) as error:
             return Preflight(findings=(Finding(FATAL, user_message(error)),))
 

@@ -244,20 +244,16 @@ class EngineHost:
 
 
 def _card(entry: Entry) -> Card:
-    info = entry.info
-    if info is None:
+    if entry.info is None:
         return Card(entry.name, picture=entry.preview, reason=entry.reason or "It cannot be read.")
     return Card(
         entry.name,
-        info.num_vectors,
-        info.family,
-        info.provenance.step,
-        entry.preview,
-        entry.reason,
-        info.provenance.checkpoint_name or "",
-        entry.negative,
-        entry.is_negative,
-        _untrainable(entry),
+        entry.description,
+        picture=entry.preview,
+        reason=entry.reason,
+        negative=entry.negative,
+        is_negative=entry.is_negative,
+        untrainable=_untrainable(entry),
     )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from textual_inversion.description import EmbeddingDescription
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -39,17 +41,14 @@ class Card:
     """An embedding as a page shows it.
 
     `reason` says in one sentence why it does not fit the checkpoint, `untrainable` why training cannot go on with it; both are empty
-    when all is well. `checkpoint` is the name of the one it was trained on. `negative` names the embedding that belongs into the
+    when all is well. `negative` names the embedding that belongs into the
     negative prompt with it, and `is_negative` says that it is such a one.
     """
 
     name: str
-    num_vectors: int = 0
-    family: str = ""
-    step: int | None = None
+    description: EmbeddingDescription = field(default_factory=EmbeddingDescription)
     picture: Path | None = None
     reason: str = ""
-    checkpoint: str = ""
     negative: str = ""
     is_negative: bool = False
     untrainable: str = ""

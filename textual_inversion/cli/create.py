@@ -16,7 +16,6 @@ from textual_inversion.cli.common import (
     embeddings_folder,
     tell,
 )
-from textual_inversion.text import counted
 
 
 def add_create(commands: Any) -> None:
@@ -38,7 +37,7 @@ def _create(options: argparse.Namespace) -> Result:
     check_name(options.name)
     folder = embeddings_folder(options)
     path = create_embedding(checkpoint_path(options), options.name, options.init, options.vectors, folder, overwrite=options.overwrite)
-    vectors = formats.load(path).num_vectors
+    description = formats.describe(path).description
     hint = f"; {STARTS_FROM_ZEROS}" if starts_from_zeros(path, options.init) else ""
-    tell(options, f"{path}: {counted(vectors, 'vector')} from {options.init!r}{hint}")
-    return {"embedding": str(path), "name": options.name, "vectors": vectors}
+    tell(options, f"{path}: {description.vectors} from {options.init!r}{hint}")
+    return {"embedding": str(path), "name": options.name, "num_vectors": description.num_vectors}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual_inversion.cli.common import Result, add_folder, command, named_file, tell
 from textual_inversion.cli.report import say
+from textual_inversion.description import LABELS
 
 if TYPE_CHECKING:
     from textual_inversion.audit.inspect import Inspection, Report
@@ -60,24 +61,13 @@ def _compare(path: Path, checkpoint: str | None) -> Inspection:
 
 
 def _facts(report: Report) -> Result:
-    info, origin = report.info, report.info.provenance
     return {
-        "word": info.word,
+        "word": report.info.word,
         "kind": report.kind,
         "verdict": report.verdict,
-        "layout": info.layout,
-        "vectors": info.num_vectors,
-        "counts": info.counts,
-        "widths": info.widths,
-        "family": info.family,
-        "dtype": info.dtype,
-        "stored_name": info.stored_name,
-        "step": origin.step,
-        "checkpoint": origin.checkpoint_name,
-        "checkpoint_hash": origin.checkpoint_hash,
-        "initialization_text": origin.initializer_text,
+        **report.info.description.to_dict(),
         "fits": None if report.without_nearest and not report.misfit else not report.misfit,
-        "reason": report.misfit or info.unusable,
+        "reason": report.misfit or report.info.unusable,
         "norms": {key: [vector.norm for vector in vectors] for key, vectors in report.vectors.items()},
         "norms_of_words": {key: {field.name: getattr(words, field.name) for field in fields(words)} for key, words in report.words.items()},
         "nearest": {key: [[list(near) for near in vector.nearest] for vector in vectors] for key, vectors in report.vectors.items()},
@@ -94,17 +84,18 @@ def _tell_inspection(options: argparse.Namespace, seen: Inspection) -> None:
     line("sha256", seen.sha256)
     line("hash in infotext", seen.infotext_hash)
     for report in seen.embeddings:
-        info, origin = report.info, report.info.provenance
-        if info.word is not None:
-            line("embedding", info.word)
-        line("layout", info.layout)
-        line("made for", info.family or "nothing that is known here")
-        line("vectors", ", ".join(f"{info.counts[key]} of width {width} for {key}" for key, width in info.widths.items()) or "none")
-        line("stored as", info.dtype or "none")
-        line("name inside", info.stored_name)
-        line("step", origin.step)
-        line("checkpoint", f"{origin.checkpoint_name} ({origin.checkpoint_hash})" if origin.checkpoint_hash else origin.checkpoint_name)
-        line("initialization text", origin.initializer_text)
+        facts = report.info.description
+        if report.info.word is not None:
+            line("embedding", report.info.word)
+        line(LABELS["layout"], facts.layout)
+        line("made for", facts.family or "nothing that is known here")
+        vectors = [f"{facts.counts[encoder]} of width {width} for {encoder}" for encoder, width in facts.widths.items()]
+        line(LABELS["num_vectors"], ", ".join(vectors) or "none")
+        line(LABELS["dtype"], facts.dtype or "none")
+        line(LABELS["stored_name"], facts.stored_name)
+        line(LABELS["step"], facts.step)
+        line(LABELS["checkpoint"], f"{facts.checkpoint} ({facts.checkpoint_hash})" if facts.checkpoint_hash else facts.checkpoint)
+        line(LABELS["initializer_text"], facts.initializer_text)
         _tell_vectors(options, report, seen.checkpoint)
         if len(seen.embeddings) > 1:
             line("verdict", report.verdict)

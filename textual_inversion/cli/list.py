@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from textual_inversion.cli.common import Result, add_folder, command, embeddings_folder, library_of, tell
-from textual_inversion.text import counted
 
 
 def add_list(commands: Any) -> None:
@@ -24,16 +23,11 @@ def _list(options: argparse.Namespace) -> Result:
     entries = library_of(options, widths).entries()
     rows = []
     for entry in entries:
-        info = entry.info
-        row: Result = {"name": entry.name, "path": str(entry.path), "reason": entry.reason}
-        if info:
-            row |= {"vectors": info.num_vectors, "family": info.family, "step": info.provenance.step, "word": info.word}
-        rows.append(row)
-        facts = ""
-        if info and info.counts:
-            facts = f"{counted(info.num_vectors, 'vector'):>10}  {info.family:<8} step {info.provenance.step or 0}"
-        inside = f"  in {entry.path.name}" if info and info.word is not None else ""
-        tell(options, f"{entry.name:<30} {facts}{inside}{'  - ' if facts and entry.reason else ''}{entry.reason}")
+        facts, word = entry.description, entry.info.word if entry.info else None
+        rows.append({"name": entry.name, "path": str(entry.path), "reason": entry.reason, "word": word, **facts.summary()})
+        columns = f"{facts.vectors:>10}  {facts.family:<8} step {facts.step or 0}" if facts.num_vectors else ""
+        inside = f"  in {entry.path.name}" if word is not None else ""
+        tell(options, f"{entry.name:<30} {columns}{inside}{'  - ' if columns and entry.reason else ''}{entry.reason}")
     if not entries:
         tell(options, f"There are no embeddings in {embeddings_folder(options)}; create one with: textual-inversion create NAME")
     return {"embeddings": rows}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from textual_inversion.description import EmbeddingDescription
 from textual_inversion.embedding import MAX_VECTORS, Embedding, Provenance, clean_name, family_of, word_name
 from textual_inversion.errors import EmbeddingError, UnknownLayoutError
 from textual_inversion.formats.containers.file_bytes import FileBytes, file_sha256, open_file, write_atomic
@@ -104,6 +105,12 @@ class FileInfo:
     def family(self) -> str:
         """`SD1`, `SD2`, `SDXL`, `Flux`, … as in `family_of`; empty where the layout tells none."""
         return family_of(self.widths)
+
+    @property
+    def description(self) -> EmbeddingDescription:
+        """The facts about it that people and programs are shown."""
+        stored = {"layout": self.layout, "dtype": self.dtype, "stored_name": self.stored_name}
+        return self.provenance.describe(self.num_vectors, self.family, widths=self.widths, counts=self.counts, **stored)
 
     @cached_property
     def sha256(self) -> str:

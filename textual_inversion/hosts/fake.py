@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual_inversion.app.job import Job, Listener, ShouldStop, never, silent
 from textual_inversion.app.port import Card, Checkpoint, Folders, NewEmbedding, Suggestions
+from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import DatasetError, EmbeddingError, InvalidNameError, NameTakenError
 from textual_inversion.training.events import CopySaved, Message, PreviewDrawn, Started, StepDone, Stopped
 
@@ -164,12 +165,9 @@ class FakeHost:
         partner = f"{path.stem}-neg"
         return Card(
             path.stem,
-            kept["vectors"],
-            "SD1",
-            kept["step"],
-            picture if picture.exists() else None,
-            reason,
-            checkpoint=f"fake-{kept['size']}",
+            EmbeddingDescription(kept["vectors"], "SD1", kept["step"], f"fake-{kept['size']}"),
+            picture=picture if picture.exists() else None,
+            reason=reason,
             negative=partner if path.with_name(f"{partner}.json").exists() else "",
             is_negative=path.stem.endswith("-neg"),
         )

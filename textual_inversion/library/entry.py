@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from textual_inversion.description import EmbeddingDescription
 from textual_inversion.formats import FileInfo
 from textual_inversion.library.sidecars import About, read_sidecars
 from textual_inversion.text import legible
@@ -49,6 +50,11 @@ class Entry:
     def usable(self) -> bool:
         """Whether a prompt can use it with the library's checkpoint."""
         return not self.reason
+
+    @property
+    def description(self) -> EmbeddingDescription:
+        """The facts about it that people and programs are shown; nothing is known of a file that cannot be read."""
+        return self.info.description if self.info else EmbeddingDescription()
 
     @property
     def about(self) -> About:

@@ -83,10 +83,11 @@ def standing(card: Card | None, name: str, steps: int) -> str:
         return f'<div class="ti-note ti-note-hint">{word(name)} does not exist yet: Train creates it from the Create tab.</div>'
     if reason := card.reason or card.untrainable:
         return f'<div class="ti-note ti-note-error" role="alert">{word(name)} cannot be trained here: {escape(reason)}</div>'
-    if not card.step:
-        return f'<div class="ti-note ti-note-hint">{word(name)} has {_vectors(card)} and has not been trained yet.</div>'
-    advice = f" Raise Max steps above {card.step} to go on." if card.step >= steps else f" It goes on from there to {steps}."
-    return f'<div class="ti-note ti-note-hint">{word(name)} has {_vectors(card)} and is at step {card.step}.{advice}</div>'
+    facts = card.description
+    if not facts.step:
+        return f'<div class="ti-note ti-note-hint">{word(name)} has {facts.vectors} and has not been trained yet.</div>'
+    advice = f" Raise Max steps above {facts.step} to go on." if facts.step >= steps else f" It goes on from there to {steps}."
+    return f'<div class="ti-note ti-note-hint">{word(name)} has {facts.vectors} and is at step {facts.step}.{advice}</div>'
 
 
 def left_out(found: Sequence[Card]) -> str:
@@ -134,10 +135,9 @@ def card(item: Card) -> str:
 
 def _about(item: Card) -> str:
     """What a card says below its name."""
-    facts = [_vectors(item) if item.num_vectors else "", item.family, f"step {item.step}" if item.step else ""]
     lines = [
-        " · ".join(fact for fact in facts if fact),
-        f"on {item.checkpoint}" if item.checkpoint else "",
+        item.description.line(),
+        f"on {item.description.checkpoint}" if item.description.checkpoint else "",
         "for the negative prompt" if item.is_negative else f"with {item.negative} in the negative prompt" if item.negative else "",
     ]
     told = "".join(f'<span class="ti-about">{escape(line)}</span>' for line in lines if line)
@@ -150,10 +150,6 @@ def _time_of(picture: Path) -> int:
         return int(picture.stat().st_mtime)
     except OSError:
         return 0
-
-
-def _vectors(item: Card) -> str:
-    return f"{item.num_vectors} vector" + ("" if item.num_vectors == 1 else "s")
 
 
 def made(parameters: str, seconds: float, folder: str) -> str:

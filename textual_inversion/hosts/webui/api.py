@@ -102,7 +102,7 @@ class _Api:
                 raise JobRunningError(f"{new.name!r} is being trained; interrupt that first, or choose another name.")
             path = self._host.create(new)
             entry = self._host.library().find(new.name)
-        return {"name": new.name, "file": path.name, "num_vectors": entry.info.num_vectors if entry and entry.info else 0}
+        return {"name": new.name, "file": path.name, "num_vectors": entry.description.num_vectors if entry else 0}
 
     def train(self, body: TrainRequest) -> Any:  # type: ignore[valid-type]  # made of TrainingConfig's fields
         """Start training an embedding that exists.

@@ -231,30 +231,13 @@ def values_of(request: BaseModel) -> dict[str, Any]:
 def embedding_answer(entry: Entry, folders: Sequence[Path]) -> dict[str, Any]:
     """An entry as the list shows it."""
     shown = {"name": entry.name, "file": path_below(entry.path, folders), "usable": entry.usable, "reason": entry.reason}
-    if (info := entry.info) is None:
-        return _legible(shown)
-    provenance = info.provenance
-    about = {"num_vectors": info.num_vectors, "family": info.family, "step": provenance.step, "checkpoint": provenance.checkpoint_name}
-    return _legible({**shown, **about, "negative": entry.negative})
+    return _legible({**shown, **entry.description.summary(), "negative": entry.negative})
 
 
 def inspect_answer(entry: Entry, folders: Sequence[Path], sha256: str) -> dict[str, Any]:
     """An entry with all that is known of it."""
-    shown = {**embedding_answer(entry, folders), "sha256": sha256, "hash": sha256[:12], "notes": entry.notes}
-    if (info := entry.info) is None:
-        return _legible(shown)
-    provenance = info.provenance
-    about = {
-        "layout": info.layout,
-        "dtype": info.dtype,
-        "widths": info.widths,
-        "counts": info.counts,
-        "stored_name": info.stored_name,
-        "checkpoint_hash": provenance.checkpoint_hash,
-        "initializer_text": provenance.initializer_text,
-        "size": info.size,
-    }
-    return _legible({**shown, **about})
+    of_file = {"size": entry.info.size if entry.info else 0, "sha256": sha256, "hash": sha256[:12], "notes": entry.notes}
+    return _legible({**embedding_answer(entry, folders), **entry.description.to_dict(), **of_file})
 
 
 def _legible(shown: dict[str, Any]) -> dict[str, Any]:

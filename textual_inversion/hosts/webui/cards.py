@@ -223,14 +223,8 @@ def _click(tabname: str, item: dict[str, Any]) -> dict[str, str]:
 
 def facts(entry: Entry) -> str:
     """Vectors, family, steps and checkpoint in one line; empty for what cannot be read."""
-    info = entry.info
-    if info is None:
-        return ""
-    provenance = info.provenance
-    told = [f"{info.num_vectors} vector{'' if info.num_vectors == 1 else 's'}" if info.num_vectors else "", info.family]
-    told += [f"step {provenance.step}" if provenance.step else "", provenance.checkpoint_name or ""]
-    told += ["negative" if entry.is_negative else f"with {entry.negative}" if entry.negative else ""]
-    return " · ".join(part for part in told if part)
+    partner = "negative" if entry.is_negative else f"with {entry.negative}" if entry.negative else ""
+    return entry.description.line(entry.description.checkpoint or "", partner)
 
 
 def search_terms(entry: Entry) -> list[str]:
@@ -240,24 +234,10 @@ def search_terms(entry: Entry) -> list[str]:
 
 def metadata(entry: Entry) -> dict[str, Any]:
     """What the card's ⓘ shows: everything that the file tells about itself."""
-    info = entry.info
-    if info is None:
-        return {"problem": entry.reason}
-    provenance = info.provenance
-    told: dict[str, Any] = {
-        "vectors": info.num_vectors,
-        "family": info.family,
-        "width": ", ".join(f"{encoder} {width}" for encoder, width in sorted(info.widths.items())),
-        "layout": info.layout,
-        "stored as": info.dtype,
-        "name inside": info.stored_name,
-        "step": provenance.step,
-        "checkpoint": provenance.checkpoint_name,
-        "checkpoint hash": provenance.checkpoint_hash,
-        "initialization text": provenance.initializer_text,
-        "problem": entry.reason,
-    }
-    return {key: legible(value) if isinstance(value, str) else value for key, value in told.items() if value not in (None, "")}
+    told = entry.info.description.labelled() if entry.info else {}
+    if entry.reason:
+        told["problem"] = entry.reason
+    return {key: legible(value) if isinstance(value, str) else value for key, value in told.items()}
 
 
 def description(line: str, reason: str, theirs: str, shown: bool) -> str:
