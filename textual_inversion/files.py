@@ -43,6 +43,11 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def short_hash(sha256: str) -> str:
+    """The first 12 hex digits of a sha256, as A1111 writes it in an infotext's `TI hashes` and on cards."""
+    return sha256[:12]
+
+
 def replace_file(
     path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object], *, overwrite: bool = True, durable: bool = True
 ) -> None:

@@ -237,8 +237,8 @@ def test_data_here_that_is_a_program_elsewhere_is_unsafe(tmp_path, ending):
     (tmp_path / f"x{ending}").write_bytes(data)
     (tmp_path / "x.safetensors").write_bytes(data)
     seen = judge(tmp_path / f"x{ending}")
-    assert (seen.kind, seen.dangerous, seen.found) == ("unsafe", True, ())
-    assert "to programs that go by its ending it is a pickle" in seen.sentence
+    assert (seen.kind, seen.dangerous, seen.embeddings) == ("unsafe", True, ())
+    assert "to programs that go by its ending it is a pickle" in seen.verdict
     assert judge(tmp_path / "x.safetensors").kind == "ok"
     assert not marker.exists()
 
@@ -264,7 +264,7 @@ def test_a_pickle_that_only_this_reader_stops_at_is_unsafe(tmp_path, trick):
     for data in (attack, two_faced(marker, PASSED_OVER[trick][:2000])):
         (tmp_path / "x.pt").write_bytes(data)
         judged = judge(tmp_path / "x.pt")
-        assert (judged.kind, judged.dangerous) == ("unsafe", True), judged.sentence
+        assert (judged.kind, judged.dangerous) == ("unsafe", True), judged.verdict
     assert not marker.exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from textual_inversion.audit.scan import Verdict, quarantine, scan_folder, to_safetensors
+from textual_inversion.audit.scan import ScannedFile, quarantine, scan_folder, to_safetensors
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import ConfigError, EmbeddingError
 from textual_inversion.formats import load, save
@@ -33,8 +33,8 @@ def folder(tmp_path) -> Path:
     return top
 
 
-def verdicts(folder: Path) -> dict[str, Verdict]:
-    return {str(verdict.path.relative_to(folder)): verdict for verdict in scan_folder(folder)}
+def scanned(folder: Path) -> dict[str, ScannedFile]:
+    return {str(file.path.relative_to(folder)): file for file in scan_folder(folder)}
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -43,7 +43,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 def test_every_file_has_its_verdict_and_nothing_is_touched(folder):
     before = everything(folder)
-    kinds = {name: verdict.kind for name, verdict in verdicts(folder).items()}
+    kinds = {name: verdict.kind for name, verdict in scanned(folder).items()}
     assert kinds == {
         "good.safetensors": "ok",
         "sub/old.pt": "ok",
@@ -52,13 +52,13 @@ def test_every_file_has_its_verdict_and_nothing_is_touched(folder):
         "empty.bin": "damaged",
     }
     assert everything(folder) == before
-    assert verdicts(folder)["sub/old.pt"].found[0].num_vectors == 2
-    assert [name for name, verdict in verdicts(folder).items() if verdict.convertible] == ["sub/old.pt"]
+    assert scanned(folder)["sub/old.pt"].embeddings[0].info.num_vectors == 2
+    assert [name for name, verdict in scanned(folder).items() if verdict.convertible] == ["sub/old.pt"]
 
 
 def test_previews_are_ordinary_pictures(folder):
     Image.new("RGB", (64, 64), (200, 30, 90)).save(folder / "good.preview.png")
-    verdict = verdicts(folder)["good.preview.png"]
+    verdict = scanned(folder)["good.preview.png"]
     assert (verdict.kind, verdict.ordinary, verdict.dangerous) == ("not an embedding", True, False)
 
 
@@ -84,7 +84,7 @@ def test_a_folder_that_vanishes_while_it_is_scanned_is_told_file_by_file(folder)
     rest = list(scanning)
     assert first.kind == "damaged"
     assert [verdict.kind for verdict in rest] == ["unchecked"] * 4
-    assert all("does not exist" in verdict.sentence for verdict in rest)
+    assert all("does not exist" in file.verdict for file in rest)
 
 
 def test_a_subfolder_that_cannot_be_listed_is_told(folder, monkeypatch):
@@ -96,8 +96,8 @@ def test_a_subfolder_that_cannot_be_listed_is_told(folder, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(os, "scandir", refuses)
-    verdict = verdicts(folder)["sub/deep"]
-    assert (verdict.kind, verdict.sentence) == ("unchecked", "unchecked: the folder cannot be listed: Permission denied.")
+    verdict = scanned(folder)["sub/deep"]
+    assert (verdict.kind, verdict.verdict) == ("unchecked", "unchecked: the folder cannot be listed: Permission denied.")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX has pipes")
@@ -106,7 +106,7 @@ def test_a_pipe_and_a_link_to_nothing_do_not_stop_it(folder):
     (folder / "loop.pt").symlink_to("loop.pt")
     (folder / "dangling.pt").symlink_to("nowhere.pt")
     (folder / "sub" / "round").symlink_to(folder)
-    found = verdicts(folder)
+    found = scanned(folder)
     assert {found[name].kind for name in ("pipe.pt", "loop.pt", "dangling.pt")} == {"unchecked"}
     assert len(found) == 8
 
@@ -115,7 +115,7 @@ def test_a_pipe_and_a_link_to_nothing_do_not_stop_it(folder):
 def test_strange_names_are_files_like_others(folder):
     for name in ("a:b<c>.pt", "🐱 cat.pt", "\x1b[2J.pt", "x" * 240 + ".pt", "...pt", "new\nline.pt", os.fsdecode(b"\xff\xfe.pt")):
         (folder / name).write_bytes(ATTACK)
-        verdict = verdicts(folder)[name]
+        verdict = scanned(folder)[name]
         assert verdict.kind == "unsafe"
         moved = quarantine(verdict)
         assert moved.read_bytes() == ATTACK
@@ -128,20 +128,20 @@ def test_strange_names_are_files_like_others(folder):
 
 def test_a_dangerous_file_is_moved_with_its_subfolder_under_a_name_that_no_program_loads(folder):
     before = everything(folder)
-    moved = quarantine(verdicts(folder)["sub/deep/evil.pt"])
+    moved = quarantine(scanned(folder)["sub/deep/evil.pt"])
     assert moved == folder / "quarantine" / "sub" / "deep" / "evil.pt.unsafe"
     assert moved.read_bytes() == ATTACK
     after = everything(folder)
     before["quarantine/sub/deep/evil.pt.unsafe"] = before.pop("sub/deep/evil.pt")
     assert after == before
-    assert "quarantine" not in str(list(verdicts(folder)))
+    assert "quarantine" not in str(list(scanned(folder)))
 
 
 def test_an_optimizers_state_is_judged_too_and_never_converted(folder):
     torch.save({"hash": 1, "optimizer_state_dict": {"state": {}, "param_groups": []}}, folder / "old.pt.optim")
     torch.save({"string_to_param": {"*": torch.ones(1, 768)}}, folder / "odd.pt.optim")
     (folder / "evil.pt.optim").write_bytes(ATTACK)
-    found = verdicts(folder)
+    found = scanned(folder)
     kinds = {name: (found[name].kind, found[name].dangerous, found[name].convertible) for name in found if name.endswith(".optim")}
     assert kinds == {
         "old.pt.optim": ("not an embedding", False, False),
@@ -154,7 +154,7 @@ def test_an_optimizers_state_is_judged_too_and_never_converted(folder):
 def test_quarantine_never_overwrites(folder):
     for number, ending in enumerate(["", "-2", "-3"]):
         (folder / "evil.pt").write_bytes(ATTACK + bytes([number]))
-        moved = quarantine(verdicts(folder)["evil.pt"])
+        moved = quarantine(scanned(folder)["evil.pt"])
         assert moved.name == f"evil.pt{ending}.unsafe"
         assert moved.read_bytes() == ATTACK + bytes([number])
     assert len(list((folder / "quarantine").iterdir())) == 3
@@ -163,14 +163,14 @@ def test_quarantine_never_overwrites(folder):
 @pytest.mark.parametrize("name", ["good.safetensors", "page.pt", "empty.bin"])
 def test_what_is_not_dangerous_stays(folder, name):
     if name == "empty.bin":
-        assert not verdicts(folder)[name].dangerous
+        assert not scanned(folder)[name].dangerous
     with pytest.raises(EmbeddingError, match="not dangerous"):
-        quarantine(verdicts(folder)[name])
+        quarantine(scanned(folder)[name])
     assert (folder / name).exists()
 
 
 def test_a_file_that_changed_since_is_left_alone(folder):
-    verdict = verdicts(folder)["sub/deep/evil.pt"]
+    verdict = scanned(folder)["sub/deep/evil.pt"]
     save(Embedding("x", {"clip_l": torch.ones(1, 768)}), folder / "sub" / "deep" / "evil.pt", overwrite=True)
     with pytest.raises(EmbeddingError, match="changed since"):
         quarantine(verdict)
@@ -185,7 +185,7 @@ def test_links_are_never_followed_to_move(folder, tmp_path):
     (outside / "evil.pt").write_bytes(ATTACK)
     (folder / "link.pt").symlink_to(outside / "evil.pt")
     (folder / "linked").symlink_to(outside)
-    found = verdicts(folder)
+    found = scanned(folder)
     for name, words in (("link.pt", "it is a link to"), ("linked/evil.pt", "outside of the scanned folder")):
         assert found[name].kind == "unsafe"
         with pytest.raises(EmbeddingError, match=words):
@@ -200,7 +200,7 @@ def test_another_disk_gets_a_copy_before_the_original_goes(folder, tmp_path, mon
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "replace", other_disk)
-    moved = quarantine(verdicts(folder)["sub/deep/evil.pt"], tmp_path / "elsewhere")
+    moved = quarantine(scanned(folder)["sub/deep/evil.pt"], tmp_path / "elsewhere")
     assert moved == tmp_path / "elsewhere" / "sub" / "deep" / "evil.pt.unsafe"
     assert moved.read_bytes() == ATTACK
     assert not (folder / "sub" / "deep" / "evil.pt").exists()
@@ -213,7 +213,7 @@ def test_what_cannot_be_moved_stays_and_nothing_half_done_is_left(folder, monkey
 
     monkeypatch.setattr(os, "replace", refuses)
     with pytest.raises(EmbeddingError, match=words):
-        quarantine(verdicts(folder)["sub/deep/evil.pt"])
+        quarantine(scanned(folder)["sub/deep/evil.pt"])
     assert (folder / "sub" / "deep" / "evil.pt").read_bytes() == ATTACK
     assert not list(folder.rglob("*.unsafe"))
 
@@ -221,7 +221,7 @@ def test_what_cannot_be_moved_stays_and_nothing_half_done_is_left(folder, monkey
 def test_a_quarantine_that_is_a_file_is_refused(folder, tmp_path):
     (tmp_path / "file").write_bytes(b"mine")
     with pytest.raises(EmbeddingError, match="was not moved"):
-        quarantine(verdicts(folder)["sub/deep/evil.pt"], tmp_path / "file")
+        quarantine(scanned(folder)["sub/deep/evil.pt"], tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 
@@ -230,7 +230,7 @@ def test_a_quarantine_that_is_a_file_is_refused(folder, tmp_path):
 
 def test_an_honest_pickle_is_written_beside_itself(folder):
     before = everything(folder)
-    (path,) = to_safetensors(verdicts(folder)["sub/old.pt"])
+    (path,) = to_safetensors(scanned(folder)["sub/old.pt"])
     assert path == folder / "sub" / "old.safetensors"
     assert torch.equal(load(path).vectors["clip_l"], torch.ones(2, 768))
     assert load(path).provenance.step == 7
@@ -241,11 +241,11 @@ def test_an_honest_pickle_is_written_beside_itself(folder):
 
 def test_replacing_moves_the_original_to_where_no_program_loads_it_also_in_a_second_run(folder):
     original = (folder / "sub" / "old.pt").read_bytes()
-    to_safetensors(verdicts(folder)["sub/old.pt"])
-    assert to_safetensors(verdicts(folder)["sub/old.pt"]) == []  # it is there
-    assert to_safetensors(verdicts(folder)["sub/old.pt"], replace=True) == []
+    to_safetensors(scanned(folder)["sub/old.pt"])
+    assert to_safetensors(scanned(folder)["sub/old.pt"]) == []  # it is there
+    assert to_safetensors(scanned(folder)["sub/old.pt"], replace=True) == []
     assert (folder / "originals" / "sub" / "old.pt.original").read_bytes() == original
-    assert {name: verdict.kind for name, verdict in verdicts(folder).items() if "old" in name} == {"sub/old.safetensors": "ok"}
+    assert {name: verdict.kind for name, verdict in scanned(folder).items() if "old" in name} == {"sub/old.safetensors": "ok"}
 
 
 @pytest.mark.parametrize("taken", [False, True])
@@ -254,9 +254,9 @@ def test_the_optimizers_state_goes_by_the_new_name_unless_that_is_taken(folder, 
     state.write_bytes(b"state")
     if taken:
         renamed.write_bytes(b"another")
-    to_safetensors(verdicts(folder)["sub/old.pt"])
+    to_safetensors(scanned(folder)["sub/old.pt"])
     assert state.read_bytes() == b"state"
-    to_safetensors(verdicts(folder)["sub/old.pt"], replace=True)
+    to_safetensors(scanned(folder)["sub/old.pt"], replace=True)
     assert renamed.read_bytes() == (b"another" if taken else b"state")
     assert state.exists() is taken
 
@@ -265,14 +265,14 @@ def test_another_file_of_that_name_is_kept_and_so_is_the_original(folder):
     other = save(Embedding("old", {"clip_l": torch.zeros(1, 768)}), folder / "sub" / "old.safetensors").read_bytes()
     for replace in (False, True):
         with pytest.raises(EmbeddingError, match="holds something else"):
-            to_safetensors(verdicts(folder)["sub/old.pt"], replace=replace)
+            to_safetensors(scanned(folder)["sub/old.pt"], replace=replace)
     assert (folder / "sub" / "old.safetensors").read_bytes() == other
     assert (folder / "sub" / "old.pt").exists()
 
 
 def test_several_words_become_a_file_each(folder):
     torch.save({"<cat/toy>": torch.ones(768), "dog": torch.zeros(2, 768)}, folder / "learned.bin")
-    written = to_safetensors(verdicts(folder)["learned.bin"], replace=True)
+    written = to_safetensors(scanned(folder)["learned.bin"], replace=True)
     assert sorted(path.name for path in written) == ["cat_toy.safetensors", "dog.safetensors"]
     assert load(folder / "cat_toy.safetensors").num_vectors == 1
     assert load(folder / "dog.safetensors").num_vectors == 2
@@ -283,7 +283,7 @@ def test_a_full_disk_while_converting_keeps_the_original(folder, monkeypatch):
     def refuses(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    verdict = verdicts(folder)["sub/old.pt"]
+    verdict = scanned(folder)["sub/old.pt"]
     monkeypatch.setattr(os, "fsync", refuses)
     before = everything(folder)
     with pytest.raises(EmbeddingError, match="disk is full"):
@@ -294,10 +294,10 @@ def test_a_full_disk_while_converting_keeps_the_original(folder, monkeypatch):
 @pytest.mark.parametrize("name", ["good.safetensors", "page.pt", "sub/deep/evil.pt"])
 def test_there_is_nothing_else_to_convert(folder, name):
     with pytest.raises(EmbeddingError, match="nothing to convert"):
-        to_safetensors(verdicts(folder)[name])
+        to_safetensors(scanned(folder)[name])
 
 
 def test_values_that_are_not_finite_are_not_converted(folder):
     torch.save({"string_to_param": {"*": torch.full((1, 768), float("nan"))}}, folder / "nan.pt")
-    verdict = verdicts(folder)["nan.pt"]
+    verdict = scanned(folder)["nan.pt"]
     assert (verdict.kind, verdict.convertible, verdict.dangerous) == ("damaged", False, False)

@@ -17,7 +17,7 @@ from textual_inversion.ui.render import note
 
 if TYPE_CHECKING:
     from textual_inversion.app.port import Host
-    from textual_inversion.audit.scan import Verdict
+    from textual_inversion.audit.scan import ScannedFile
 
 JOB = "check"
 _MOST_SHOWN = 50
@@ -37,7 +37,7 @@ class Found:
     """What a check has found: how many files of each kind, which are dangerous, and what moving them led to."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    dangerous: list[Verdict] = field(default_factory=list)
+    dangerous: list[ScannedFile] = field(default_factory=list)
     moved: int = 0
     stayed: list[str] = field(default_factory=list)
 
@@ -89,7 +89,7 @@ class Checking:
         found = self._found
         if found is None or not found.dangerous:
             return Outcome("There is nothing to move.", "hint")
-        found.stayed = [told for verdict in found.dangerous if (told := _moved_aside(verdict))]
+        found.stayed = [told for file in found.dangerous if (told := _moved_aside(file))]
         found.moved += len(found.dangerous) - len(found.stayed)
         found.dangerous = []
         self._host.look_again()
@@ -108,25 +108,25 @@ class Checking:
 
     def _check(self, listener: Listener, should_stop: ShouldStop) -> str:
         found = Found()
-        for verdict in self._verdicts(listener):
+        for file in self._scan(listener):
             if should_stop():
                 return "The check was stopped; nothing has changed."
-            found.counts["picture" if verdict.ordinary else verdict.kind] += 1
-            if verdict.dangerous:
-                found.dangerous.append(verdict)
+            found.counts["picture" if file.ordinary else file.kind] += 1
+            if file.dangerous:
+                found.dangerous.append(file)
         self._found = found
         self._host.check_answered()
         return found.outcome
 
-    def _verdicts(self, listener: Listener) -> Iterator[Verdict]:
+    def _scan(self, listener: Listener) -> Iterator[ScannedFile]:
         from textual_inversion.audit.scan import scan_folder
 
         before = 0
         for folder in self._host.embedding_folders():
             tell = partial(_advance, listener, before)
-            for verdict in scan_folder(folder, tell):
+            for file in scan_folder(folder, tell):
                 before += 1
-                yield verdict
+                yield file
         listener(Advanced(before, before))
 
 
@@ -148,8 +148,8 @@ def _found(found: Found) -> str:
     parts = [f"<h3>{escape(found.outcome)}</h3>", f'<ul class="ti-counts">{kinds}</ul>']
     if found.dangerous:
         rows = "".join(
-            f"<tr><td><code>{escape(_place(verdict))}</code></td><td>{escape(verdict.sentence)}</td></tr>"
-            for verdict in found.dangerous[:_MOST_SHOWN]
+            f"<tr><td><code>{escape(_place(file))}</code></td><td>{escape(file.verdict)}</td></tr>"
+            for file in found.dangerous[:_MOST_SHOWN]
         )
         parts.append(f'<table class="ti-dangers"><thead><tr><th>File</th><th>What is in it</th></tr></thead><tbody>{rows}</tbody></table>')
     if (more := len(found.dangerous) - _MOST_SHOWN) > 0:
@@ -161,16 +161,16 @@ def _found(found: Found) -> str:
     return "".join(parts)
 
 
-def _moved_aside(verdict: Verdict) -> str:
+def _moved_aside(file: ScannedFile) -> str:
     """Why it stays, naming it; empty when it was moved."""
     from textual_inversion.audit.scan import quarantine
 
     try:
-        quarantine(verdict)
+        quarantine(file)
     except TextualInversionError as error:
-        return f"{_place(verdict)}: {error}"
+        return f"{_place(file)}: {error}"
     return ""
 
 
-def _place(verdict: Verdict) -> str:
-    return verdict.path.relative_to(verdict.folder).as_posix()
+def _place(file: ScannedFile) -> str:
+    return file.path.relative_to(file.folder).as_posix()

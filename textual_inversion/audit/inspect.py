@@ -1,4 +1,4 @@
-"""Looks into one embedding file: its vectors beside a checkpoint's vocabulary, and a verdict. Knows nothing of folders or pages.
+"""Inspects one embedding file in depth: every vector beside the words of a checkpoint, and a verdict.
 
 Only the checkpoint's token tables are read, a part at a time, so that a checkpoint of several GB costs some MB of memory.
 """
@@ -12,27 +12,18 @@ from pathlib import Path
 
 import torch
 
-from textual_inversion.audit.judge import Found, Judgement, judge
+from textual_inversion.audit import EmbeddingJudgement, FileJudgement, Kind, Lengths, Vector
+from textual_inversion.audit.judge import judge
 from textual_inversion.diffusion.checkpoint import token_tables
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats import FileInfo, file_sha256, read_all
+from textual_inversion.formats import file_sha256, read_all
 from textual_inversion.library.entry import misfit
 from textual_inversion.prompts.tokenizer import Tokenizer, default_tokenizer
 
 NEAREST_WORDS = 5
 LONG, BROKEN = 10, 30  # times the length of words; plain training reaches the first after some thousand steps
 _ROWS_AT_ONCE = 4096
-_HASH_DIGITS = 12
 _NO_COSINE = -2.0
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Norms of the words of a token table, rows of zeros left out: the median and where the middle 90 % lie."""
-
-    median: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,75 +62,8 @@ class TokenTable:
         return next(iter(widths)) if list(widths.values()) == [width] else None
 
 
-@dataclass(frozen=True)
-class Vector:
-    """One vector of an embedding.
-
-    Attributes:
-        norm: its length; None when it holds NaN or infinity.
-        zero: whether all its values are 0.
-        nearest: up to five words of the vocabulary and their cosines, the nearest first; a word that goes on, such as the
-            beginning of a longer one, ends in `…`. Empty without a vocabulary that fits.
-    """
-
-    norm: float | None
-    zero: bool
-    nearest: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """One embedding of the file.
-
-    Attributes:
-        info: what the file says about it.
-        kind: `ok`, `unusable` or `damaged`.
-        verdict: one sentence.
-        vectors: text encoder -> its vectors; empty for what no prompt can use.
-        words: text encoder -> norms of the words of the checkpoint; empty without a checkpoint that fits.
-        misfit: one clause why it does not fit the checkpoint; empty when it does or there is none.
-        without_nearest: one clause why nearest words are left out; empty when they are not.
-    """
-
-    info: FileInfo
-    kind: str
-    verdict: str
-    vectors: dict[str, tuple[Vector, ...]]
-    words: dict[str, Lengths]
-    misfit: str
-    without_nearest: str
-
-
-@dataclass(frozen=True, eq=False)
-class Inspection:
-    """A file, seen from all sides.
-
-    Attributes:
-        path: the file.
-        kind: one of `verdict.KINDS`.
-        verdict: one sentence.
-        embeddings: what it holds; empty when it cannot be read as an embedding.
-        checkpoint: name of the checkpoint that it was compared with; empty for none.
-        sha256: of the file, 64 hex digits; empty when it cannot be read.
-        size: bytes; 0 when it cannot be read.
-    """
-
-    path: Path
-    kind: str
-    verdict: str
-    embeddings: tuple[Report, ...]
-    checkpoint: str
-    sha256: str
-    size: int
-
-    @property
-    def infotext_hash(self) -> str:
-        """The first 12 hex digits of the sha256, as in an infotext's `TI hashes`."""
-        return self.sha256[:_HASH_DIGITS]
-
-
-def inspect_file(path: str | Path, table: TokenTable | None = None) -> Inspection:
-    """What the file at `path` holds and whether it is any good; runs nothing of it and raises nothing for what is in it.
+def inspect_file(path: str | Path, table: TokenTable | None = None) -> FileJudgement:
+    """Judge the file at `path` and every vector in it. Runs nothing of the file, and raises nothing for what is in it.
 
     Args:
         path: any file.
@@ -150,61 +74,49 @@ def inspect_file(path: str | Path, table: TokenTable | None = None) -> Inspectio
     """
     path = Path(path)
     judged = judge(path)
-    reports = tuple(_reports(path, judged.found, table)) if judged.kind != "unsafe" else ()
+    embeddings: tuple[EmbeddingJudgement, ...] = ()
+    if judged.embeddings:
+        stored = (vectors for _, vectors in read_all(path))
+        embeddings = tuple(_inspect(embedding, vectors, table) for embedding, vectors in zip(judged.embeddings, stored))
     try:
         sha256, size = file_sha256(path), path.stat().st_size
     except (EmbeddingError, OSError, ValueError):
         sha256, size = "", 0  # the verdict says why
-    verdict = reports[0].verdict if len(reports) == 1 else _joint_verdict(judged, reports)
-    return Inspection(path, judged.kind, verdict, reports, table.name if table else "", sha256, size)
+    verdicts = {embedding.verdict for embedding in embeddings}
+    verdict = judged.verdict
+    if len(verdicts) == 1:
+        verdict = f"{len(embeddings)} embeddings, {verdicts.pop()}" if len(embeddings) > 1 else verdicts.pop()
+    checkpoint = table.name if table else ""
+    return replace(judged, verdict=verdict, embeddings=embeddings, checkpoint=checkpoint, sha256=sha256, size=size)
 
 
-def _joint_verdict(judged: Judgement, reports: tuple[Report, ...]) -> str:
-    """Of several embeddings: the one that all share, or each by its word."""
-    verdicts = {report.verdict for report in reports}
-    if len(verdicts) != 1:
-        return judged.sentence
-    return f"{len(reports)} embeddings, {verdicts.pop()}"
-
-
-def _reports(path: Path, found: tuple[Found, ...], table: TokenTable | None) -> Iterator[Report]:
-    if not found:
-        return
-    for one, (info, stored) in zip(found, read_all(path), strict=False):
-        rows = {encoder: tensor.float() for encoder, tensor in stored.items()}
-        yield _with_verdict(_report(one, info, rows, table), table.name if table else "")
-
-
-def _report(one: Found, info: FileInfo, rows: dict[str, torch.Tensor], table: TokenTable | None) -> Report:
-    reason = misfit(info, table.widths).rstrip(".") if table and rows else ""
-    left_out = "no prompt can use it" if not rows else reason if table else "give a checkpoint that it is for"
-    known = {encoder: table.table_for(encoder, info.widths[encoder]) for encoder in rows} if table and not left_out else {}
-    vectors, words = {}, {}
-    for encoder, tensor in rows.items():
-        key = known.get(encoder)
-        nearest = _nearest(tensor, table.tables[key]) if table and key else [()] * len(tensor)
-        vectors[encoder] = tuple(_vector(row, near) for row, near in zip(tensor, nearest))
-        if table and key and (lengths := table.lengths[key]):
-            words[encoder] = lengths
-    return Report(one.info, one.kind, f"{one.sentence}.", vectors, words, reason, left_out)
-
-
-def _with_verdict(report: Report, checkpoint: str) -> Report:
-    """The report with a verdict that also says how the vectors compare with words, and whether they fit."""
-    clauses = [report.verdict.rstrip(".")]
-    if report.kind == "ok" and (times := _times_longer(report)) >= LONG:
+def _inspect(judged: EmbeddingJudgement, stored: dict[str, torch.Tensor], table: TokenTable | None) -> EmbeddingJudgement:
+    """The judgement with the embedding's vectors, and with a verdict that also says how they compare with words."""
+    info, vectors, words = judged.info, {}, {}
+    misfits = misfit(info, table.widths).rstrip(".") if table and stored else ""
+    without_nearest = "no prompt can use it" if not stored else misfits if table else "give a checkpoint that it is for"
+    for encoder, tensor in stored.items():
+        rows = tensor.float()  # n d
+        nearest: list[tuple[tuple[str, float], ...]] = [()] * len(rows)
+        if table and not without_nearest and (key := table.table_for(encoder, info.widths[encoder])):
+            nearest = _nearest(rows, table.tables[key])
+            if lengths := table.lengths[key]:
+                words[encoder] = lengths
+        vectors[encoder] = tuple(_vector(row, near) for row, near in zip(rows, nearest))
+    clauses = [judged.clause]
+    if judged.kind is Kind.OK and (times := _times_longer(vectors, words)) >= LONG:
         effect = "overtrained or broken" if times >= BROKEN else "it may drown the rest of a prompt"
         clauses.append(f"its vectors are {times:.0f} times longer than words: {effect}")
-    if report.kind == "ok" and report.misfit:
-        clauses.append(f"not with {checkpoint}: {report.misfit}")
-    return replace(report, verdict="; ".join(clauses) + ".")
+    if judged.kind is Kind.OK and misfits and table:
+        clauses.append(f"not with {table.name}: {misfits}")
+    return replace(judged, clause="; ".join(clauses), vectors=vectors, words=words, misfit=misfits, without_nearest=without_nearest)
 
 
-def _times_longer(report: Report) -> float:
-    """The median norm of its vectors over that of words, at the text encoder where it is largest; 0 when unknown."""
+def _times_longer(vectors: dict[str, tuple[Vector, ...]], words: dict[str, Lengths]) -> float:
+    """The median norm of the vectors over that of words, at the text encoder where it is largest; 0 when unknown."""
     times = [0.0]
-    for encoder, lengths in report.words.items():
-        norms = [vector.norm for vector in report.vectors[encoder] if vector.norm]
+    for encoder, lengths in words.items():
+        norms = [vector.norm for vector in vectors[encoder] if vector.norm]
         if norms and lengths.median:
             times.append(float(torch.tensor(norms).median()) / lengths.median)
     return max(times)

@@ -1,25 +1,24 @@
-"""What to think of one file: usable, unusable, no embedding, damaged, unchecked or unsafe, in one sentence.
+"""Judges one file: usable, unusable, no embedding, damaged, unchecked or unsafe, in one sentence.
 
-Knows nothing of checkpoints, vocabularies or folders. "Unsafe" is judged for every program that may read the file, not only for
-this one: a file that is data to the reader here may be a program to one that unpickles whatever has a pickle's ending.
+"Unsafe" holds for every program that may read the file, not only for this one: a file that is data to the reader here may be a
+program to one that unpickles whatever has a pickle's ending.
 """
 
 from __future__ import annotations
 
 import os
 import tarfile
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from textual_inversion.audit import EmbeddingJudgement, FileJudgement, Kind
 from textual_inversion.embedding import family_of
 from textual_inversion.errors import EmbeddingError, NoEmbeddingError, UnknownLayoutError, UnsafeFileError
 from textual_inversion.formats import (
     MAX_READ_BYTES,
     PICTURE_ENDINGS,
     ZIP_START,
-    FileBytes,
     FileInfo,
     check_container,
     may_import,
@@ -32,140 +31,106 @@ from textual_inversion.text import counted, join_clauses
 if TYPE_CHECKING:
     import torch
 
-#: From the best to the worst.
-KINDS = ("ok", "unusable", "not an embedding", "damaged", "unchecked", "unsafe")
+#: The kind of a file with several embeddings is the first of these that one of them has.
+_FIRST_TO_LAST = (Kind.DAMAGED, Kind.OK, Kind.UNUSABLE)
 _NEVER_UNPICKLED = (".safetensors", *PICTURE_ENDINGS)
 _MAX_PICKLES = 5  # what PyTorch reads of a legacy file before its tensors
-_SHOWN = 4
+_MAX_NAMED = 4  # embeddings of one file that a sentence names
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
-    """One embedding of a file.
-
-    Attributes:
-        info: what the file says about it.
-        kind: `ok`, `unusable` or `damaged`.
-        sentence: the verdict without a full stop, such as `usable with SD1 checkpoints`.
-    """
-
-    info: FileInfo
-    kind: str
-    sentence: str
-
-
-@dataclass(frozen=True, eq=False)
-class Judgement:
-    """A file and what to think of it.
-
-    Attributes:
-        path: the file.
-        kind: one of `KINDS`.
-        sentence: the verdict as one sentence that does not name the file.
-        found: the embeddings in it; empty unless the file could be read.
-        dangerous: a program that unpickles it might run code, because it is unsafe or a pickle too damaged to be checked.
-        ordinary: a picture without an embedding, as previews are.
-    """
-
-    path: Path
-    kind: str
-    sentence: str
-    found: tuple[Found, ...] = ()
-    dangerous: bool = False
-    ordinary: bool = False
-
-
-def judge(path: str | Path) -> Judgement:
-    """Read the file at `path` and say what to think of it; never raises for what is in the file, and runs nothing of it."""
+def judge(path: str | Path) -> FileJudgement:
+    """Read the file at `path` and judge it. Runs nothing of the file, and raises nothing for what is in it."""
     path = Path(path)
-    judged = _judge(path)
-    if judged.kind in ("unsafe", "unchecked") or not (clause := _runs_elsewhere(path, doubtful=judged.dangerous)):
+    judged = _judge_as_read(path)
+    if judged.kind in (Kind.UNSAFE, Kind.UNCHECKED):
         return judged
-    return Judgement(path, "unsafe", f"unsafe: {clause}.", dangerous=True)
+    if clause := _runs_elsewhere(path, known_dangerous=judged.dangerous):
+        return _refused(path, Kind.UNSAFE, f"{clause}.", dangerous=True)
+    return judged
 
 
-def suitable(widths: dict[str, int]) -> str:
-    """The checkpoints that vectors of these widths per text encoder are for, in words."""
-    family = family_of(widths)
-    return f"checkpoints whose words are {family}" if family.endswith("wide") else f"{family} checkpoints"
+# As the reader here sees it -------------------------------------------------------------------------------------------
 
 
-def _judge(path: Path) -> Judgement:
+def _judge_as_read(path: Path) -> FileJudgement:
     try:
-        found = tuple(_found(info, vectors) for info, vectors in read_all(path))
+        embeddings = tuple(_judge_embedding(info, vectors) for info, vectors in read_all(path))
     except UnsafeFileError as error:
-        return Judgement(path, "unsafe", f"unsafe: {_without_path(path, error)}", dangerous=True)
+        return _refused(path, Kind.UNSAFE, error.reason, dangerous=True)
+    except NoEmbeddingError:
+        return _refused(path, Kind.NOT_AN_EMBEDDING, "it is an ordinary picture.", ordinary=True)
     except UnknownLayoutError as error:
-        ordinary = isinstance(error, NoEmbeddingError)
-        what = "it is an ordinary picture." if ordinary else _without_path(path, error)
-        return Judgement(path, "not an embedding", f"not an embedding: {what}", ordinary=ordinary)
+        return _refused(path, Kind.NOT_AN_EMBEDDING, error.reason)
     except EmbeddingError as error:
-        return _judge_refused(path, _without_path(path, error))
-    kinds = {one.kind for one in found}
-    kind = next(kind for kind in ("damaged", "ok", "unusable") if kind in kinds)
-    return Judgement(path, kind, _sentence(found), found)
+        return _judge_unread(path, error.reason)
+    kinds = {embedding.kind for embedding in embeddings}
+    kind = next(kind for kind in _FIRST_TO_LAST if kind in kinds)
+    return FileJudgement(path, kind, _joint_verdict(embeddings), embeddings)
 
 
-def _found(info: FileInfo, vectors: dict[str, torch.Tensor]) -> Found:
+def _refused(path: Path, kind: Kind, reason: str, **more: Any) -> FileJudgement:
+    return FileJudgement(path, kind, f"{kind}: {reason}", **more)
+
+
+def _judge_embedding(info: FileInfo, vectors: dict[str, torch.Tensor]) -> EmbeddingJudgement:
     if info.unusable:
-        return Found(info, "unusable", f"unusable: {info.unusable}")
+        return EmbeddingJudgement(info, Kind.UNUSABLE, f"{Kind.UNUSABLE}: {info.unusable}")
     if damage := _damage(vectors):
-        return Found(info, "damaged", f"damaged: {damage}")
-    return Found(info, "ok", f"usable with {suitable(info.widths)}{_remarks(vectors)}")
+        return EmbeddingJudgement(info, Kind.DAMAGED, f"{Kind.DAMAGED}: {damage}")
+    family = family_of(info.widths)
+    checkpoints = f"checkpoints whose words are {family}" if family.endswith("wide") else f"{family} checkpoints"
+    return EmbeddingJudgement(info, Kind.OK, f"usable with {checkpoints}{_remarks(vectors)}")
 
 
-def _judge_refused(path: Path, reason: str) -> Judgement:
-    """Whether a file that was refused cannot be read, is damaged, or is whole and holds something that cannot be used."""
+def _judge_unread(path: Path, reason: str) -> FileJudgement:
+    """Judge a file that the reader refused for `reason`: it cannot be read, is damaged, or is whole and of no use."""
     try:
         with open_file(path) as source:
-            pickled = _may_be_unpickled(path, source)
-            too_large = pickled and source.size > MAX_READ_BYTES
+            head = source.read(0, 4)
+            is_pickle = head == ZIP_START or (head[:1] == b"\x80" and source.read(8, 9) != b"{")
+            is_pickle = is_pickle or path.suffix.lower() not in _NEVER_UNPICKLED  # programs may go by the bytes or by the ending
+            too_large = is_pickle and source.size > MAX_READ_BYTES
     except EmbeddingError:
-        empty = os.path.isfile(path) and os.path.getsize(path) == 0
-        return Judgement(path, "damaged" if empty else "unchecked", f"{'damaged' if empty else 'unchecked'}: {reason}")
+        is_empty = os.path.isfile(path) and os.path.getsize(path) == 0
+        return _refused(path, Kind.DAMAGED if is_empty else Kind.UNCHECKED, reason)
     if too_large:
-        return Judgement(path, "unchecked", f"unchecked: {reason}")
+        return _refused(path, Kind.UNCHECKED, reason)
     try:
         check_container(path)
     except EmbeddingError:
-        unknown = " As a pickle that cannot be checked it may be dangerous." if pickled else ""
-        return Judgement(path, "damaged", f"damaged: {reason.rstrip('.')}.{unknown}", dangerous=pickled)
-    return Judgement(path, "unusable", f"unusable: {reason}")
+        warning = " As a pickle that cannot be checked it may be dangerous." if is_pickle else ""
+        return _refused(path, Kind.DAMAGED, f"{reason.rstrip('.')}.{warning}", dangerous=is_pickle)
+    return _refused(path, Kind.UNUSABLE, reason)
 
 
-def _without_path(path: Path, error: Exception) -> str:
-    text = str(error)
-    shorter = text.removeprefix(f"{path}: ")
-    return shorter if shorter != text else "it" + text.removeprefix(str(path)) if text.startswith(f"{path} ") else text
-
-
-def _sentence(found: tuple[Found, ...]) -> str:
-    if len(found) == 1:
-        return f"{found[0].sentence}."
-    sentences = {one.sentence for one in found}
-    names = ", ".join(str(one.info.word) for one in found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
-    if len(sentences) == 1:
-        return f"{len(found)} embeddings ({names}), {sentences.pop()}."
-    told = "; ".join(f"{one.info.word}: {one.sentence}" for one in sorted(found, key=lambda one: one.kind)[:_SHOWN])
-    return f"{len(found)} embeddings ({names}): {told}."
+def _joint_verdict(embeddings: tuple[EmbeddingJudgement, ...]) -> str:
+    """One sentence for all embeddings of a file; the worst come first where they differ."""
+    if len(embeddings) == 1:
+        return embeddings[0].verdict
+    words = ", ".join(str(embedding.info.word) for embedding in embeddings[:_MAX_NAMED])
+    if len(embeddings) > _MAX_NAMED:
+        words += f" and {len(embeddings) - _MAX_NAMED} more"
+    clauses = {embedding.clause for embedding in embeddings}
+    if len(clauses) == 1:
+        return f"{len(embeddings)} embeddings ({words}), {clauses.pop()}."
+    ordered = sorted(embeddings, key=lambda embedding: _FIRST_TO_LAST.index(embedding.kind))
+    listed = "; ".join(f"{embedding.info.word}: {embedding.clause}" for embedding in ordered[:_MAX_NAMED])
+    return f"{len(embeddings)} embeddings ({words}): {listed}."
 
 
 def _damage(vectors: dict[str, torch.Tensor]) -> str:
-    """Which vectors hold NaN or infinity, once they are fp32; empty when none does."""
-    clauses = []
+    """A clause about the vectors that hold NaN or infinity once they are fp32; empty when none does."""
+    clauses, total = [], 0
     for encoder, rows in vectors.items():
         finite = rows.float().isfinite().all(dim=1)  # n
         if bad := [str(index + 1) for index, fine in enumerate(finite.tolist()) if not fine]:
             clauses.append(f"vector{'s' * (len(bad) > 1)} {join_clauses(bad)} for {encoder}")
-    return f"{join_clauses(clauses)} hold{'s' * _one(clauses)} NaN or infinity, so pictures would be black" if clauses else ""
-
-
-def _one(clauses: list[str]) -> bool:
-    return len(clauses) == 1 and clauses[0].startswith("vector ")
+            total += len(bad)
+    return f"{join_clauses(clauses)} hold{'s' * (total == 1)} NaN or infinity, so pictures would be black" if clauses else ""
 
 
 def _remarks(vectors: dict[str, torch.Tensor]) -> str:
-    """What else a person should know of finite vectors."""
+    """What else a person should know about finite vectors."""
     remarks = []
     counts = {encoder: rows.shape[0] for encoder, rows in vectors.items()}
     nonzero = {encoder: int(rows.any(dim=1).sum()) for encoder, rows in vectors.items()}
@@ -184,46 +149,34 @@ def _remarks(vectors: dict[str, torch.Tensor]) -> str:
     return f", but {join_clauses(remarks)}" if remarks else ""
 
 
-# What other programs would run -----------------------------------------------------------------------------------------
+# As other programs may take it ----------------------------------------------------------------------------------------
 
 
-def _may_be_unpickled(path: Path, source: FileBytes) -> bool:
-    """Whether a program may take the file for a pickle, by its bytes or by its ending."""
-    head = source.read(0, 4)
-    by_ending = path.suffix.lower() not in _NEVER_UNPICKLED
-    return head == ZIP_START or (head[:1] == b"\x80" and source.read(8, 9) != b"{") or by_ending
+def _runs_elsewhere(path: Path, *, known_dangerous: bool) -> str:
+    """A clause why a program that unpickles by the file's ending would run code from it; empty when none would.
 
-
-def _runs_elsewhere(path: Path, *, doubtful: bool) -> str:
-    """Why a program that unpickles by a file's ending would run code from a file that is something else to the reader here.
-
-    Of a `doubtful` file, a damaged pickle, it is said already that it may.
+    A damaged pickle is `known_dangerous`: its verdict warns already, so a mere possibility adds nothing.
     """
     if path.suffix.lower() in _NEVER_UNPICKLED:
         return ""
     try:
         with open_file(path) as source:
             if source.read(0, 4) == ZIP_START:
-                return ""  # what a zip holds the reader has checked
+                return ""  # the reader has checked the pickle inside
             data, whole = source.read(0, min(source.size, MAX_READ_BYTES)), source.size <= MAX_READ_BYTES
     except EmbeddingError:
         return ""  # gone meanwhile, or empty
     if _is_tar(data):
         return "it is a tar archive, whose pickles PyTorch would run; best delete the file"
-    return _runs_unpickled(data, whole=whole, doubtful=doubtful)
-
-
-def _runs_unpickled(data: bytes, *, whole: bool, doubtful: bool) -> str:
-    """Why a program that takes `data`, the beginning of a file where it is not `whole`, for pickles would run code."""
     stream, begin = BytesIO(data), 0
     try:
         for _ in range(_MAX_PICKLES):
             walk_pickle(stream)
             begin = stream.tell()
     except UnsafeFileError as error:
-        return f"to programs that go by its ending it is a pickle: {str(error).rstrip('.')}"
-    except EmbeddingError:  # which need not stop other readers
-        if not doubtful and may_import(data[begin:], whole=whole):
+        return f"to programs that go by its ending it is a pickle: {error.reason.rstrip('.')}"
+    except EmbeddingError:  # other readers need not stop there
+        if not known_dangerous and may_import(data[begin:], whole=whole):
             return "to programs that go by its ending it may be a pickle that runs code; best delete the file"
     return ""
 

@@ -1,7 +1,7 @@
-"""Every file of a folder with its verdict, moving dangerous files aside, and writing honest ones as safetensors.
+"""Judges every file of a folder; moves dangerous files aside and writes honest ones as safetensors.
 
-Knows nothing of checkpoints, pages or terminals. Looking changes nothing; the two functions that act touch one file each, never
-one that was changed since it was judged or that lies behind a link, and never overwrite.
+Scanning changes nothing. `quarantine` and `to_safetensors` act on one file each: never on one that has changed since it was judged or
+that lies behind a link, and they never overwrite.
 """
 
 from __future__ import annotations
@@ -17,51 +17,40 @@ from pathlib import Path
 
 import torch
 
+from textual_inversion.audit import FileJudgement, Kind
 from textual_inversion.audit.judge import judge
 from textual_inversion.embedding import Embedding, word_name
 from textual_inversion.errors import ConfigError, EmbeddingError, NameTakenError, TextualInversionError
-from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS, FileInfo, load, save
+from textual_inversion.files import FileStamp, os_error_words
+from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS, load, save
 
 QUARANTINE, ORIGINALS = "quarantine", "originals"
 UNSAFE_ENDING, ORIGINAL_ENDING = ".unsafe", ".original"  # no program loads files of these endings
 OPTIMIZER_ENDING = ".optim"  # what trainers keep beside an embedding to go on from; a pickle too
 _LONGEST_NAME = 240  # bytes; file systems take 255
-_STATE = "not an embedding: an optimizer's state, from which training goes on; no prompt needs it."
-_Stamp = tuple[int, int, int, int]  # device, inode, size, mtime_ns
+_STATE = f"{Kind.NOT_AN_EMBEDDING}: an optimizer's state, from which training goes on; no prompt needs it."
 Progress = Callable[[int, int, str], None]
 
 
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """One file of a folder.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ScannedFile(FileJudgement):
+    """A judged file of a folder, or a folder below it that cannot be listed.
 
     Attributes:
         folder: the folder that was scanned.
-        path: the file, or a folder below it that cannot be read.
-        kind: one of `verdict.KINDS`.
-        sentence: the verdict, without the file's name.
-        found: what each embedding in it is; empty for what is no embedding.
-        dangerous: whether `quarantine` moves it.
-        ordinary: a picture without an embedding.
-        stamp: the file as it was when it was judged; None when there was none.
+        stamp: of the file before it was read for its judgement; None when there was none.
     """
 
     folder: Path
-    path: Path
-    kind: str
-    sentence: str
-    found: tuple[FileInfo, ...] = ()
-    dangerous: bool = False
-    ordinary: bool = False
-    stamp: _Stamp | None = None
+    stamp: FileStamp | None = None
 
     @property
     def convertible(self) -> bool:
         """Whether `to_safetensors` has something to do: an honest file that programs unpickle."""
-        return self.kind == "ok" and self.path.suffix.lower() not in (".safetensors", OPTIMIZER_ENDING, *PICTURE_ENDINGS)
+        return self.kind is Kind.OK and self.path.suffix.lower() not in (".safetensors", OPTIMIZER_ENDING, *PICTURE_ENDINGS)
 
 
-def scan_folder(folder: str | Path, progress: Progress | None = None) -> Iterator[Verdict]:
+def scan_folder(folder: str | Path, progress: Progress | None = None) -> Iterator[ScannedFile]:
     """Judge every file under `folder` whose ending may be an embedding's, or an optimizer's state beside one; changes nothing.
 
     They come in the order of their paths.
@@ -79,62 +68,64 @@ def scan_folder(folder: str | Path, progress: Progress | None = None) -> Iterato
     paths, unreadable = _files(folder)
     if folder in unreadable:
         raise ConfigError(f"The folder {folder} cannot be listed: {unreadable[folder]}.")
-    yield from (
-        Verdict(folder, path, "unchecked", f"unchecked: the folder cannot be listed: {reason}.") for path, reason in unreadable.items()
-    )
+    for path, reason in unreadable.items():
+        verdict = f"{Kind.UNCHECKED}: the folder cannot be listed: {reason}."
+        yield ScannedFile(path, Kind.UNCHECKED, verdict, folder=folder)
     for done, path in enumerate(paths):
         if progress:
             progress(done, len(paths), path.name)
-        stamp = _stamp(path)  # before it is read, so that a change while it is read shows
+        stamp = FileStamp.of(path)  # before the file is read, so that a change while it is read shows
         judged = judge(path)
-        found = tuple(one.info for one in judged.found)
-        state = judged.kind == "not an embedding" and path.suffix.lower() == OPTIMIZER_ENDING
-        yield Verdict(folder, path, judged.kind, _STATE if state else judged.sentence, found, judged.dangerous, judged.ordinary, stamp)
+        is_state = judged.kind is Kind.NOT_AN_EMBEDDING and path.suffix.lower() == OPTIMIZER_ENDING
+        verdict = _STATE if is_state else judged.verdict
+        results = (judged.embeddings, judged.dangerous, judged.ordinary)
+        yield ScannedFile(path, judged.kind, verdict, *results, folder=folder, stamp=stamp)
 
 
-def quarantine(verdict: Verdict, folder: str | Path | None = None) -> Path:
-    """Move a dangerous file out of every program's reach, under its own name and subfolder with `.unsafe` added; returns where it is.
+def quarantine(file: ScannedFile, folder: str | Path | None = None) -> Path:
+    """Move a dangerous file to where no program loads it, its name and subfolder kept and `.unsafe` added; returns its new path.
 
     Args:
-        verdict: of a dangerous file.
+        file: a dangerous file.
         folder: where to; None takes `quarantine` in the scanned folder.
 
     Raises:
         EmbeddingError: it is not dangerous, changed since it was judged, is or lies behind a link, or cannot be moved; it stays.
     """
-    if not verdict.dangerous:
+    if not file.dangerous:
         raise EmbeddingError("it is not dangerous, so it stays where it is.")
-    return _move(verdict, Path(folder) if folder else verdict.folder / QUARANTINE, UNSAFE_ENDING)
+    return _move(file, Path(folder) if folder else file.folder / QUARANTINE, UNSAFE_ENDING)
 
 
-def to_safetensors(verdict: Verdict, *, replace: bool = False) -> list[Path]:
+def to_safetensors(file: ScannedFile, *, replace: bool = False) -> list[Path]:
     """Write the embeddings of an honest file beside it as safetensors and return the new files; one that is there already stays.
 
     Several embeddings in a file become a file each, named after its word.
 
     Args:
-        verdict: of a file whose `convertible` is true.
+        file: one whose `convertible` is true.
         replace: afterwards move the original to `originals` in the scanned folder, where no program loads it.
 
     Raises:
         EmbeddingError: a file of that name holds something else, the original changed since it was judged or holds what would be
             lost (with `replace`), or a file cannot be written or moved; the original stays.
     """
-    if not verdict.convertible:
+    if not file.convertible:
         raise EmbeddingError("there is nothing to convert.")
-    _check_same(verdict)
-    if replace and (lost := [info.word for info in verdict.found if info.unusable]):
+    _check_same(file)
+    infos = [embedding.info for embedding in file.embeddings]
+    if replace and (lost := [info.word for info in infos if info.unusable]):
         raise EmbeddingError(f"{lost[0]!r} in it cannot be converted, so it was not replaced.")
-    written = [path for info in verdict.found if not info.unusable and (path := _convert(verdict.path, info.word))]
+    written = [path for info in infos if not info.unusable and (path := _convert(file.path, info.word))]
     if replace:
-        _move(verdict, verdict.folder / ORIGINALS, ORIGINAL_ENDING)
-        if len(verdict.found) == 1:
-            _rename_state(verdict.path, _target(verdict.path, verdict.found[0].word))
+        _move(file, file.folder / ORIGINALS, ORIGINAL_ENDING)
+        if len(infos) == 1:
+            _rename_state(file.path, _target(file.path, infos[0].word))
     return written
 
 
 def _rename_state(path: Path, target: Path) -> None:
-    """An optimizer's state is looked for under its embedding's name; where another one has the new name already, it stays."""
+    """Give the optimizer's state beside `path` the name that training looks for beside `target`; a state of that name stays."""
     state, renamed = (file.with_name(file.name + OPTIMIZER_ENDING) for file in (path, target))
     with suppress(OSError):  # training goes on without it, too
         if not os.path.lexists(renamed):
@@ -143,12 +134,12 @@ def _rename_state(path: Path, target: Path) -> None:
 
 def _files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """Files to judge under `folder`, sorted, and the folders that cannot be listed with the reason."""
-    found: list[Path] = []
+    paths: list[Path] = []
     unreadable: dict[Path, str] = {}
     seen: set[str] = set()
 
     def note(error: OSError) -> None:
-        unreadable[Path(error.filename or folder)] = _why(error)
+        unreadable[Path(error.filename or folder)] = os_error_words(error)
 
     for root, folders, files in os.walk(folder, followlinks=True, onerror=note):
         real = os.path.realpath(root)
@@ -157,31 +148,23 @@ def _files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
             continue
         seen.add(real)
         folders.sort()
-        found += [Path(root, name) for name in files if name.lower().endswith((*READ_ENDINGS, OPTIMIZER_ENDING))]
-    return sorted(found), unreadable
+        paths += [Path(root, name) for name in files if name.lower().endswith((*READ_ENDINGS, OPTIMIZER_ENDING))]
+    return sorted(paths), unreadable
 
 
-def _stamp(path: Path) -> _Stamp | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _check_same(verdict: Verdict) -> None:
+def _check_same(file: ScannedFile) -> None:
     """Refuse a file that is not the one that was judged, or not in the scanned folder."""
-    path = verdict.path
+    path = file.path
     try:
         if stat.S_ISLNK(os.lstat(path).st_mode):
             raise EmbeddingError(f"it is a link to {os.path.realpath(path)}, which stays untouched.")
     except OSError as error:
-        raise EmbeddingError(f"it cannot be found any more: {_why(error)}.") from error
+        raise EmbeddingError(f"it cannot be found any more: {os_error_words(error)}.") from error
     inside = Path(os.path.realpath(path.parent))
-    top = Path(os.path.realpath(verdict.folder))
+    top = Path(os.path.realpath(file.folder))
     if inside != top and top not in inside.parents:
         raise EmbeddingError(f"a link leads to it in {inside}, outside of the scanned folder; scan that folder itself.")
-    if verdict.stamp is None or _stamp(path) != verdict.stamp:
+    if file.stamp is None or FileStamp.of(path) != file.stamp:
         raise EmbeddingError("it changed since it was judged; scan again.")
 
 
@@ -206,33 +189,33 @@ def _convert(path: Path, word: str | None) -> Path | None:
 
 def _same_vectors(path: Path, embedding: Embedding) -> bool:
     try:
-        there = load(path).vectors
+        existing = load(path).vectors
     except TextualInversionError:
         return False
-    return there.keys() == embedding.vectors.keys() and all(torch.equal(there[key], rows) for key, rows in embedding.vectors.items())
+    return existing.keys() == embedding.vectors.keys() and all(torch.equal(existing[key], rows) for key, rows in embedding.vectors.items())
 
 
 # moving ---------------------------------------------------------------------------------------------------------------
 
 
-def _move(verdict: Verdict, folder: Path, ending: str) -> Path:
+def _move(file: ScannedFile, folder: Path, ending: str) -> Path:
     """Move the judged file below `folder`, its subfolder kept and `ending` added; never overwrites, and all or nothing."""
-    _check_same(verdict)
-    place = folder / verdict.path.relative_to(verdict.folder).parent
+    _check_same(file)
+    place = folder / file.path.relative_to(file.folder).parent
     target: Path | None = None
     try:
         os.makedirs(place, exist_ok=True)
-        target = _reserve(place, verdict.path.name, ending)
-        _replace(verdict.path, target)
+        target = _reserve(place, file.path.name, ending)
+        _replace(file.path, target)
     except (OSError, ValueError) as error:
-        if target is not None and os.path.lexists(verdict.path):
+        if target is not None and os.path.lexists(file.path):
             target.unlink(missing_ok=True)
-        raise EmbeddingError(f"it was not moved to {place}: {_why(error)}.") from error
+        raise EmbeddingError(f"it was not moved to {place}: {os_error_words(error)}.") from error
     return target
 
 
 def _reserve(folder: Path, name: str, ending: str) -> Path:
-    """An empty new file for `name` in `folder`, so that nobody else takes the place."""
+    """Make an empty file for `name` in `folder`, so that no other program takes the name meanwhile."""
     while len(os.fsencode(name)) > _LONGEST_NAME:
         name = name[1:]
     for number in count(1):
@@ -246,7 +229,7 @@ def _reserve(folder: Path, name: str, ending: str) -> Path:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Put `source` in the place of our own `target`, also on another disk."""
+    """Move `source` over our own empty `target`; to another disk it is copied first."""
     try:
         os.replace(source, target)
     except OSError as error:
@@ -258,7 +241,3 @@ def _replace(source: Path, target: Path) -> None:
             new.flush()
             os.fsync(new.fileno())
         source.unlink()
-
-
-def _why(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).rstrip(".")

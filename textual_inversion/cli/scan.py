@@ -6,13 +6,14 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from textual_inversion.audit import Kind
 from textual_inversion.cli.common import Result, check_embeddings, command, tell
 from textual_inversion.cli.report import Bar
 from textual_inversion.errors import ConfigError, EmbeddingError
 from textual_inversion.text import counted
 
 if TYPE_CHECKING:
-    from textual_inversion.audit.scan import Verdict
+    from textual_inversion.audit.scan import ScannedFile
 
 _SCAN_TEXT = (
     "judge every embedding file of a folder; changes nothing unless --quarantine or --to-safetensors is given; "
@@ -46,45 +47,44 @@ def _scan(options: argparse.Namespace) -> Result:
         raise ConfigError("--replace says what --to-safetensors does with the originals; give both.")
     check_embeddings(options.folder)
 
-    from textual_inversion.audit.judge import KINDS
     from textual_inversion.audit.scan import scan_folder
 
     bar = Bar()
     try:
-        verdicts = list(scan_folder(options.folder, lambda done, total, name: bar.move(done, total, name)))
+        files = list(scan_folder(options.folder, lambda done, total, name: bar.move(done, total, name)))
     finally:
         bar.close()
     rows = []
-    for verdict in sorted(verdicts, key=lambda verdict: KINDS.index(verdict.kind)):  # the worst last, beside the sum
-        row = {"path": str(verdict.path), "kind": verdict.kind, "sentence": verdict.sentence, **_act(options, verdict)}
+    for file in sorted(files, key=lambda file: file.kind.severity):  # the worst last, beside the totals
+        row = {"path": str(file.path), "kind": file.kind.value, "sentence": file.verdict, **_act(options, file)}
         rows.append(row)
-        _tell_row(options, verdict, row)
-    counts = {kind: sum(row["kind"] == kind for row in rows) for kind in KINDS}
-    _tell_sum(options, verdicts, rows)
-    if counts["unsafe"] or counts["damaged"] or counts["unchecked"] or any("problem" in row for row in rows):
+        _tell_row(options, file, row)
+    _tell_totals(options, files, rows)
+    if any(file.kind.severity >= Kind.DAMAGED.severity for file in files) or any("problem" in row for row in rows):
         options.status = 1
+    counts = {kind.value: sum(file.kind is kind for file in files) for kind in Kind}
     return {"folder": str(options.folder), "counts": counts, "files": rows}
 
 
-def _act(options: argparse.Namespace, verdict: Verdict) -> Result:
-    """Do what was asked for with one file; what fails is told and the rest goes on."""
+def _act(options: argparse.Namespace, file: ScannedFile) -> Result:
+    """Do what was asked for with one file. A failure becomes its `problem`, and the rest goes on."""
     from textual_inversion.audit.scan import quarantine, to_safetensors
 
     try:
-        if options.quarantine is not None and verdict.dangerous:
-            return {"moved_to": str(quarantine(verdict, options.quarantine or None))}
-        if options.to_safetensors and verdict.convertible:
-            return {"converted_to": [str(path) for path in to_safetensors(verdict, replace=options.replace)]}
+        if options.quarantine is not None and file.dangerous:
+            return {"moved_to": str(quarantine(file, options.quarantine or None))}
+        if options.to_safetensors and file.convertible:
+            return {"converted_to": [str(path) for path in to_safetensors(file, replace=options.replace)]}
     except EmbeddingError as error:
         return {"problem": str(error)}
     return {}
 
 
-def _tell_row(options: argparse.Namespace, verdict: Verdict, row: Result) -> None:
-    if verdict.ordinary:
+def _tell_row(options: argparse.Namespace, file: ScannedFile, row: Result) -> None:
+    if file.ordinary:
         return  # previews, often as many as embeddings
-    relative = os.path.relpath(verdict.path, verdict.folder)
-    tell(options, f"{relative}: {verdict.sentence}")
+    relative = os.path.relpath(file.path, file.folder)
+    tell(options, f"{relative}: {file.verdict}")
     if "moved_to" in row:
         tell(options, f"    moved to {row['moved_to']}")
     if "converted_to" in row:
@@ -93,17 +93,15 @@ def _tell_row(options: argparse.Namespace, verdict: Verdict, row: Result) -> Non
         tell(options, f"    left as it is: {row['problem']}")
 
 
-def _tell_sum(options: argparse.Namespace, verdicts: list[Verdict], rows: list[Result]) -> None:
-    from textual_inversion.audit.judge import KINDS
-
-    told = [verdict for verdict in verdicts if not verdict.ordinary]
-    counts = [f"{count} {kind}" for kind in KINDS if (count := sum(verdict.kind == kind for verdict in told))]
-    ordinary = len(verdicts) - len(told)
-    beside = f"; and {counted(ordinary, 'picture')} without an embedding" if ordinary else ""
-    tell(options, f"{counted(len(told), 'file')}{': ' if counts else ''}{', '.join(counts)}{beside}.")
+def _tell_totals(options: argparse.Namespace, files: list[ScannedFile], rows: list[Result]) -> None:
+    listed = [file for file in files if not file.ordinary]
+    counts = [f"{count} {kind}" for kind in Kind if (count := sum(file.kind is kind for file in listed))]
+    ordinary = len(files) - len(listed)
+    pictures = f"; and {counted(ordinary, 'picture')} without an embedding" if ordinary else ""
+    tell(options, f"{counted(len(listed), 'file')}{': ' if counts else ''}{', '.join(counts)}{pictures}.")
     moved, converted = (sum(key in row for row in rows) for key in ("moved_to", "converted_to"))
-    dangerous = sum(verdict.dangerous for verdict in verdicts)
-    convertible = sum(verdict.convertible for verdict in verdicts)
+    dangerous = sum(file.dangerous for file in files)
+    convertible = sum(file.convertible for file in files)
     if moved or converted:
         tell(options, f"{counted(moved, 'file')} moved aside, {converted} converted.")
     if options.quarantine is None and dangerous:
