@@ -17,6 +17,7 @@ import torch
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.embedding import MAX_VECTORS, Embedding, Provenance, clean_name, family_of, word_name
 from textual_inversion.errors import EmbeddingError, UnknownLayoutError
+from textual_inversion.files import short_hash
 from textual_inversion.formats.containers.file_bytes import FileBytes, file_sha256, open_file, write_atomic
 from textual_inversion.formats.containers.picture_file import is_picture, read_picture
 from textual_inversion.formats.containers.safetensors_file import is_safetensors, read_safetensors
@@ -124,7 +125,7 @@ class FileInfo:
     @property
     def a1111_hash(self) -> str:
         """First 12 hex digits of the sha256, as A1111 writes it in `TI hashes`."""
-        return self.sha256[:12]
+        return short_hash(self.sha256)
 
 
 def load(path: str | Path, name: str | None = None, *, word: str | None = None) -> Embedding:

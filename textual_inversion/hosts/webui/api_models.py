@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr, create_model
 
+from textual_inversion.files import short_hash
 from textual_inversion.hosts.webui.tables import path_below
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import legible
@@ -236,7 +237,7 @@ def embedding_answer(entry: Entry, folders: Sequence[Path]) -> dict[str, Any]:
 
 def inspect_answer(entry: Entry, folders: Sequence[Path], sha256: str) -> dict[str, Any]:
     """An entry with all that is known of it."""
-    of_file = {"size": entry.info.size if entry.info else 0, "sha256": sha256, "hash": sha256[:12], "notes": entry.notes}
+    of_file = {"size": entry.info.size if entry.info else 0, "sha256": sha256, "hash": short_hash(sha256), "notes": entry.notes}
     return _legible({**embedding_answer(entry, folders), **entry.description.to_dict(), **of_file})
 
 

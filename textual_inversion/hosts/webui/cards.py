@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.errors import TextualInversionError
+from textual_inversion.files import short_hash
 from textual_inversion.hosts.webui.tables import spellings, unique_names, word_of
 from textual_inversion.text import legible
 
@@ -147,7 +148,7 @@ class _Cards:
         path = str(entry.path.with_suffix(""))
         item = self._bare_item(name, entry, index, entry.reason)
         sha256 = self.host.library().sha256(entry) if entry.info else ""
-        item["shorthash"] = sha256[:12]
+        item["shorthash"] = short_hash(sha256)
         item["search_terms"] = [html.escape(term) for term in (self._path_below(entry), sha256, *search_terms(entry)) if term]
         item["preview"] = self.find_preview(path)  # type: ignore[attr-defined]
         item["description"] = self.find_description(path) or entry.notes or None  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ import torch
 
 from textual_inversion.app.job import user_message
 from textual_inversion.errors import EmbeddingError
+from textual_inversion.files import short_hash
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS
 from textual_inversion.text import legible
 
@@ -220,7 +221,7 @@ def _hosts_embedding(kind: Kind, loaded: Embedding, name: str, entry: Entry) -> 
     made.sd_checkpoint, made.sd_checkpoint_name = origin.checkpoint_hash, origin.checkpoint_name
     made.vectors, made.shape, made.filename = most, sum(loaded.widths.values()), str(entry.path)
     made.hash = hashes.sha256(str(entry.path), f"textual_inversion/{name}") or ""
-    made.shorthash = made.hash[:12]
+    made.shorthash = short_hash(made.hash)
     return made
 
 
