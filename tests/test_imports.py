@@ -24,7 +24,7 @@ BELOW = {
     "text": set(),
     "files": set(),
     "description": {"text"},
-    "settings": {"errors", "text", "pictures"},
+    "settings": {"errors"},
     "embedding": {"errors", "text", "description"},
     "formats": _BASE | {"embedding"},
     "prompts": _BASE | {"embedding", "formats"},

@@ -6,12 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textual_inversion.diffusion.generate import GenerationSettings, generate
+    from textual_inversion.diffusion.generate import generate
     from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
     from textual_inversion.embedding import Embedding, Provenance
     from textual_inversion.errors import TextualInversionError
     from textual_inversion.formats import FileInfo, describe, load, save
     from textual_inversion.library import EmbeddingLibrary
+    from textual_inversion.settings.generation import GenerationSettings
     from textual_inversion.settings.training import TrainingConfig
     from textual_inversion.training.embedding_file import create_embedding
     from textual_inversion.training.trainer import train
@@ -40,7 +41,7 @@ _WHERE = {
     "Embedding": "embedding",
     "EmbeddingLibrary": "library",
     "FileInfo": "formats",
-    "GenerationSettings": "diffusion.generate",
+    "GenerationSettings": "settings.generation",
     "Provenance": "embedding",
     "StableDiffusion": "diffusion.model",
     "TextualInversionError": "errors",

@@ -17,8 +17,9 @@ from PIL import Image
 
 from textual_inversion.demo.judge import look
 from textual_inversion.demo.world import SIZE, Scene, caption, draw, random_scene
-from textual_inversion.diffusion.generate import GenerationSettings, draw_prompts, to_pictures
+from textual_inversion.diffusion.generate import draw_prompts, to_pictures
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
+from textual_inversion.settings.generation import GenerationSettings
 
 PARTS = ("colour", "background", "shape", "pattern", "position")
 

@@ -97,7 +97,7 @@ def test_preprocess_writes_pictures(capsys, tmp_path, pictures):
         (["create", "x", "--vectors", "some"], "auto"),
         (["train", "nobody", "--images", "."], "create it first"),
         (["generate", "x", "--sampler", "Heun"], "Euler a"),
-        (["generate", "x", "--width", "65"], "multiples of 8"),
+        (["generate", "x", "--width", "65"], "multiple of 8"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(capsys, place, arguments, words):

@@ -13,10 +13,11 @@ from PIL import Image
 
 from tests.support.checkpoints import write_checkpoint
 from tests.support.references import diffusers_unet, diffusers_vae, transformers_clip
-from textual_inversion.diffusion.generate import SAMPLERS, GenerationSettings, draw_prompts, generate, to_pictures
+from textual_inversion.diffusion.generate import draw_prompts, generate, to_pictures
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import ConfigError, EmbeddingError
+from textual_inversion.settings.generation import SAMPLERS, GenerationSettings
 
 SETTINGS: dict[str, Any] = {"steps": 4, "width": 64, "height": 72, "cfg_scale": 5.0}
 

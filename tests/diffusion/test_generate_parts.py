@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.checkpoints import write_checkpoint
 from textual_inversion.diffusion import generate as module
-from textual_inversion.diffusion.generate import GenerationSettings, generate
+from textual_inversion.diffusion.generate import generate
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
 from textual_inversion.errors import CheckpointError
+from textual_inversion.settings.generation import GenerationSettings
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,7 @@ def test_a_source_without_pictures_makes_no_destination(source: Path, tmp_path: 
         ({"flips": "both"}, "Flips is 'both'; it must be a tuple of horizontal, vertical, both, each once"),
         ({"flips": ("both", "both")}, "Flips is"),
         ({"resize": None}, "Resize is None; it must be one of crop, fit, keep"),
-        ({"split_overlap": 0.95}, "Split overlap is 0.95; it must be a number from 0 to 0.9"),
+        ({"split_overlap": 0.95}, "Split overlap is 0.95; it must be from 0 to 0.9"),
         ({"face_weight": float("nan")}, "Face weight is nan"),
         ({"min_side": 768, "max_side": 384}, "Min side 768 is above max side 384; exchange them"),
         ({"min_area": 5000, "max_area": 4096}, "Min area 5000 is above"),

@@ -20,10 +20,10 @@ from textual_inversion.training.events import Message, PreviewDrawn
 if TYPE_CHECKING:
     from PIL import Image
 
-    from textual_inversion.diffusion.generate import GenerationSettings
     from textual_inversion.diffusion.model import StableDiffusion
     from textual_inversion.library import EmbeddingLibrary, Entry
     from textual_inversion.preprocess.captioning import Captioner
+    from textual_inversion.settings.generation import GenerationSettings
     from textual_inversion.settings.training import TrainingConfig
 
 
@@ -90,7 +90,7 @@ class EngineHost:
     @property
     def samplers(self) -> tuple[str, ...]:
         """Names that `generate` takes."""
-        from textual_inversion.diffusion.generate import SAMPLERS
+        from textual_inversion.settings.generation import SAMPLERS
 
         return tuple(SAMPLERS)
 
@@ -183,7 +183,8 @@ class EngineHost:
             return own.submit(self._draw, values, progress, should_stop).result()
 
     def _draw(self, values: Mapping[str, Any], progress: Callable[[int, int], None], should_stop: ShouldStop) -> list[Image.Image]:
-        from textual_inversion.diffusion.generate import GenerationSettings, generate
+        from textual_inversion.diffusion.generate import generate
+        from textual_inversion.settings.generation import GenerationSettings
 
         library = self.library()
         library.rescan()

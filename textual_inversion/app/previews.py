@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from textual_inversion.settings.training import PREVIEW_SAMPLERS
+from textual_inversion.settings.generation import SAMPLERS
 
 #: What a WebUI's txt2img page hands over, in this order, as fields of `TrainingConfig`.
 DRAWING_SETTINGS = (
@@ -48,5 +48,5 @@ def _within(value: Any, low: float, high: float) -> float:
 
 
 def _sampler(name: str) -> str:
-    known = {sampler.lower(): sampler for sampler in PREVIEW_SAMPLERS}
-    return known.get(name.lower(), PREVIEW_SAMPLERS[-1])
+    known = {sampler.lower(): sampler for sampler in SAMPLERS}
+    return known.get(name.lower(), SAMPLERS[-1])

@@ -6,19 +6,23 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual_inversion.cli.report import say
 from textual_inversion.errors import ConfigError, DatasetError
-from textual_inversion.settings.training import PRECISIONS
+from textual_inversion.settings.schema import Setting, Settings, grouped, setting_of, settings_of
+from textual_inversion.settings.training import TrainingConfig
 
 if TYPE_CHECKING:
     from textual_inversion.diffusion.model import StableDiffusion
     from textual_inversion.library import EmbeddingLibrary
 
 Result = dict[str, Any]
+SIZE = ("width", "height")  # settings whose default is what the checkpoint was made for
 _PLACEHOLDERS = {int: "N", float: "X"}
+_Config = TypeVar("_Config", bound=Settings)
 
 
 def command(commands: Any, name: str, run: Callable[[argparse.Namespace], Result], text: str, usage: str = "") -> argparse.ArgumentParser:
@@ -63,15 +67,61 @@ def add_switch(group: Any, flag: str, text: str, *, default: bool = False, **mor
     )
 
 
-def field_help(settings: type) -> dict[str, str]:
-    """Field -> its line in the docstring of a dataclass, so that each is written once; other fields in it become their options."""
-    entries = [line.strip().partition(": ") for line in (settings.__doc__ or "").splitlines() if line.startswith("        ")]
-    names = {name for name, _, _ in entries}
+def option_help(settings: type[Settings]) -> dict[str, str]:
+    """Setting -> its help, in which other settings stand as their options."""
+    flags = {each.name: f"--{each.flag}" for each in settings_of(settings)}
 
-    def as_written(match: re.Match[str]) -> str:
-        return "--" + match[1].replace("_", "-") if match[1] in names else match[1]
+    def as_option(match: re.Match[str]) -> str:
+        return flags.get(match[1], match[1])
 
-    return {name: re.sub("`([^`]*)`", as_written, text).replace("%", "%%").rstrip(".") for name, _, text in entries}
+    return {each.name: re.sub("`([^`]*)`", as_option, each.described).replace("%", "%%") for each in settings_of(settings)}
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: type[Settings], *, native: Sequence[str] = ()) -> dict[str, Any]:
+    """Add an option for every setting that has a group, under the heading of its group.
+
+    Args:
+        native: settings that by default are what the checkpoint was made for; their options are None then.
+
+    Returns:
+        Group -> argparse's group, for further options.
+    """
+    texts, groups = option_help(settings), {}
+    for title, members in grouped(settings).items():
+        if title:
+            groups[title] = parser.add_argument_group(title)
+            for each in members:
+                add_setting(groups[title], each, texts[each.name], native=each.name in native)
+    return groups
+
+
+def add_setting(group: Any, setting: Setting, text: str, *, native: bool = False) -> None:
+    """Add the option of one setting; `native` as for `add_settings`. The settings judge the value, in one sentence."""
+    flag, choices = f"--{setting.flag}", "{" + ",".join(setting.choices) + "}"
+    shown = setting.metavar or (choices if setting.choices else _PLACEHOLDERS.get(setting.type, "TEXT"))
+    if setting.type is bool:
+        add_switch(group, flag, text, default=setting.default, dest=setting.name)
+    elif setting.type is tuple:
+        several = {"nargs": "*", "choices": setting.choices} if setting.choices else {"nargs": "+", "metavar": shown}
+        group.add_argument(flag, dest=setting.name, default=(), help=f"{text}; default: none", **several)
+    elif native:
+        text = f"{text}; default: what the checkpoint was made for"
+        group.add_argument(flag, dest=setting.name, type=setting.type, metavar=shown, help=text)
+    else:
+        kind = str if setting.word else setting.type
+        text = with_default(text, setting.default)
+        group.add_argument(flag, dest=setting.name, type=kind, default=setting.default, metavar=shown, help=text)
+
+
+def values_of(options: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
+    """The settings that were given or have a default; those that the checkpoint decides are missing."""
+    values = {each.name: getattr(options, each.name) for each in settings_of(settings)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None}
+
+
+def sized(options: argparse.Namespace, config: _Config, native: int) -> _Config:
+    """The settings with the size that the checkpoint was made for, where none was given."""
+    return replace(config, **{name: native for name in SIZE if getattr(options, name) is None})  # type: ignore[type-var]
 
 
 def check_pictures(folder: str) -> None:
@@ -133,10 +183,11 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the device and the precision."""
-    parser.add_argument("--device", default="", help="torch device such as cuda or cpu; default: the best there is")
-    text = "compute type of the frozen model, auto: fp32 on the CPU, bf16 or else fp16 on CUDA; default: auto"
-    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help=text)
+    """Add the options for the device and the precision, as training has them."""
+    texts, precision = option_help(TrainingConfig), setting_of(TrainingConfig, "precision")
+    add_setting(parser, setting_of(TrainingConfig, "device"), texts["device"])
+    text = with_default(texts["precision"], precision.default)
+    parser.add_argument("--precision", default=precision.default, choices=precision.choices, help=text)
 
 
 def checkpoint_path(options: argparse.Namespace) -> Path:

@@ -6,8 +6,24 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from textual_inversion.cli.common import Result, add_checkpoint, add_device, add_folder, add_value, command, library_of, load_model, tell
+from textual_inversion.cli.common import (
+    SIZE,
+    Result,
+    add_checkpoint,
+    add_device,
+    add_folder,
+    add_setting,
+    command,
+    library_of,
+    load_model,
+    option_help,
+    sized,
+    tell,
+    values_of,
+)
 from textual_inversion.cli.report import Bar, save_picture, say
+from textual_inversion.settings.generation import GenerationSettings
+from textual_inversion.settings.schema import settings_of
 
 
 def add_generate(commands: Any) -> None:
@@ -15,16 +31,10 @@ def add_generate(commands: Any) -> None:
     parser = command(commands, "generate", _generate, "draw pictures; <name> and <name:weight> mean embeddings", "PROMPT")
     parser.epilog = "Example: textual-inversion generate 'a painting of <my cat:1.2>' --count 4 --out pictures"
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw")
-    add_value(parser, "--negative", "", "what to lead away from")
-    add_value(parser, "--steps", 20, "sampler steps (1 to 150)")
-    add_value(parser, "--sampler", "DPM++ 2M Karras", "Euler, Euler a or DPM++ 2M Karras", metavar="NAME")
-    add_value(parser, "--cfg-scale", 7.0, "guidance (1 to 30)")
-    for side in ("width", "height"):
-        text = f"{side} in pixels (multiple of 8, 64 to 2048); default: what the checkpoint was made for"
-        parser.add_argument(f"--{side}", type=int, metavar="N", help=text)
-    add_value(parser, "--seed", 0, "of the first picture (0 to 2**32 - 1); each further one takes the next")
-    add_value(parser, "--count", 1, "pictures (1 to 64)")
-    add_value(parser, "--clip-skip", 1, "layers left out at the end of the text encoder, as A1111 counts (1 to 12, 1 = none)")
+    texts = option_help(GenerationSettings)
+    for each in settings_of(GenerationSettings):
+        if not each.required:
+            add_setting(parser, each, texts[each.name], native=each.name in SIZE)
     parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder for the pictures; default: the current one")
     add_folder(parser)
     add_checkpoint(parser)
@@ -32,23 +42,13 @@ def add_generate(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> Result:
-    from textual_inversion.diffusion.generate import GenerationSettings, generate
+    settings = GenerationSettings(**values_of(options, GenerationSettings))  # bad settings are told before torch is imported
+    from textual_inversion.diffusion.generate import generate
     from textual_inversion.prompts.names import about_unknown, unknown_names
 
     options.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told before anything is drawn
     model = load_model(options)
-    settings = GenerationSettings(
-        prompt=options.prompt,
-        negative_prompt=options.negative,
-        steps=options.steps,
-        sampler=options.sampler,
-        cfg_scale=options.cfg_scale,
-        width=options.width or model.default_size,
-        height=options.height or model.default_size,
-        seed=options.seed,
-        count=options.count,
-        clip_skip=options.clip_skip,
-    )
+    settings = sized(options, settings, model.default_size)
     embeddings = library_of(options, model.widths).as_mapping()
     unknown = unknown_names((settings.prompt, settings.negative_prompt), embeddings)
     if unknown:

@@ -17,9 +17,11 @@ def add_list(commands: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> Result:
-    from textual_inversion.diffusion.checkpoint import checkpoint_facts
+    widths = None
+    if options.checkpoint:
+        from textual_inversion.diffusion.checkpoint import checkpoint_facts
 
-    widths = checkpoint_facts(Path(options.checkpoint)).widths if options.checkpoint else None
+        widths = checkpoint_facts(Path(options.checkpoint)).widths
     entries = library_of(options, widths).entries()
     rows = []
     for entry in entries:

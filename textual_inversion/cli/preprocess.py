@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.cli.common import Result, add_switch, add_value, check_pictures, command, field_help, tell, with_default
+from textual_inversion.cli.common import Result, add_settings, check_pictures, command, option_help, tell, values_of
 from textual_inversion.cli.report import Bar, say
+from textual_inversion.settings.preprocessing import PreprocessConfig
 from textual_inversion.text import counted
 
 if TYPE_CHECKING:
-    from textual_inversion.preprocess.run import Planned, PreprocessConfig, PreprocessReport
+    from textual_inversion.preprocess.run import Planned, PreprocessReport
 
 _EPILOG = (
     "The steps are done in the order of the groups above. Sources are never changed, and a second run leaves what is there alone. "
     "Example: textual-inversion preprocess photos ready --focal-crop --flip --dry-run"
 )
-#: Title -> settings, by the fields of `PreprocessConfig`.
-_GROUPS = {
-    "size": ("width", "height", "resize"),
-    "reading": ("exif", "transparency", "background"),
-    "splitting": ("split", "split_threshold", "split_overlap"),
-    "focal-point crop": ("focal_crop", "face_weight", "entropy_weight", "edges_weight", "focal_debug"),
-    "auto-sized crop": ("auto_size", "min_side", "max_side", "side_step", "min_area", "max_area", "objective", "error_threshold"),
-    "captions": (
-        *("captions_only", "captioners", "blip_model", "tagger_folder", "tag_threshold", "existing_captions"),
-        *("caption_join", "caption_prefix", "caption_suffix", "drop_words", "caption_place"),
-    ),
-}
-_CHOSEN = {"transparency": "TRANSPARENCY", "objective": "OBJECTIVES", "existing_captions": "EXISTING", "caption_place": "CAPTION_PLACES"}
 
 
 def add_preprocess(commands: Any) -> None:
@@ -38,51 +25,23 @@ def add_preprocess(commands: Any) -> None:
     text = "make training pictures from a folder of pictures"
     parser = command(commands, "preprocess", _preprocess, text, "SOURCE [DESTINATION]")
     parser.epilog = _EPILOG
-    parser.add_argument("source", metavar="SOURCE", help="folder of pictures; no picture in it is changed, and subfolders are not searched")
-    text = "folder for the results, made if missing; none with --captions-only"
-    parser.add_argument("destination", metavar="DESTINATION", nargs="?", default="", help=text)
+    texts = option_help(PreprocessConfig)
+    parser.add_argument("source", metavar="SOURCE", help=texts["source"])
+    parser.add_argument("destination", metavar="DESTINATION", nargs="?", default="", help=texts["destination"])
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be made of each picture and what to look at; write nothing"
     )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads; default: as many as processors, at most 4")
-    _add_settings(parser)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    from textual_inversion.settings import preprocessing as settings
-
-    documented = field_help(settings.PreprocessConfig)
-    known = {field.name: field for field in fields(settings.PreprocessConfig)}
-    for title, names in _GROUPS.items():
-        group = parser.add_argument_group(title)
-        for name in names:
-            flag, text, default = "--" + name.replace("_", "-"), documented[name], known[name].default
-            if isinstance(default, bool):
-                add_switch(group, flag, text, default=default)
-            elif name == "captioners":
-                group.add_argument("--caption", dest=name, nargs="+", default=[], metavar="NAME", help=f"{text}; default: none")
-            elif name == "resize":
-                group.add_argument(flag, choices=settings.RESIZE, default=default, help=with_default(text, default))
-                group.add_argument("--no-crop", dest=name, action="store_const", const="fit", help="the same as --resize fit")
-            elif name in _CHOSEN:
-                group.add_argument(flag, choices=getattr(settings, _CHOSEN[name]), default=default, help=with_default(text, default))
-            else:
-                add_value(group, flag, default, text)
-        if title == "auto-sized crop":
-            copies = parser.add_argument_group("copies")
-            text = f"{documented['flips']}; alone: horizontal; default: none"
-            copies.add_argument("--flip", dest="flips", nargs="*", choices=settings.FLIPS, help=text)
-        if title == "captions":
-            group.add_argument("--download", action="store_true", help="allow the download of the BLIP model (about 1 GB); default: off")
-            group.add_argument("--device", default="cpu", help="torch device for BLIP; default: cpu")
+    groups = add_settings(parser, PreprocessConfig)
+    captions = groups["captions"]
+    groups["size"].add_argument("--no-crop", dest="resize", action="store_const", const="fit", help="the same as --resize fit")
+    captions.add_argument("--download", action="store_true", help="allow the download of the BLIP model (about 1 GB); default: off")
+    captions.add_argument("--device", default="cpu", help="torch device for BLIP; default: cpu")
 
 
 def _preprocess(options: argparse.Namespace) -> Result:
-    from textual_inversion.settings.preprocessing import PreprocessConfig
-
-    values = {field.name: getattr(options, field.name) for field in fields(PreprocessConfig)}
-    flips = ("horizontal",) if options.flips == [] else tuple(options.flips or ())
-    config = PreprocessConfig(**{**values, "flips": flips, "captioners": tuple(options.captioners)})
+    flips = ["horizontal"] if options.flips == [] else options.flips  # --flip alone
+    config = PreprocessConfig(**{**values_of(options, PreprocessConfig), "flips": tuple(flips)})
     check_pictures(config.source)
 
     from textual_inversion.preprocess.captioners import load_captioners

@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from textual_inversion.demo.world import COLOURS, PATTERNS, SHAPES, SIZE, Scene, ink, template
-from textual_inversion.diffusion.generate import GenerationSettings, draw_prompts
+from textual_inversion.diffusion.generate import draw_prompts
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
+from textual_inversion.settings.generation import GenerationSettings
 
 _GRID = 32  # pixels of the normalised object box, both sides
 _NAMES = tuple(COLOURS)

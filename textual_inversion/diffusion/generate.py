@@ -6,64 +6,21 @@ Legend: b batch, c channels, h w latent size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.diffusion.model import StableDiffusion
-from textual_inversion.diffusion.samplers import SAMPLERS as _SAMPLERS
+from textual_inversion.diffusion.samplers import SAMPLERS
 from textual_inversion.embedding import Embedding
-from textual_inversion.errors import ConfigError
 from textual_inversion.prompts.names import names_in
+from textual_inversion.settings.generation import GenerationSettings
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SAMPLERS = tuple(_SAMPLERS)
 _PIXELS_AT_ONCE = 512 * 512  # more at once is hardly faster, and needs memory that many devices lack
-_RANGES = (("steps", 1, 150), ("cfg_scale", 1, 30), ("width", 64, 2048), ("height", 64, 2048), ("count", 1, 64), ("clip_skip", 1, 12))
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """What to draw.
-
-    Attributes:
-        prompt: text with emphasis, embedding names and `<name:weight>`.
-        negative_prompt: what to lead away from.
-        steps: sampler steps, 1 to 150.
-        sampler: one of `SAMPLERS`.
-        cfg_scale: guidance, 1 (none) to 30.
-        width, height: pixels, multiples of 8, 64 to 2048.
-        seed: of the first picture, 0 to 2**32 - 1; each further one takes the next.
-        count: pictures, 1 to 64.
-        clip_skip: as A1111 counts, 1 to 12.
-
-    Raises:
-        ConfigError: a value outside its range.
-    """
-
-    prompt: str
-    negative_prompt: str = ""
-    steps: int = 20
-    sampler: str = "DPM++ 2M Karras"
-    cfg_scale: float = 7.0
-    width: int = 512
-    height: int = 512
-    seed: int = 0
-    count: int = 1
-    clip_skip: int = 1
-
-    def __post_init__(self) -> None:
-        for name, low, high in (*_RANGES, ("seed", 0, 2**32 - 1)):
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"{name.replace('_', ' ').capitalize()} is {getattr(self, name)}; it must be from {low} to {high}.")
-        if self.width % 8 or self.height % 8:
-            raise ConfigError(f"The size is {self.width} x {self.height}; both must be multiples of 8.")
-        if self.sampler not in SAMPLERS:
-            raise ConfigError(f"There is no sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}.")
 
 
 class Interrupted(Exception):
@@ -123,7 +80,7 @@ def draw_prompts(
     table = VectorTable.of(named, conditioner.encoder_name, conditioner.width, model.device)
     context = conditioner.encode(conditioner.tokenize(texts, table), table.vectors, settings.clip_skip)
     noise = _NoiseSource(model, [seed for _, seed in prompts], settings)
-    sample, sigmas_for = _SAMPLERS[settings.sampler]
+    sample, sigmas_for = SAMPLERS[settings.sampler]
     sigmas = sigmas_for(model.schedule, settings.steps)
 
     def after_step(done: int) -> None:

@@ -176,9 +176,8 @@ class FakeHost:
         noise = random.Random(step * 7919 + config.seed).gauss(0, 0.018)
         loss = max(0.002, 0.06 + 0.11 * math.exp(-step / 60) + noise)
         rate = 1 / max(self.pace, 1e-3)
-        return StepDone(
-            step, loss, float(config.learning_rate.split(":")[0]), 0.4 + 0.1 * math.sqrt(step - first), rate, (config.steps - step) / rate
-        )
+        learning_rate = float(str(config.learning_rate).split(":")[0])
+        return StepDone(step, loss, learning_rate, 0.4 + 0.1 * math.sqrt(step - first), rate, (config.steps - step) / rate)
 
     def _extras(self, config: TrainingConfig, step: int, listener: Listener) -> None:
         folder = Path(config.log_dir) if config.log_dir else self.folders().outputs

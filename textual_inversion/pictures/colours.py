@@ -6,23 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor
-
-from textual_inversion.errors import ConfigError
+from PIL import Image
 
 _BAND_PIXELS = 8_000_000  # converted at a time, so that a large picture is in memory twice at most and not four times
-
-
-def check_colour(text: str) -> None:
-    """Accept a colour such as `white`, `#808080` or `rgb(255, 0, 0)`.
-
-    Raises:
-        ConfigError: no such colour.
-    """
-    try:
-        ImageColor.getrgb(text)
-    except ValueError as error:
-        raise ConfigError(f"{text!r} is not a colour; write a name such as white, or #rrggbb.") from error
 
 
 def eight_bit_colours(image: Image.Image) -> Image.Image:

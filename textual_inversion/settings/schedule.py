@@ -1,4 +1,4 @@
-"""A1111's learning-rate syntax: `0.005:100, 1e-3:1000, 1e-5`. Knows nothing of optimizers."""
+"""A1111's learning-rate syntax: `0.005:100, 1e-3:1000, 1e-5`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ class LearningRateSchedule:
 
     Args:
         text: the schedule; rates are positive and finite, limits are whole and rising.
-        what: what it is a schedule of, for messages.
+        what: the setting that it is the value of, in words, for messages.
 
     Raises:
-        ConfigError: text that does not parse, naming the part.
+        ConfigError: text that does not parse, naming the part; with the setting's name.
     """
 
     def __init__(self, text: str | float, what: str = "learning rate") -> None:
         self.text = str(text).strip()
+        self._setting = what.replace(" ", "_")
         self.parts: list[tuple[float, float]] = []  # (rate, last step it holds for)
         pieces = [piece.strip() for piece in self.text.split(",") if piece.strip()]
         if not pieces:
-            raise ConfigError(f"The {what} is empty; give a number such as 0.005 or a schedule such as '0.005:100, 1e-3'.")
+            reason = f"The {what} is empty; give a number such as 0.005 or a schedule such as '0.005:100, 1e-3'."
+            raise ConfigError(reason, setting=self._setting)
         for piece in pieces:
             self.parts.append(self._parse(piece))
 
@@ -46,7 +48,8 @@ class LearningRateSchedule:
         return rate, limit
 
     def _error(self, piece: str, reason: str) -> ConfigError:
-        return ConfigError(f"Cannot read {piece!r} in the schedule {self.text!r}: {reason}, as in '0.005:100, 1e-3:1000, 1e-5'.")
+        message = f"Cannot read {piece!r} in the schedule {self.text!r}: {reason}, as in '0.005:100, 1e-3:1000, 1e-5'."
+        return ConfigError(message, setting=self._setting)
 
     def at(self, step: int) -> float:
         """The value for optimizer step `step` (the first step is 1); past the last limit the last rate holds."""
@@ -54,8 +57,3 @@ class LearningRateSchedule:
             if step <= limit:
                 return rate
         return self.parts[-1][0]
-
-    @property
-    def last_step(self) -> float:
-        """The step after which the schedule has nothing more to say; infinite when the last part has no limit."""
-        return self.parts[-1][1]

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 
 from textual_inversion import formats
-from textual_inversion.diffusion.generate import GenerationSettings, draw_prompts
+from textual_inversion.diffusion.generate import draw_prompts
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.templates import fill
+from textual_inversion.settings.generation import GenerationSettings
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import CopySaved, Event, Message, PreviewDrawn, StepDone
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from textual_inversion.settings.training import CLIP_MODES, PRECISIONS, PREVIEW_SAMPLERS, SAMPLING_METHODS, TrainingConfig
+from textual_inversion.settings.generation import SAMPLERS
+from textual_inversion.settings.training import CLIP_MODES, PRECISIONS, SAMPLING_METHODS, TrainingConfig
 from textual_inversion.ui import compat
 
 
@@ -193,7 +194,7 @@ TRAIN_GROUPS: tuple[tuple[str, tuple[Row, ...]], ...] = (
                     "choice",
                     "Preview sampling method",
                     "What you draw with.",
-                    options={"choices": list(PREVIEW_SAMPLERS)},
+                    options={"choices": list(SAMPLERS)},
                 ),
                 Setting("preview_width", "slider", "Preview width", "0 = the training width.", options=_SIDE_OR_NONE),
                 Setting("preview_height", "slider", "Preview height", "0 = the training height.", options=_SIDE_OR_NONE),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +13,19 @@ from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, Stric
 
 from textual_inversion.files import short_hash
 from textual_inversion.hosts.webui.tables import path_below
+from textual_inversion.settings.schema import Settings, settings_of
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import legible
 
 if TYPE_CHECKING:
     from textual_inversion.library import Entry
 
-_NUMBER = StrictInt | StrictFloat
-_TYPES = {"str": StrictStr, "int": StrictInt, "float": _NUMBER, "bool": StrictBool}
+_STRICT: dict[type, tuple[Any, ...]] = {str: (StrictStr,), int: (StrictInt,), float: (StrictInt, StrictFloat), bool: (StrictBool,)}
 #: Of the settings, those that an address takes in another way.
 _OTHER_WORDS = {
     "images": "Folder of training pictures on the WebUI's machine; `.txt` files beside them are their captions.",
     "template": "Name of a file in the WebUI's folder of templates; empty = `subject_filewords.txt`.",
     "log_dir": "Folder below the WebUI's `textual_inversion` folder for copies, previews and the loss table; empty = `training`.",
-    "learning_rate": "A number, or a schedule such as `0.005:100, 1e-3:1000, 1e-5` (rate:until step).",
 }
 
 
@@ -88,28 +86,25 @@ class _Strict(BaseModel):
             extra = "forbid"
 
 
-def documented_fields(config: type) -> dict[str, str]:
-    """Field -> what the class's docstring says about it, from its `Attributes` section."""
-    text = inspect.getdoc(config) or ""
-    section = text.partition("Attributes:\n")[2]
-    found = re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(said.split()) for name, said in found}
+def _request_fields(settings: type[Settings], other_words: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a request that takes these settings, for `create_model`; strict, since a slip of the pen is no number."""
+    return {
+        each.name: (
+            reduce(or_, (strict for kind in each.types for strict in _STRICT[kind])),
+            Field(... if each.required else each.default, description=other_words.get(each.name) or f"{each.described}."),
+        )
+        for each in settings_of(settings)
+    }
 
 
-def _train_fields() -> dict[str, Any]:
-    said = {**documented_fields(TrainingConfig), **_OTHER_WORDS}
-    made: dict[str, Any] = {}
-    for field in fields(TrainingConfig):
-        kind: Any = _TYPES[str(field.type)]
-        if field.name in ("learning_rate", "clip_schedule"):
-            kind = StrictStr | StrictInt | StrictFloat
-        default = ... if field.default is MISSING else field.default
-        made[field.name] = (kind, Field(default, description=said.get(field.name, "")))
-    wait = Field(False, description="Whether to answer when the job is over rather than at once.")
-    return {**made, "wait": (StrictBool, wait)}
-
-
-TrainRequest = create_model("TrainRequest", __base__=_Strict, __module__=__name__, **_train_fields())
+_WAIT = Field(False, description="Whether to answer when the job is over rather than at once.")
+TrainRequest = create_model(
+    "TrainRequest",
+    __base__=_Strict,
+    __module__=__name__,
+    **_request_fields(TrainingConfig, _OTHER_WORDS),
+    wait=(StrictBool, _WAIT),
+)
 TrainRequest.__doc__ = "All settings of one training run."
 
 

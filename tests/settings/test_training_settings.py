@@ -1,0 +1,70 @@
+"""The settings of a training run: what only they have, beside what every declared setting has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from textual_inversion.errors import ConfigError
+from textual_inversion.settings.training import PRECISIONS, TrainingConfig
+
+
+def config(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(**{"name": "mine", "images": "pictures", **changes})
+
+
+def refusal(**changes: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        config(**changes)
+    assert caught.value.reason.endswith(".")
+    return caught.value
+
+
+def test_schedules_must_parse() -> None:
+    assert refusal(learning_rate="quick").setting == "learning_rate"
+    assert refusal(clip_mode="norm", clip_schedule="hard").setting == "clip_schedule"
+    assert config(clip_mode="off", clip_schedule="").clip_mode == "off"
+    assert config(learning_rate=0.01).learning_rate == 0.01
+
+
+def test_an_empty_clip_schedule_is_not_called_a_learning_rate() -> None:
+    assert refusal(clip_mode="norm", clip_schedule="").reason.startswith("The clip schedule is empty")
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        ({"filename_regex": "("}, "filename_regex"),
+        ({"background": "bluish"}, "background"),
+        ({"buckets": True, "no_resize": True}, "no_resize"),
+        ({"flip": 1}, "flip"),
+        ({"log_dir": None}, "log_dir"),
+        ({"preview_width": 8}, "preview_width"),
+    ],
+)
+def test_other_rules_name_their_setting(changes: dict[str, Any], setting: str) -> None:
+    assert refusal(**changes).setting == setting
+
+
+TEXT = st.text(st.characters(exclude_characters="\0"), max_size=20)
+
+
+@given(st.integers(1, 1024), st.floats(0, 1), st.booleans(), st.sampled_from(PRECISIONS), TEXT)
+def test_a_config_survives_json(batch: int, dropout: float, flip: bool, precision: str, prompt: str) -> None:
+    written = config(batch_size=batch, tag_dropout=dropout, flip=flip, precision=precision, preview_prompt=prompt)
+    assert TrainingConfig.from_dict(json.loads(json.dumps(written.to_dict()))) == written
+
+
+def test_paths_become_text() -> None:
+    assert config(images=Path("a") / "b").to_dict()["images"] == str(Path("a") / "b")
+
+
+def test_limits_are_written_out_and_huge_numbers_cut() -> None:
+    assert "from 1 to 1000000." in refusal(steps=0).reason
+    assert "from 0 to 4294967295." in refusal(seed=-1).reason
+    assert len(refusal(seed=10**400).reason) < 200

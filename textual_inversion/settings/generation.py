@@ -1,0 +1,45 @@
+"""What to draw: the settings of pictures made from a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from textual_inversion.settings.schema import Settings, setting
+
+SAMPLERS = ("Euler", "Euler a", "DPM++ 2M Karras")
+MAX_SEED = 2**32 - 1
+#: Declarations that the pictures of `generate` and the previews of a training run share.
+SAMPLER_STEPS: dict[str, Any] = {"minimum": 1, "maximum": 150, "step": 1}
+GUIDANCE: dict[str, Any] = {"minimum": 1, "maximum": 30, "step": 0.5}
+SIDE: dict[str, Any] = {"minimum": 64, "maximum": 2048, "multiple": 8}
+SEED: dict[str, Any] = {"minimum": 0, "maximum": MAX_SEED}
+CLIP_SKIP: dict[str, Any] = {"minimum": 1, "maximum": 12, "step": 1}
+
+
+@dataclass(frozen=True)
+class GenerationSettings(Settings):
+    """What to draw; each field says what it is for where it is declared, and docs/settings.md lists them.
+
+    Raises:
+        ConfigError: with the name of the first setting that cannot be used.
+    """
+
+    prompt: str = setting(
+        label="Prompt", kind="lines", help="what to draw; emphasis, names of embeddings and `<name:weight>` have a meaning"
+    )
+    negative_prompt: str = setting("", label="Negative prompt", kind="lines", option="negative", help="what to lead away from")
+    steps: int = setting(20, **SAMPLER_STEPS, label="Sampling steps", hint="More is finer and slower.", help="sampler steps ({range})")
+    sampler: str = setting(
+        "DPM++ 2M Karras", choices=SAMPLERS, label="Sampling method", metavar="NAME", help="`Euler`, `Euler a` or `DPM++ 2M Karras`"
+    )
+    cfg_scale: float = setting(7.0, **GUIDANCE, label="CFG Scale", hint="How close to the prompt.", help="guidance ({range})")
+    width: int = setting(512, **SIDE, label="Picture width", help="width in pixels ({range})")
+    height: int = setting(512, **SIDE, label="Picture height", help="height in pixels ({range})")
+    seed: int = setting(
+        0, **SEED, label="Seed, −1 for a new one each time", help="of the first picture ({range}); each further one takes the next"
+    )
+    count: int = setting(1, minimum=1, maximum=64, step=1, label="Pictures", help="pictures ({range})")
+    clip_skip: int = setting(
+        1, **CLIP_SKIP, label="Clip skip", help="layers left out at the end of the text encoder, as A1111 counts ({range}, 1 = none)"
+    )
