@@ -21,7 +21,7 @@ from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS, Epsilon, NoiseSch
 from textual_inversion.diffusion.unet import UNet, UNetConfig
 from textual_inversion.diffusion.vae import VAE, VAEConfig
 from textual_inversion.prompts.tokenizer import Tokenizer
-from textual_inversion.training.batches import Batch
+from textual_inversion.training.data.batches import Batch
 
 NUM_VECTORS = 4
 _FIRST_PLACE = 5  # where the vectors stand in each prompt: "a photo of a ..."

@@ -132,7 +132,7 @@ def work(side: str, case: str) -> None:
 def our_step(sizes: Sizes, batch_size: int) -> Callable[[], float]:
     """The package's step on cached latents, as the trainer runs it."""
     from textual_inversion.settings.training import TrainingConfig
-    from textual_inversion.training.batches import Batch
+    from textual_inversion.training.data.batches import Batch
     from textual_inversion.training.data.latents import LatentMoments, sample
     from textual_inversion.training.step import TrainingStep
 

@@ -23,7 +23,7 @@ import torch
 from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.diffusion.model import load_checkpoint
 from textual_inversion.embedding import Embedding
-from textual_inversion.training.batches import Batch
+from textual_inversion.training.data.batches import Batch
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.step import TrainingStep
 

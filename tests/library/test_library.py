@@ -14,7 +14,7 @@ from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.formats import save
 from textual_inversion.library import EmbeddingLibrary
-from textual_inversion.training.trainer import find_embedding
+from textual_inversion.training.embedding_file import find_embedding
 
 SD1 = {"clip_l": 768}
 SDXL = {"clip_l": 768, "clip_g": 1280}

@@ -15,7 +15,7 @@ from textual_inversion.diffusion.checkpoint import CheckpointFile
 from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.embedding import Embedding
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.batches import Batch
+from textual_inversion.training.data.batches import Batch
 from textual_inversion.training.estimate import DeviceSpeed, StepCost, step_cost
 from textual_inversion.training.preflight import FATAL, GOOD, HINT, PROBLEM, preflight
 from textual_inversion.training.step import TrainingStep

@@ -20,7 +20,7 @@ from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
 from textual_inversion.embedding import Embedding
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.batches import Batch
+from textual_inversion.training.data.batches import Batch
 from textual_inversion.training.step import TrainingStep
 
 WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.unique")

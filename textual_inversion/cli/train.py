@@ -48,7 +48,7 @@ def _train(options: argparse.Namespace) -> Result:
 
     from textual_inversion.diffusion.checkpoint import checkpoint_facts
     from textual_inversion.training import train
-    from textual_inversion.training.trainer import find_embedding
+    from textual_inversion.training.embedding_file import find_embedding
 
     folder = embeddings_folder(options)
     _, embedding = find_embedding(folder, options.name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -225,6 +227,26 @@ class GuardedFile:
         formats.save(embedding, self.path, overwrite=True)
         self._stamp, self._vectors = FileStamp.of(self.path), _copies(embedding)
 
+    def write_or_rescue(self, embedding: Embedding, folder: Path | None) -> None:
+        """Replace the file; where that fails, write the embedding to `folder`, the home folder or the temporary folder instead.
+
+        Raises:
+            EmbeddingError: the file was not written; the sentence says where the embedding is, and `path` has become that place.
+        """
+        try:
+            self.write(embedding)
+        except EmbeddingError as error:
+            step = embedding.provenance.step or 0
+            for other in _rescue_folders(folder):
+                try:
+                    rescued = formats.save(embedding, other / f"{self.path.stem}-{step}-rescued.safetensors", overwrite=True)
+                except EmbeddingError:
+                    continue
+                sentence = f"{error} What was learned until step {step} is in {rescued}; move it from there."
+                self.path, lost = rescued, self.path
+                raise EmbeddingError(sentence, path=lost) from error
+            raise
+
     def _is_anothers(self) -> bool:
         now = FileStamp.of(self.path)
         if now is None or now == self._stamp:
@@ -239,3 +261,10 @@ class GuardedFile:
 def _copies(embedding: Embedding) -> dict[str, torch.Tensor]:
     """Its vectors, which training goes on in, as they are now."""
     return {key: vectors.detach().cpu().clone() for key, vectors in embedding.vectors.items()}
+
+
+def _rescue_folders(folder: Path | None) -> Iterator[Path]:
+    if folder:
+        yield folder
+    yield Path(os.path.expanduser("~"))
+    yield Path(tempfile.gettempdir())

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.batches import Batch
+from textual_inversion.training.data.batches import Batch
 from textual_inversion.training.optimizer import AdamW, LossScale, clip_gradient
 
 

@@ -17,7 +17,7 @@ from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.errors import ConfigError, DatasetError
 from textual_inversion.pictures.captions import caption_for
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, drop_tags, fill, read_template, shuffle_tags, template_folder
-from textual_inversion.training.batches import BatchMaker, PromptMaker
+from textual_inversion.training.data.batches import BatchMaker, PromptMaker
 from textual_inversion.training.data.prepare import encode_pictures, list_pictures
 from textual_inversion.training.data.sampler import DataOrder
 from textual_inversion.training.events import Message, Started, StepDone

@@ -10,7 +10,7 @@ import torch
 from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.embedding import Embedding
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.batches import BatchMaker, PromptMaker
+from textual_inversion.training.data.batches import BatchMaker, PromptMaker
 from textual_inversion.training.data.latents import LatentBucket, LatentMoments
 
 NAME = "thing"
