@@ -14,8 +14,7 @@ import torch
 
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError, UnknownLayoutError
-from textual_inversion.formats import describe_all, load, load_all
-from textual_inversion.formats.registry import FileInfo
+from textual_inversion.formats import FileInfo, describe_all, load, load_all
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))

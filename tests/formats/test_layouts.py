@@ -9,14 +9,10 @@ import numpy
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from textual_inversion.embedding import family_of
 from textual_inversion.errors import EmbeddingError, UnknownLayoutError
 from textual_inversion.formats import describe, describe_all, load, load_all
-from textual_inversion.formats.layout import Contents, StoredTensor
-from textual_inversion.formats.registry import LAYOUTS
 
 L, G, H = torch.ones(2, 768), torch.ones(2, 1280), torch.ones(2, 1024)
 T5 = torch.ones(2, 4096)
@@ -305,61 +301,6 @@ def test_honest_pickles_are_read_in_both_formats(tmp_path, protocol, legacy):
     tree["turned"] = torch.ones(4, 3).T
     torch.save(tree, tmp_path / "x.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
     assert load(tmp_path / "x.pt").num_vectors == 2
-
-
-def _stored(shape: tuple[int, ...], dtype: str) -> StoredTensor:
-    return StoredTensor(shape, dtype, lambda: torch.zeros(shape))
-
-
-KNOWN_KEYS = [
-    "string_to_param",
-    "emb_params",
-    "emp_params",
-    "clip_l",
-    "clip_g",
-    "clip_g_out",
-    "t5",
-    "text_encoders_0",
-    "bundle_emb.a.clip_l",
-    "bundle_emb.",
-    "<t>",
-    "<t>_1",
-    "state_dict",
-    "params_ema",
-    "hash",
-    "optimizer_state_dict",
-    "MID",
-    "lora_unet_a.lora_up.weight",
-    "*",
-]
-keys = st.sampled_from(KNOWN_KEYS) | st.text(max_size=5) | st.integers(0, 3)
-tensors = st.builds(
-    _stored,
-    st.lists(st.sampled_from([1, 2, 64, 768, 1024, 1280, 4096]), max_size=3).map(tuple),
-    st.sampled_from(["fp16", "fp32", "int64", "float8_e4m3fn"]),
-)
-trees = st.recursive(
-    tensors | st.none() | st.integers() | st.text(max_size=3),
-    lambda inner: st.dictionaries(keys, inner, max_size=5) | st.lists(inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=400)
-@given(tree=trees, container=st.sampled_from(["pickle", "safetensors"]))
-def test_no_layout_raises_anything_but_its_own_errors(tree, container):
-    if container == "safetensors":
-        tree = {str(key): value for key, value in tree.items() if isinstance(value, StoredTensor)} if isinstance(tree, dict) else {}
-    contents = Contents(container, tree)
-    for layout in LAYOUTS:
-        if layout.detect(contents):
-            try:
-                found = layout.read(contents)
-            except EmbeddingError:
-                continue
-            assert found
-            assert all(parsed.vectors or parsed.unusable for parsed in found)
-            assert all(len(rows.shape) == 2 for parsed in found for rows in parsed.vectors.values())
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ from PIL import Image, PngImagePlugin
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import EmbeddingError, NoEmbeddingError
 from textual_inversion.formats import describe, load, save
-from textual_inversion.formats.containers.picture_data import MAX_PIXELS, hide
-from textual_inversion.formats.containers.picture_json import tree_from_json, tree_to_json
+from textual_inversion.formats.containers.picture_data import MAX_PIXELS, hide, tree_from_json, tree_to_json
 from textual_inversion.formats.layouts.a1111_picture import draw_card
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pictures"
@@ -182,7 +181,7 @@ def test_a1111_reads_ours(tmp_path: Path, family: str) -> None:
 
 
 def test_old_pillow_draws_with_its_font_of_dots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("textual_inversion.formats.layouts.picture_text._open_font", lambda name, size: None)
+    monkeypatch.setattr("textual_inversion.formats.layouts.picture_card._open_font", lambda name, size: None)
     (tmp_path / "x.png").write_bytes(draw_card(_embedding({"clip_l": 768}, name="Füße und 猫")))
     assert load(tmp_path / "x.png").num_vectors == 2
 

@@ -14,7 +14,7 @@ import torch
 
 from textual_inversion.errors import EmbeddingError, UnsafeFileError
 from textual_inversion.formats import describe
-from textual_inversion.formats.containers.zip_file import read_zip
+from textual_inversion.formats.containers.torch_file import read_zip
 
 HONEST, OTHER = pickle.dumps({"seen": "honest"}, 2), pickle.dumps({"seen": "other"}, 2)
 VERSION = b"3\n"

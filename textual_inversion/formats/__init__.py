@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from textual_inversion.formats.containers.file_bytes import MAX_READ_BYTES, FileBytes, file_sha256, open_file, write_atomic
-from textual_inversion.formats.containers.pickle_skim import may_import
 from textual_inversion.formats.containers.safetensors_file import is_safetensors, read_safetensors, write_safetensors
-from textual_inversion.formats.containers.torch_file import is_torch_file, read_torch_file
-from textual_inversion.formats.containers.unpickler import walk_pickle
-from textual_inversion.formats.containers.zip_file import ZIP_START
-from textual_inversion.formats.layout import StoredTensor
-from textual_inversion.formats.registry import (
+from textual_inversion.formats.containers.tensors import StoredTensor
+from textual_inversion.formats.containers.torch_file import ZIP_START, is_torch_file, read_torch_file
+from textual_inversion.formats.containers.unpickler import may_import, walk_pickle
+from textual_inversion.formats.embedding_files import (
     PICTURE_ENDINGS,
     READ_ENDINGS,
     FileInfo,
@@ -20,8 +18,8 @@ from textual_inversion.formats.registry import (
     load_all,
     read_all,
     save,
-    writable_layouts,
 )
+from textual_inversion.formats.registry import writable_layouts
 
 __all__ = [
     "MAX_READ_BYTES",

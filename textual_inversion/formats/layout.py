@@ -1,56 +1,28 @@
-"""What a layout is and the checks that all layouts share. Knows nothing of files, containers or any one layout."""
+"""What a layout is, and what the layouts share: checks of vectors and texts, and the texts that tell where an embedding came from.
+
+The texts' keys, all optional, are the metadata of a safetensors header or of a PNG:
+
+    ti_name             the embedding's name; never trusted over the file's name
+    ti_step             optimizer steps trained
+    sd_checkpoint_name  the checkpoint it was trained on, without ending, as in A1111's `.pt`
+    sd_checkpoint       first 10 hex digits of that checkpoint's sha256, as in A1111's `.pt`
+    initializer_text    the words that the vectors started from
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
 
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import EmbeddingError
+from textual_inversion.formats.containers.tensors import VECTOR_DTYPES, Contents, StoredTensor
 
-if TYPE_CHECKING:
-    import torch
-
-#: Types that an embedding's vectors are stored in, as they are shown.
-VECTOR_DTYPES = ("fp16", "bf16", "fp32", "fp64")
 MAX_TEXT_LENGTH = 2000
-MAX_VALUES = 2**22  # of one embedding: four times 75 vectors of the widest text encoder
 _MAX_STEP = 2**53
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor that lies in a file: it is known to be there in full, but not read yet.
-
-    Attributes:
-        shape: its sizes, each at least 1.
-        dtype: `fp16`, `bf16`, `fp32`, `fp64`, or the name of another type, which no embedding has.
-        read: the values as a CPU tensor of that shape and type, while the file is open.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], torch.Tensor]
-
-
-class Parameters(dict[Any, Any]):
-    """What a `torch.nn.ParameterDict` held."""
-
-
-@dataclass(frozen=True)
-class Contents:
-    """A container's data, already safe: plain dicts with text or number keys, lists, numbers, texts and stored tensors.
-
-    Attributes:
-        container: `safetensors`, `pickle`, `picture chunk` or `picture data`.
-        tree: what it holds, most often a dict of tensors; a `ParameterDict` comes as `Parameters`.
-        metadata: texts of a safetensors header, or beside the embedding in a PNG; empty elsewhere.
-    """
-
-    container: str
-    tree: Any
-    metadata: dict[str, str] = field(default_factory=dict)
+#: The types of what is no tensor.
+NO_TENSOR = (dict, list, str, bytes, int, float, type(None))
 
 
 @dataclass(frozen=True)
@@ -73,22 +45,68 @@ class Parsed:
 
 
 @dataclass(frozen=True)
+class Keys:
+    """The keys of a dict in a layout.
+
+    Attributes:
+        has: keys that must all be there -> the type of their values.
+        some: where given, a pattern that at least one key matches from beginning to end.
+        lacks: a pattern that no key matches from beginning to end.
+        others: the types that the values of further keys may have; `()` where there must be none.
+    """
+
+    has: Mapping[str, type] = field(default_factory=dict)
+    some: re.Pattern[str] | None = None
+    lacks: re.Pattern[str] | None = None
+    others: type | tuple[type, ...] = object
+
+    def fit(self, tree: object) -> bool:
+        """Whether `tree` is a dict with such keys."""
+        if not isinstance(tree, dict) or not all(key in tree and isinstance(tree[key], kind) for key, kind in self.has.items()):
+            return False
+        if self.lacks is not None and any(_matches(self.lacks, key) for key in tree):
+            return False
+        matching = set() if self.some is None else {key for key in tree if _matches(self.some, key)}
+        if self.some is not None and not matching:
+            return False
+        known = matching | self.has.keys()
+        return self.others is object or all(key in known or isinstance(value, self.others) for key, value in tree.items())
+
+
+@dataclass(frozen=True)
 class Layout:
     """One way of laying out embeddings in a file.
 
+    Contents are in the layout when the container, one of `keys` and `when` all fit. They may fit several layouts; `before` then
+    decides, so two layouts that fit the same contents must be ordered by it, directly or over others.
+
     Attributes:
-        name: as shown to people.
-        detect: whether the contents are in this layout; never raises, looks at keys more than at values.
+        name: as shown to people, and as other layouts' `before` calls it.
         read: the contents as at least one embedding; raises `EmbeddingError` with a clause that follows the file's name.
+        keys: alternatives for the keys; empty where the keys do not matter.
+        when: what else must be true of the contents; it must not raise and should not look at more values than it needs.
+        containers: the containers that the layout is found in; empty for all.
+        before: names of the layouts that are tried only when this one does not fit.
         write: the bytes of a file with one embedding; None where the layout is only read.
         endings: file endings that `save` maps to this layout, such as `.pt`.
     """
 
     name: str
-    detect: Callable[[Contents], bool]
     read: Callable[[Contents], list[Parsed]]
+    keys: tuple[Keys, ...] = ()
+    when: Callable[[Contents], bool] | None = None
+    containers: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
     write: Callable[[Embedding], bytes] | None = None
     endings: tuple[str, ...] = ()
+
+    def fits(self, contents: Contents) -> bool:
+        """Whether `contents` are in this layout."""
+        if self.containers and contents.container not in self.containers:
+            return False
+        if self.keys and not any(keys.fit(contents.tree) for keys in self.keys):
+            return False
+        return self.when is None or self.when(contents)
 
 
 def as_vectors(value: object, key: str) -> StoredTensor:
@@ -99,9 +117,11 @@ def as_vectors(value: object, key: str) -> StoredTensor:
     """
     shown = str(key)[:60]
     if not isinstance(value, StoredTensor):
-        raise EmbeddingError(f"{shown!r} holds a {type(value).__name__} where a tensor [vectors, width] is expected.")
+        raise EmbeddingError(f"{shown!r} holds a {type(value).__name__} where a tensor [vectors, width] is expected.", field=shown)
     if len(value.shape) not in (1, 2) or 0 in value.shape or value.dtype not in VECTOR_DTYPES:
-        raise EmbeddingError(f"{shown!r} is a {value.dtype} tensor of shape {list(value.shape)}; expected floats of [vectors, width].")
+        raise EmbeddingError(
+            f"{shown!r} is a {value.dtype} tensor of shape {list(value.shape)}; expected floats of [vectors, width].", field=shown
+        )
     if len(value.shape) == 2:
         return value
     return replace(value, shape=(1, *value.shape), read=lambda: value.read().unsqueeze(0))
@@ -125,14 +145,47 @@ def as_step(value: object) -> int | None:
     return value if 0 <= value <= _MAX_STEP else None
 
 
+def metadata_of(embedding: Embedding) -> dict[str, str]:
+    """The texts beside the vectors of `embedding`, cleaned by `as_text` and `as_step`; what is unknown is left out."""
+    origin = embedding.provenance
+    step = as_step(origin.step)
+    texts = {
+        "ti_name": as_text(embedding.name),
+        "ti_step": None if step is None else str(step),
+        "sd_checkpoint_name": as_text(origin.checkpoint_name),
+        "sd_checkpoint": as_text(origin.checkpoint_hash),
+        "initializer_text": as_text(origin.initializer_text),
+    }
+    return {key: text for key, text in texts.items() if text is not None}
+
+
+def provenance_in(texts: Mapping[str, object]) -> Provenance:
+    """The provenance that `texts` tell; what they lack or spell wrongly is unknown."""
+    return Provenance(
+        step=as_step(texts.get("ti_step")),
+        checkpoint_name=as_text(texts.get("sd_checkpoint_name")),
+        checkpoint_hash=as_text(texts.get("sd_checkpoint")),
+        initializer_text=as_text(texts.get("initializer_text")),
+    )
+
+
+def with_metadata(contents: Contents, parsed: Parsed) -> Parsed:
+    """`parsed` with the name and the provenance from the container's metadata; without metadata, from keys as in A1111's `.pt`."""
+    tree = contents.tree if isinstance(contents.tree, dict) else {}
+    texts: Mapping[str, object] = contents.metadata or {"ti_name": tree.get("name"), "ti_step": tree.get("step"), **tree}
+    return replace(parsed, stored_name=parsed.stored_name or as_text(texts.get("ti_name")), provenance=provenance_in(texts))
+
+
 def summarize(tree: object) -> str:
     """The keys and shapes of `tree` in a few words, for a message."""
     if not isinstance(tree, dict):
         return f"a {type(tree).__name__}"
-    shown = [_summarize_item(key, value) for key, value in list(tree.items())[:4]]
-    return ", ".join(shown) + (f" and {len(tree) - 4} more" if len(tree) > 4 else "") or "nothing"
+    items = []
+    for key, value in list(tree.items())[:4]:
+        label = repr(key if len(str(key)) <= 60 else f"{str(key)[:60]}…")
+        items.append(f"{label} {list(value.shape)}" if isinstance(value, StoredTensor) else label)
+    return ", ".join(items) + (f" and {len(tree) - 4} more" if len(tree) > 4 else "") or "nothing"
 
 
-def _summarize_item(key: object, value: object) -> str:
-    label = repr(key if len(str(key)) <= 60 else f"{str(key)[:60]}…")
-    return f"{label} {list(value.shape)}" if isinstance(value, StoredTensor) else label
+def _matches(pattern: re.Pattern[str], key: object) -> bool:
+    return isinstance(key, str) and pattern.fullmatch(key) is not None

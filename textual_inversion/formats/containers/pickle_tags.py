@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from textual_inversion.errors import EmbeddingError, UnsafeFileError
+from textual_inversion.formats.containers.tensors import ELEMENT_SIZES
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def _typed_tensor(arguments: tuple[Any, ...]) -> TensorSpec | Opaque:
     spec, dtype = _tensor(arguments), arguments[6]
     if not isinstance(dtype, Import) or dtype.dtype is None or spec.storage.dtype != "uint8":
         return Opaque()
-    width = {"fp64": 8, "int64": 8, "fp32": 4, "int32": 4, "fp16": 2, "bf16": 2, "int16": 2}.get(dtype.dtype, 1)
+    width = ELEMENT_SIZES[dtype.dtype]
     if spec.storage.numel % width:
         raise ValueError("bytes that are no whole number of elements")
     return TensorSpec(StorageSpec(dtype.dtype, spec.storage.key, spec.storage.numel // width), spec.offset, spec.size, spec.stride)

@@ -17,10 +17,9 @@ import numpy
 
 from textual_inversion.errors import EmbeddingError, NoEmbeddingError
 from textual_inversion.formats.containers.file_bytes import FileBytes
-from textual_inversion.formats.containers.picture_data import MAX_PIXELS, find, may_hide
-from textual_inversion.formats.containers.picture_json import tree_from_json
+from textual_inversion.formats.containers.picture_data import MAX_PIXELS, find, may_hide, tree_from_json
 from textual_inversion.formats.containers.picture_png import SIGNATURE, Png, first_row, only_pixels, read_png, read_text
-from textual_inversion.formats.layout import Contents
+from textual_inversion.formats.containers.tensors import Contents
 
 EMBEDDING_KEYWORD = "sd-ti-embedding"
 METADATA_KEYWORD = "sd-ti-metadata"

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.formats.containers.file_bytes import FileBytes
-from textual_inversion.formats.containers.tensors import element_size, tensor_from
-from textual_inversion.formats.layout import Contents, StoredTensor
+from textual_inversion.formats.containers.tensors import ELEMENT_SIZES, Contents, StoredTensor, tensor_from
 
 if TYPE_CHECKING:
     import torch
@@ -125,7 +124,7 @@ def _span(key: str, entry: object) -> _Span:
         raise EmbeddingError(f"the safetensors header describes {key[:60]!r} wrongly; the file is damaged.")
     begin, end = offsets
     known = _DTYPES.get(dtype)
-    if known is not None and end - begin != math.prod(shape) * element_size(known):
+    if known is not None and end - begin != math.prod(shape) * ELEMENT_SIZES[known]:
         raise EmbeddingError(f"{key[:60]!r} has shape {shape[:4]} as {dtype} but {end - begin} bytes; the file is damaged.")
     return _Span(known or dtype[:20].lower(), shape, begin, end)
 

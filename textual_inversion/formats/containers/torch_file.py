@@ -1,19 +1,26 @@
-"""PyTorch's two file formats, zip and legacy stream, as plain data and tensors. Runs nothing and knows nothing of embeddings."""
+"""PyTorch's two file formats, zip and legacy stream, as plain data and tensors; nothing in them is run.
+
+Readers of zips differ: some go by the list of entries at the end, some by the entries' own headers; they look for the list in
+different places, and take different ones of two entries of one name. A file that is harmless here must be harmless in PyTorch too.
+So all that a zip says twice must agree, and a zip with anything that PyTorch never writes is refused. Python's own zipfile is not used,
+because it takes any number of entries into memory before they can be counted.
+The format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
+"""
 
 from __future__ import annotations
 
+import re
 import struct
+import zlib
 from collections.abc import Mapping
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from textual_inversion.errors import EmbeddingError, UnsafeFileError
 from textual_inversion.formats.containers.file_bytes import FileBytes
 from textual_inversion.formats.containers.pickle_tags import ModuleState, StorageSpec, TensorSpec
-from textual_inversion.formats.containers.tensors import element_size, tensor_from
+from textual_inversion.formats.containers.tensors import ELEMENT_SIZES, Contents, Parameters, StoredTensor, tensor_from
 from textual_inversion.formats.containers.unpickler import walk_pickle
-from textual_inversion.formats.containers.zip_file import ZIP_START, read_zip
-from textual_inversion.formats.layout import Contents, Parameters, StoredTensor
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +31,19 @@ MAX_VALUES = 50_000
 MAX_DEPTH = 8
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+ZIP_START = b"PK\x03\x04"
+MAX_ENTRIES = 2_000
+_LIST_ENTRY, _END, _END64, _LOCATOR = b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+_END_PART = struct.Struct("<4s4H2IH")  # signature, two disks, entries here and in all, size and place of the list, length of a comment
+_END64_PART = struct.Struct("<4sQ2H2I4Q")  # signature, size of the rest, versions, two disks, entries here and in all, size, place
+_LOCATOR_PART = struct.Struct("<4sIQI")  # signature, disk, place of the part above, disks
+#: Signature, flags, compression, checksum, both sizes, lengths of the name, the extra field and the comment, disk, place.
+_LIST_PART = struct.Struct("<4s4xHH4x3I4H6xI")
+_OWN_PART = struct.Struct("<4s2xHH16xHH")  # signature, flags, compression, length of the name and of the extra field
+_NAME = re.compile(r"[^/\0]+/(data\.pkl|data/\w+|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id)")
+_ENCRYPTED, _UTF8 = 1, 0x800
+_DAMAGED = "it begins as a zip file but is cut off or damaged."
+_TWO_WAYS = "so programs could read different things from it."
 
 
 def is_torch_file(source: FileBytes) -> bool:
@@ -79,7 +99,7 @@ def _slice_storages(data: memoryview, keys: list[str], specs: dict[str, StorageS
         spec = specs.get(key)
         if spec is None or len(data) < 8 or struct.unpack("<q", data[:8])[0] != spec.numel:
             raise EmbeddingError("its tensor data does not match its pickle; the file is cut off or damaged.")
-        end = 8 + max(spec.numel, 0) * element_size(spec.dtype)
+        end = 8 + max(spec.numel, 0) * ELEMENT_SIZES[spec.dtype]
         found[key], data = data[8:end], data[end:]
     if data:
         raise UnsafeFileError("other data follows after its tensors.")
@@ -115,14 +135,17 @@ class _Builder:
         inside = len(size) == len(stride) <= MAX_DEPTH and spec.offset >= 0
         if not inside or min(size, default=1) < 1 or not all(0 <= step <= MAX_ELEMENTS for step in stride):
             raise UnsafeFileError(f"its pickle describes an impossible tensor (shape {list(size[:4])}, stride {list(stride[:4])}).")
-        self._elements += _product(size)
+        count = 1
+        for length in size:
+            count = min(count * length, MAX_ELEMENTS + 1)  # capped, so that it stays a small number
+        self._elements += count
         if self._elements > MAX_ELEMENTS:
             raise UnsafeFileError(f"its pickle claims tensors of more than {MAX_ELEMENTS} elements, such as one of shape {list(size[:4])}.")
         last = spec.offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
         storage = self._storage(spec.storage)
         if last >= spec.storage.numel:
             raise UnsafeFileError(f"its pickle describes a tensor of shape {list(size)} that reaches beyond its data.")
-        part = storage[spec.offset * element_size(dtype) : (last + 1) * element_size(dtype)]  # a table may be saved for one row of it
+        part = storage[spec.offset * ELEMENT_SIZES[dtype] : (last + 1) * ELEMENT_SIZES[dtype]]  # a table may be saved for one row of it
 
         def read() -> torch.Tensor:
             import torch
@@ -134,15 +157,108 @@ class _Builder:
 
     def _storage(self, spec: StorageSpec) -> memoryview:
         data = self._storages.get(spec.key) if spec.inline is None else memoryview(spec.inline)
-        if data is None or spec.numel < 1 or len(data) != spec.numel * element_size(spec.dtype):
+        if data is None or spec.numel < 1 or len(data) != spec.numel * ELEMENT_SIZES[spec.dtype]:
             found = "none" if data is None else f"{len(data)} bytes"
             raise EmbeddingError(f"its tensor data {spec.key[:20]!r} should be {spec.numel} elements but is {found}: a damaged file.")
         return data
 
 
-def _product(size: tuple[int, ...]) -> int:
-    """Elements of `size`, no longer exact once it is beyond what is accepted."""
-    total = 1
-    for length in size:
-        total = min(total * length, MAX_ELEMENTS + 1)
-    return total
+class _Entry(NamedTuple):
+    """An entry as the list at the end tells it: its name as it is spelt there, checksum, size, and where its own header begins."""
+
+    raw_name: bytes
+    name: str
+    flags: int
+    checksum: int
+    size: int
+    begin: int
+
+
+def read_zip(data: bytes) -> dict[str, memoryview]:
+    """Entry -> its bytes within `data`, the archive's folder left off.
+
+    Raises:
+        UnsafeFileError: a zip that two readers could see differently, or with entries that PyTorch does not write.
+        EmbeddingError: cut off or damaged.
+    """
+    try:
+        entries = sorted(_listed(data), key=lambda entry: entry.begin)
+        _check_names([entry.name for entry in entries])
+        return _slice(memoryview(data), entries)
+    except (struct.error, ValueError) as error:
+        raise EmbeddingError(_DAMAGED) from error
+
+
+def _find_list(data: bytes) -> tuple[int, int, int]:
+    """Where the list of entries begins and ends, and how many it has."""
+    place = len(data) - _END_PART.size
+    signature, disk, other_disk, here, count, size, begin, comment = _END_PART.unpack(data[max(0, place) :])
+    if signature != _END or comment:
+        if _END in data[-_END_PART.size - 0xFFFF :]:
+            raise UnsafeFileError("its zip has other data before or after it.")
+        raise ValueError("no end")
+    end = place - _LOCATOR_PART.size
+    if data[end : end + 4] == _LOCATOR:
+        end -= _END64_PART.size
+        larger = _END64_PART.unpack(data[end : end + _END64_PART.size])
+        located = _LOCATOR_PART.unpack(data[place - _LOCATOR_PART.size : place])
+        told = (_END64, _END64_PART.size - 12, *larger[2:4], disk, other_disk, here, count, size, begin)
+        if larger != told or located != (_LOCATOR, 0, end, 1):
+            raise UnsafeFileError(f"its zip tells in two ways where its list of entries is, {_TWO_WAYS}")
+    else:
+        end = place
+    if disk or other_disk or here != count or begin + size != end:
+        raise UnsafeFileError(f"its zip has other data before or after it, or its list of entries is elsewhere than it says, {_TWO_WAYS}")
+    if count > MAX_ENTRIES:
+        raise UnsafeFileError(f"its zip has {count} entries; an embedding has a few.")
+    return begin, end, count
+
+
+def _listed(data: bytes) -> list[_Entry]:
+    """The entries of the list at the end, which must fill its place."""
+    begin, end, count = _find_list(data)
+    found = []
+    for _ in range(count):
+        part = data[begin : begin + _LIST_PART.size]
+        signature, flags, method, checksum, packed, size, named, extra, comment, disk, place = _LIST_PART.unpack(part)
+        raw_name = data[begin + _LIST_PART.size : begin + _LIST_PART.size + named]
+        name = raw_name.decode("utf-8" if flags & _UTF8 else "cp437")
+        if signature != _LIST_ENTRY or flags & _ENCRYPTED:
+            raise ValueError("no entry, or an encrypted one")
+        if method or packed != size:
+            raise UnsafeFileError(f"its zip entry {name[:60]!r} is compressed, which PyTorch never does.")
+        if extra or comment or disk:
+            raise UnsafeFileError(f"its zip tells more of {name[:60]!r} than PyTorch writes, {_TWO_WAYS}")
+        found.append(_Entry(raw_name, name, flags, checksum, size, place))
+        begin += _LIST_PART.size + named
+    if begin != end:
+        raise UnsafeFileError(f"its zip has a longer list of entries than it says, {_TWO_WAYS}")
+    return found
+
+
+def _check_names(names: list[str]) -> None:
+    if len(set(names)) != len(names) or len({name.partition("/")[0] for name in names}) > 1:
+        raise UnsafeFileError(f"its zip holds an entry twice or several folders, {_TWO_WAYS}")
+    if unknown := [name for name in names if not _NAME.fullmatch(name)]:
+        raise UnsafeFileError(f"its zip holds {unknown[0][:60]!r}, which PyTorch does not write.")
+
+
+def _slice(data: memoryview, entries: list[_Entry]) -> dict[str, memoryview]:
+    """The entries without a copy; they lie in the order of the file, and their own headers say what the list says."""
+    found: dict[str, memoryview] = {}
+    free = 0
+    for entry in entries:
+        begin = entry.begin + _OWN_PART.size
+        signature, flags, method, named, extra = _OWN_PART.unpack(data[entry.begin : begin])
+        raw_name = bytes(data[begin : begin + named])
+        begin += named + extra
+        end = begin + entry.size
+        if entry.begin < free or end > len(data):
+            raise UnsafeFileError("its zip entries overlap.")
+        if signature != ZIP_START or method or raw_name != entry.raw_name:
+            raise UnsafeFileError(f"its zip describes {entry.name[:60]!r} in two ways, {_TWO_WAYS}")
+        if flags & _ENCRYPTED or zlib.crc32(data[begin:end]) != entry.checksum:
+            raise ValueError("encrypted or damaged")
+        found[entry.name.partition("/")[2]] = data[begin:end]
+        free = end
+    return found

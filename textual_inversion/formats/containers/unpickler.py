@@ -1,8 +1,12 @@
-"""A pickle walked as data: a small stack machine that calls nothing. Knows nothing of files, zips or embeddings.
+"""A pickle walked as data, by a small stack machine that calls nothing; and a check of other bytes for imports.
 
-Python's own unpickler calls what it finds; even with an allow-list its BUILD changes objects and its memo can be made to take
-any amount of memory. Here every opcode is an entry of a table, every import is one of pickle_tags.py's tags, and what would be a
+Python's own unpickler calls the functions that a pickle names. Even with an allow-list its BUILD changes objects, and its memo can be
+made to take any amount of memory. Here every opcode is an entry of a table and every import is one of the tags of pickle_tags.py. A
 call becomes a description (`TensorSpec`) that the caller checks before it builds anything.
+
+`walk_pickle` refuses what an honest file does not hold. Python's unpickler goes on: past a number of any length, past a key of any
+type. So `may_import` reads bytes as generously as the most generous unpickler does, and stops only where every unpickler stops: at a
+byte that is no instruction, or at an argument that is missing.
 """
 
 from __future__ import annotations
@@ -19,6 +23,26 @@ from textual_inversion.formats.containers.pickle_tags import ALLOWED, Import, Op
 MAX_OPCODES = 50_000
 _MAX_LINE = 1_000  # bytes of an argument that ends with its line: names and numbers
 _MAX_KEY = 2**31
+_OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
+_MOST_PICKLES = 5  # what PyTorch reads of a legacy file before its tensors
+_IMPORTS = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
+_ENDS = {"PERSID"}  # refers to outside data by a text, which neither Python nor PyTorch allows
+#: How pickletools writes that an argument is as long as a number before it tells -> how that number is stored.
+_MEASURED = {
+    pickletools.TAKEN_FROM_ARGUMENT1: struct.Struct("<B"),
+    pickletools.TAKEN_FROM_ARGUMENT4: struct.Struct("<i"),
+    pickletools.TAKEN_FROM_ARGUMENT4U: struct.Struct("<I"),
+    pickletools.TAKEN_FROM_ARGUMENT8U: struct.Struct("<Q"),
+}
+#: What the first letter of a line must be for any reader to take the line; an empty line may count as 0.
+_LINES = {
+    "INT": b"+-0123456789\n",
+    "LONG": b"+-0123456789\n",
+    "FLOAT": b"+-.0123456789iInN\n",
+    "GET": b"+-0123456789\n",
+    "PUT": b"+-0123456789\n",
+    "STRING": b"'\"",
+}
 
 
 class _Mark:
@@ -246,3 +270,42 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
     "BINPERSID": _persistent,
     "STOP": _stop,
 }
+
+
+def may_import(data: bytes, *, whole: bool = True) -> bool:
+    """Whether a reader of pickles that begins at the first byte may come to an import; of the first part of a larger file, not `whole`,
+    also when it may go on behind that part.
+    """
+    position, left = 0, _MOST_PICKLES
+    while position < len(data):
+        opcode = _OPCODES.get(data[position])
+        if opcode is None or opcode.name in _ENDS:
+            return False
+        if opcode.name in _IMPORTS:
+            return True
+        left -= opcode.name == "STOP"
+        if not left:
+            return False
+        position = _behind(data, position + 1, opcode)
+        if position < 0:
+            return False
+    return not whole
+
+
+def _behind(data: bytes, begin: int, opcode: pickletools.OpcodeInfo) -> int:
+    """Where the argument that begins at `begin` ends; -1 where no reader takes it."""
+    if opcode.arg is None:
+        return begin
+    if opcode.arg.n >= 0:
+        return begin + opcode.arg.n
+    if opcode.arg.n in _MEASURED:
+        number = _MEASURED[opcode.arg.n]
+        if begin + number.size > len(data):
+            return len(data)
+        (length,) = number.unpack_from(data, begin)
+        return begin + number.size + length if length >= 0 else -1
+    first = data[begin : begin + 100].lstrip(b" \t\v\f\r")[:1]
+    if first and opcode.name in _LINES and first not in _LINES[opcode.name]:
+        return -1
+    end = data.find(b"\n", begin)
+    return end + 1 if end >= 0 else len(data)

@@ -1,1 +1,1 @@
-"""The ways in which embeddings are laid out in a container; one module for each group of related layouts."""
+"""The ways in which embeddings are laid out in a container; related layouts share a module."""

@@ -1,6 +1,9 @@
-"""A1111's own layout: a dict whose `string_to_param` maps one placeholder to the vectors. Knows nothing of files.
+"""`string_to_param`: A1111's own layout, and that of the first textual inversion, from which it comes.
 
-The layout has no place for the initialization text, so writing it loses that one field.
+A1111's dict maps one placeholder to the vectors. It has no place for the initialization text, so writing it loses that one field.
+The original has a `torch.nn.ParameterDict` there, with one or several words, each an embedding of its own; A1111 refuses several.
+torch 1.11 and later versions pickle a `ParameterDict` with different attributes, but all keep the tensors in `_parameters`.
+DreamArtist writes A1111's layout twice: `X.pt` for the prompt and `X-neg.pt` for the negative prompt.
 """
 
 from __future__ import annotations
@@ -11,17 +14,15 @@ from typing import Any
 
 import torch
 
-from textual_inversion.embedding import Embedding, Provenance, encoder_for_width
+from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats.layout import Contents, Layout, Parsed, as_step, as_text, as_vectors
+from textual_inversion.formats.containers.tensors import Contents, Parameters
+from textual_inversion.formats.layout import Keys, Layout, Parsed, as_step, as_text, as_vectors
+from textual_inversion.formats.layouts.encoder_tensors import by_width
 
+STRING_TO_PARAM = Keys(has={"string_to_param": dict})
 _PLACEHOLDER_ID = 265  # the id of "*" in CLIP's vocabulary
 _KEPT_ENTRIES = ("/data.pkl", "/data/0", "/version")
-
-
-def detect(contents: Contents) -> bool:
-    """Whether there is a `string_to_param` dict."""
-    return isinstance(contents.tree, dict) and isinstance(contents.tree.get("string_to_param"), dict)
 
 
 def read(contents: Contents) -> list[Parsed]:
@@ -35,9 +36,25 @@ def read(contents: Contents) -> list[Parsed]:
     if len(params) != 1:
         words = ", ".join(repr(str(key)[:30]) for key in list(params)[:4]) or "none"
         raise EmbeddingError(f"it holds {len(params)} words ({words}) where one is expected.")
-    key, value = next(iter(params.items()))
-    rows = as_vectors(value, str(key)[:60])
-    return [Parsed({encoder_for_width(rows.shape[1]): rows}, as_text(tree.get("name")), provenance_of(tree))]
+    ((key, value),) = params.items()
+    vectors = by_width(as_vectors(value, str(key)[:60])).vectors
+    return [Parsed(vectors, as_text(tree.get("name")), provenance_of(tree))]
+
+
+def read_original(contents: Contents) -> list[Parsed]:
+    """Every word of `string_to_param`, in the file's order.
+
+    Raises:
+        EmbeddingError: a word without vectors.
+    """
+    params = contents.tree["string_to_param"]
+    if len(params) == 1:
+        return read(contents)
+    provenance = provenance_of(contents.tree)
+    return [
+        Parsed(by_width(as_vectors(value, str(key)[:60])).vectors, as_text(key), provenance, word=str(key)[:200])
+        for key, value in params.items()
+    ]
 
 
 def provenance_of(tree: dict[Any, Any]) -> Provenance:
@@ -57,9 +74,13 @@ def write(embedding: Embedding) -> bytes:
     """
     if len(embedding.vectors) != 1:
         raise EmbeddingError("it has vectors for several text encoders, which A1111's .pt cannot hold; save it as .safetensors.")
-    buffer = BytesIO()
-    torch.save(tree_of(embedding), buffer)
-    return _plain_zip(buffer)
+    written, plain = BytesIO(), BytesIO()
+    torch.save(tree_of(embedding), written)
+    with zipfile.ZipFile(written) as old, zipfile.ZipFile(plain, "w", zipfile.ZIP_STORED) as new:
+        for info in old.infolist():
+            if info.filename.endswith(_KEPT_ENTRIES):  # A1111's safety check refuses the entries that newer versions of PyTorch add
+                new.writestr(zipfile.ZipInfo(info.filename), old.read(info))  # a fresh ZipInfo has no clock in it
+    return plain.getvalue()
 
 
 def tree_of(embedding: Embedding) -> dict[str, Any]:
@@ -76,14 +97,17 @@ def tree_of(embedding: Embedding) -> dict[str, Any]:
     }
 
 
-def _plain_zip(source: BytesIO) -> bytes:
-    """The zip with only the entries of PyTorch 1.x; A1111's safety check refuses the ones that newer versions add."""
-    target = BytesIO()
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
-        for info in old.infolist():
-            if info.filename.endswith(_KEPT_ENTRIES):
-                new.writestr(zipfile.ZipInfo(info.filename), old.read(info))  # a fresh ZipInfo has no clock in it
-    return target.getvalue()
+def _is_original(contents: Contents) -> bool:
+    params = contents.tree["string_to_param"]
+    return len(params) > 1 or (len(params) == 1 and isinstance(params, Parameters))
 
 
-LAYOUT = Layout("A1111 .pt", detect, read, write, (".pt",))
+ORIGINAL = Layout("original .pt", read_original, keys=(STRING_TO_PARAM,), when=_is_original, before=("A1111 .pt",))
+A1111 = Layout(
+    "A1111 .pt",
+    read,
+    keys=(STRING_TO_PARAM,),
+    before=("text encoders", "emb_params", "OneTrainer", "in a LoRA", "no embedding"),
+    write=write,
+    endings=(".pt",),
+)

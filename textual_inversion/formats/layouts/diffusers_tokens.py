@@ -1,45 +1,37 @@
-"""diffusers' layout: each token with its vectors, such as `{"<cat>": [n, d]}`. Knows nothing of files.
+"""diffusers' layout: each token with its vectors, such as `{"<cat>": [n, d]}`.
 
-Early files hold `[d]`. A file of several tokens holds several embeddings, except that `<cat>`, `<cat>_1`, `<cat>_2`, one row each,
-are one word of three vectors, as diffusers spells it. A dict with exactly one tensor under any key is this layout, as in A1111; of
-several, every tensor must be as wide as a text encoder's table. diffusers writes SDXL as two files, one for each text encoder.
+Early files hold `[d]`. A file of several tokens holds several embeddings. One exception: diffusers spells a word of three vectors as
+the tokens `<cat>`, `<cat>_1`, `<cat>_2` with one row each. As in A1111, a dict with exactly one tensor is in this layout whatever its
+key; where there are several tensors, each must be as wide as a text encoder's table. diffusers writes an SDXL embedding as two files,
+one for each text encoder.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
 
 from textual_inversion.embedding import ENCODER_BY_WIDTH, Embedding
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.formats.containers.safetensors_file import write_safetensors
-from textual_inversion.formats.layout import VECTOR_DTYPES, Contents, Layout, Parsed, StoredTensor, as_text, as_vectors
-from textual_inversion.formats.layouts.encoders import by_width, join_rows, names_encoder
+from textual_inversion.formats.containers.tensors import VECTOR_DTYPES, Contents, StoredTensor
+from textual_inversion.formats.layout import Keys, Layout, Parsed, as_text, as_vectors, metadata_of, with_metadata
+from textual_inversion.formats.layouts.encoder_tensors import ENCODER_KEY, by_width, join_rows
 from textual_inversion.formats.layouts.foreign_files import names_foreign_file
-from textual_inversion.formats.layouts.metadata import beside, metadata_of
 
-_RESERVED = {"string_to_param", "string_to_token", "emb_params", "emp_params", "emp_params_out"}
+#: Keys of other layouts, which are no tokens.
+_NO_TOKEN = re.compile(rf"string_to_param|string_to_token|emb_params|emp_params|emp_params_out|{ENCODER_KEY.pattern}")
+#: Beginnings of keys that other layouts read when they stand alone.
 _OTHER_KEYS = ("__metadata__", "text_encoders_", "bundle_emb.")
 _MAX_TOKENS = 1_000
 
 
-def detect(contents: Contents) -> bool:
-    """Whether there is one tensor and nothing else, or several that are all as wide as a text encoder's table."""
-    tree = contents.tree
-    if not isinstance(tree, dict) or not 1 <= len(tree) <= _MAX_TOKENS or _RESERVED & set(tree) or any(map(names_encoder, tree)):
-        return False
-    if len(tree) == 1:
-        return isinstance(next(iter(tree.values())), StoredTensor)
-    return all(isinstance(key, str) and _are_rows(value) for key, value in tree.items())
-
-
 def read(contents: Contents) -> list[Parsed]:
     """An embedding for each token, or for each row of tokens that belong together."""
-    groups = _grouped({str(key): as_vectors(value, str(key)) for key, value in contents.tree.items()})
-    found: list[Parsed] = []
-    for token, rows in groups.items():
-        vectors = by_width(rows).vectors
-        found.append(beside(contents, Parsed(vectors, as_text(token), word=token if len(groups) > 1 else None)))
-    return found
+    words = _join_numbered({str(key): as_vectors(value, str(key)) for key, value in contents.tree.items()})
+    return [
+        with_metadata(contents, Parsed(by_width(rows).vectors, as_text(token), word=token if len(words) > 1 else None))
+        for token, rows in words.items()
+    ]
 
 
 def write(embedding: Embedding) -> bytes:
@@ -50,44 +42,46 @@ def write(embedding: Embedding) -> bytes:
     """
     if len(embedding.vectors) != 1:
         raise EmbeddingError("it has vectors for several text encoders, which diffusers keeps in as many files; save it as safetensors.")
-    return write_safetensors({_token(embedding.name): next(iter(embedding.vectors.values()))}, {"format": "pt", **metadata_of(embedding)})
+    name = as_text(embedding.name) or "embedding"
+    token = next((text for text in (name, f"<{name}>") if not _means_something_else(text)), "<embedding>")
+    return write_safetensors({token: next(iter(embedding.vectors.values()))}, {"format": "pt", **metadata_of(embedding)})
 
 
-def _token(name: str) -> str:
-    """`name`, in angle brackets where the bare one is a key that means something else; neither where both do."""
-    token = as_text(name) or "embedding"
-    return next((text for text in (token, f"<{token}>") if not _means_more(text)), "<embedding>")
+def _means_something_else(key: str) -> bool:
+    return _NO_TOKEN.fullmatch(key) is not None or key.startswith(_OTHER_KEYS) or names_foreign_file(key)
 
 
-def _means_more(key: str) -> bool:
-    return key in _RESERVED or names_encoder(key) or key.startswith(_OTHER_KEYS) or names_foreign_file(key)
+def _join_numbered(tokens: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """First token -> its rows and those of the tokens that are numbered after it, each of which has one row of the same width."""
+    joined: set[str] = set()
+    words: dict[str, StoredTensor] = {}
+    for token, rows in sorted(tokens.items(), key=lambda item: len(item[0])):  # the first token is the shortest
+        if token in joined:
+            continue
+        parts, one_row = [rows], (1, rows.shape[1])
+        while rows.shape == one_row and (name := f"{token}_{len(parts)}") in tokens and tokens[name].shape == one_row:
+            parts.append(tokens[name])
+            joined.add(name)
+        words[token] = join_rows(parts)
+    return {token: words[token] for token in tokens if token in words}
 
 
-def _are_rows(value: Any) -> bool:
-    return (
-        isinstance(value, StoredTensor)
-        and len(value.shape) in (1, 2)
-        and value.shape[-1] in ENCODER_BY_WIDTH
-        and value.dtype in VECTOR_DTYPES
+def _holds_rows_alone(contents: Contents) -> bool:
+    """Whether there is one tensor and nothing else, or several that are all as wide as a text encoder's table."""
+    values = list(contents.tree.values())
+    if not 1 <= len(values) <= _MAX_TOKENS or not all(isinstance(value, StoredTensor) for value in values):
+        return False
+    return len(values) == 1 or (
+        all(isinstance(key, str) for key in contents.tree)
+        and all(len(v.shape) in (1, 2) and v.shape[-1] in ENCODER_BY_WIDTH and v.dtype in VECTOR_DTYPES for v in values)
     )
 
 
-def _grouped(tokens: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """First token -> the rows of it and of the tokens that are numbered after it, each one row of the same width."""
-    taken: set[str] = set()
-    groups: dict[str, StoredTensor] = {}
-    for token, rows in sorted(tokens.items(), key=lambda item: len(item[0])):  # the first token is the shortest
-        if token in taken:
-            continue
-        parts = [rows]
-        while (following := tokens.get(name := f"{token}_{len(parts)}")) is not None and following.shape == rows.shape == (
-            1,
-            rows.shape[1],
-        ):
-            parts.append(following)
-            taken.add(name)
-        groups[token] = join_rows(parts)
-    return {token: groups[token] for token in tokens if token in groups}
-
-
-LAYOUT = Layout("diffusers", detect, read, write, (".safetensors",))
+LAYOUT = Layout(
+    "diffusers",
+    read,
+    keys=(Keys(lacks=_NO_TOKEN),),
+    when=_holds_rows_alone,
+    write=write,
+    endings=(".safetensors",),
+)

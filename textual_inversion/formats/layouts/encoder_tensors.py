@@ -1,52 +1,135 @@
-"""One tensor for each text encoder, as SDXL, SD3, Flux, HiDream and Sana embeddings have them. Knows nothing of files.
+"""One tensor for each text encoder, as SDXL, SD3, Flux, HiDream and Sana embeddings have them; and what other layouts share of it.
 
-The keys are those of encoders.py. SDXL's `clip_l` + `clip_g` in a safetensors file is safetensors_embedding.py's, the rest is read
-here: in pickles too, with `_out` keys, one half alone, and with the encoders of models that no prompt here speaks to. `clip_l`
-alone, as a Flux trainer may write it, is an SD1 embedding in all but name and is read as one.
+A key such as `clip_g` holds rows of that encoder's token table. The same key with `_out` holds the encoder's output for the word,
+which no prompt here can use: beside rows it is left out; a file with outputs alone cannot be used. SDXL's `clip_l` and `clip_g` in a
+safetensors file are the layout of emb_params.py. This module reads the rest: pickles, one of the two alone, and text encoders of
+models that no prompt here is for. `clip_l` alone, as a Flux trainer may write it, is read as an SD1 embedding.
 """
 
 from __future__ import annotations
 
-from textual_inversion.embedding import encoder_for_width
-from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats.layout import Contents, Layout, Parsed, StoredTensor, as_vectors
-from textual_inversion.formats.layouts.encoders import by_encoder, names_encoder
-from textual_inversion.formats.layouts.metadata import beside
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-_REPLICATE = "text_encoders_"
+from textual_inversion.embedding import ENCODER_BY_WIDTH, encoder_for_width, family_of
+from textual_inversion.errors import EmbeddingError
+from textual_inversion.formats.containers.tensors import Contents, StoredTensor
+from textual_inversion.formats.layout import NO_TENSOR, Keys, Layout, Parsed, as_vectors, with_metadata
+
+if TYPE_CHECKING:
+    import torch
+
+#: Key as it is spelt in files -> the text encoder. No prompt here is for the models with the ones from `t5` on.
+ENCODERS = {
+    "clip_l": "clip_l",
+    "clip_g": "clip_g",
+    "clip_h": "clip_h",
+    "t5": "t5",
+    "t5xxl": "t5",
+    "llama": "llama",
+    "gemma": "gemma",
+    "gemma2_2b": "gemma",
+}
+#: A text encoder's key, with or without `_out`.
+ENCODER_KEY = re.compile(rf"({'|'.join(ENCODERS)})(_out)?")
+#: Why an embedding cannot be used that holds a text encoder's outputs alone.
+ONLY_OUTPUTS = "it holds outputs of the text encoder ({}) instead of words for it, which no prompt here can use"
+_OUT = "_out"
+_CLIP = set(ENCODER_BY_WIDTH.values())
 _T5_WIDTH = 4096
 
 
-def detect(contents: Contents) -> bool:
-    """Whether a key names a text encoder, and every other tensor's does unless `clip_l` and `clip_g` are both there."""
-    tree = contents.tree
-    if not isinstance(tree, dict) or not any(map(names_encoder, tree)):
-        return False
-    return {"clip_l", "clip_g"} <= set(tree) or all(names_encoder(key) for key, value in tree.items() if isinstance(value, StoredTensor))
+def names_encoder(key: object) -> bool:
+    """Whether `key` is a text encoder's, with or without `_out`."""
+    return isinstance(key, str) and ENCODER_KEY.fullmatch(key) is not None
+
+
+def by_width(rows: StoredTensor) -> Parsed:
+    """Rows of one text encoder; their width tells which."""
+    return Parsed({encoder_for_width(rows.shape[1]): rows})
+
+
+def by_encoder(tree: Mapping[Any, Any]) -> Parsed:
+    """The vectors under the keys that name a text encoder; other keys are left out.
+
+    The encoders may have different counts: the word then takes as many places as the largest count.
+
+    Raises:
+        EmbeddingError: one of the keys holds no vectors, or two name the same text encoder.
+    """
+    vectors: dict[str, StoredTensor] = {}
+    outputs: set[str] = set()
+    for key in filter(names_encoder, tree):
+        rows = as_vectors(tree[key], key)
+        encoder = ENCODERS[key.removesuffix(_OUT)]
+        if key.endswith(_OUT):
+            outputs.add(encoder)
+        elif encoder in vectors:
+            raise EmbeddingError(f"it holds vectors for {encoder} twice.", field=key)
+        else:
+            vectors[encoder] = rows
+    if len(vectors) == 1 and set(vectors) <= _CLIP:
+        ((encoder, rows),) = vectors.items()
+        vectors = {ENCODER_BY_WIDTH.get(rows.shape[1], encoder): rows}  # the width of a token table is surer than the key
+    unusable = ""
+    if set(vectors) - _CLIP:
+        family = family_of(dict.fromkeys(vectors, 0))
+        unusable = f"it is made for {family}, whose text encoders ({', '.join(sorted(vectors))}) no prompt here speaks to"
+    elif outputs - set(vectors):
+        unusable = ONLY_OUTPUTS.format(", ".join(sorted(outputs - set(vectors))))
+    return Parsed(dict(sorted(vectors.items(), key=lambda item: item[0] != "clip_l")), unusable=unusable)
+
+
+def join_rows(parts: Sequence[StoredTensor]) -> StoredTensor:
+    """The rows of several tensors [..., d] of one width, one below the other, as [n, d]."""
+    if len(parts) == 1 and len(parts[0].shape) == 2:
+        return parts[0]
+    width = parts[0].shape[-1]
+
+    def read() -> torch.Tensor:
+        import torch
+
+        return torch.cat([part.read().reshape(-1, width) for part in parts])
+
+    dtypes = {part.dtype for part in parts}
+    rows = sum(math.prod(part.shape[:-1]) for part in parts)
+    return replace(parts[0], shape=(rows, width), dtype=dtypes.pop() if len(dtypes) == 1 else "fp32", read=read)
 
 
 def read(contents: Contents) -> list[Parsed]:
     """The vectors for each text encoder."""
-    return [beside(contents, by_encoder(contents.tree))]
-
-
-def detect_replicate(contents: Contents) -> bool:
-    """Whether the keys are `text_encoders_0`, `text_encoders_1`, …, as in Replicate's `.pti`, whatever its ending."""
-    tree = contents.tree
-    return isinstance(tree, dict) and bool(tree) and {*tree} <= {f"{_REPLICATE}{index}" for index in range(4)}
+    return [with_metadata(contents, by_encoder(contents.tree))]
 
 
 def read_replicate(contents: Contents) -> list[Parsed]:
-    """The vectors, the text encoder of each told by its width."""
-    found: dict[str, StoredTensor] = {}
+    """The vectors under `text_encoders_0`, `text_encoders_1`, …; their width tells the text encoder.
+
+    Raises:
+        EmbeddingError: one of the keys holds no vectors, or two have vectors of the same width.
+    """
+    vectors: dict[str, StoredTensor] = {}
     for key in sorted(contents.tree):
         rows = as_vectors(contents.tree[key], key)
         encoder = "t5" if rows.shape[1] == _T5_WIDTH else encoder_for_width(rows.shape[1])
-        if encoder in found:
-            raise EmbeddingError(f"it holds vectors {rows.shape[1]} wide twice, so that nothing tells the text encoders apart.")
-        found[encoder] = rows
-    return [beside(contents, by_encoder(found))]
+        if encoder in vectors:
+            raise EmbeddingError(f"it holds vectors {rows.shape[1]} wide twice, so that nothing tells the text encoders apart.", field=key)
+        vectors[encoder] = rows
+    return [with_metadata(contents, by_encoder(vectors))]
 
 
-LAYOUT = Layout("text encoders", detect, read)
-REPLICATE = Layout("Replicate .pti", detect_replicate, read_replicate)
+LAYOUT = Layout(
+    "text encoders",
+    read,
+    # tensors under other keys are tolerated beside SDXL's two only
+    keys=(Keys(has={"clip_l": object, "clip_g": object}), Keys(some=ENCODER_KEY, others=NO_TENSOR)),
+    before=("in a LoRA", "no embedding"),
+)
+REPLICATE = Layout(
+    "Replicate .pti",
+    read_replicate,
+    keys=(Keys(some=re.compile("text_encoders_[0-3]"), others=()),),
+    before=("diffusers",),
+)

@@ -1,4 +1,7 @@
-"""Files that are put among embeddings by mistake, told by their keys, and where they belong. Knows nothing of files."""
+"""Files with keys that are known and with no embedding for prompts: XTI, and files that are put among embeddings by mistake.
+
+XTI has one set of vectors for each cross-attention layer of the UNet (https://arxiv.org/abs/2303.09522).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
 from textual_inversion.errors import UnknownLayoutError
-from textual_inversion.formats.layout import Contents, Layout, summarize
+from textual_inversion.formats.containers.tensors import Contents
+from textual_inversion.formats.layout import Keys, Layout, Parsed, summarize, with_metadata
 
+#: SD1's sixteen cross-attention layers.
+_XTI_LAYERS = ("MID", *(f"IN{index:02}" for index in (1, 2, 4, 5, 7, 8)), *(f"OUT{index:02}" for index in range(3, 12)))
 _MAX_KEY = 300  # characters that a pattern looks at, so that none takes long
 
 
@@ -65,14 +71,15 @@ _KINDS = (
 )
 
 
-def detect(contents: Contents) -> bool:
-    """Whether the keys tell something else than an embedding."""
-    return _recognise(contents.tree) is not None
-
-
 def names_foreign_file(key: str) -> bool:
     """Whether a file with this key alone would be taken for something else than an embedding."""
     return _recognise({key: None}) is not None
+
+
+def read_xti(contents: Contents) -> list[Parsed]:
+    """No vectors: a prompt gives all layers the same ones."""
+    reason = "it is an XTI embedding with its own vectors for each attention layer, which no prompt here can use"
+    return [with_metadata(contents, Parsed({}, unusable=reason))]
 
 
 def read(contents: Contents) -> NoReturn:
@@ -95,9 +102,10 @@ def _recognise(tree: Any) -> _Kind | None:
 
 def _keys(tree: dict[Any, Any]) -> Iterable[str]:
     """The beginnings of the keys of `tree` and of the dict that a checkpoint may wrap its tensors in."""
-    for part in (tree, *(tree.get(wrapped) for wrapped in ("state_dict", "model", "module"))):
+    for part in (tree, *(tree.get(wrapper) for wrapper in ("state_dict", "model", "module"))):
         if isinstance(part, dict):
             yield from (key[:_MAX_KEY] for key in part if isinstance(key, str))
 
 
-LAYOUT = Layout("no embedding", detect, read)
+XTI = Layout("XTI", read_xti, keys=(Keys(has=dict.fromkeys(_XTI_LAYERS, object), others=()),), before=("diffusers",))
+FOREIGN = Layout("no embedding", read, when=lambda contents: _recognise(contents.tree) is not None, before=("diffusers",))

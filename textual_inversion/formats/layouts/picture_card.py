@@ -1,17 +1,21 @@
-"""The visible part of a picture that carries an embedding: a ground, the name and what is known of it. Knows nothing of files."""
+"""The visible part of a picture that carries an embedding: a ground, the name and what is known of the embedding.
+
+Texts are drawn with the fonts that are there. Pillow brings a font with basic Latin letters from 10.1 on, older versions one of tiny
+dots that is enlarged. For other scripts the machine's fonts are tried.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
 
 import numpy
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from textual_inversion.embedding import Embedding
 from textual_inversion.formats.layout import as_step, as_text
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _SIDE = 512
 _MIN_SIDE, _MAX_SIDE = 384, 1024
@@ -21,6 +25,22 @@ _NAME_LINES = 3
 _FACTS_SIZE, _CHECKPOINT_SIZE = 25, 21
 _WHITE, _PALE, _DIM = (255, 255, 255), (226, 230, 240), (176, 184, 200)
 _CUT = "..."  # the sign for it is missing in some fonts
+#: Fonts that systems bring, by file name; the first that knows all letters of a line draws it.
+_SYSTEM_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "segoeui.ttf",
+    "Arial Unicode.ttf",
+    "arial.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "msyh.ttc",
+    "YuGothM.ttc",
+    "malgun.ttf",
+    "PingFang.ttc",
+    "AppleSDGothicNeo.ttc",
+)
+_NO_LETTER = "\uffff"
+_DOTS_HEIGHT = 11
 
 
 def draw_face(embedding: Embedding, picture: Image.Image | None = None) -> Image.Image:
@@ -39,8 +59,6 @@ def draw_face(embedding: Embedding, picture: Image.Image | None = None) -> Image
 
 def _lines(embedding: Embedding, unit: float, width: int) -> list[tuple[Image.Image, tuple[int, int, int], int]]:
     """Mask, colour and the gap below of each line, all of them as wide as the card allows."""
-    from textual_inversion.formats.layouts.picture_text import draw_line
-
     room = width - 2 * round(_MARGIN * unit)
     size, names = _broken(as_text(embedding.name) or "embedding", unit, room)
     found = [(draw_line(name, size), _WHITE, 0) for name in names]
@@ -63,8 +81,6 @@ def _facts(embedding: Embedding) -> str:
 
 def _broken(name: str, unit: float, room: int) -> tuple[int, list[str]]:
     """The name's size and lines: large in one line, else smaller, else in up to three lines, else cut."""
-    from textual_inversion.formats.layouts.picture_text import line_width
-
     for points in _NAME_SIZES:
         if line_width(name, size := round(points * unit)) <= room:
             return size, [name]
@@ -93,8 +109,6 @@ def _shortened(text: str, size: int, room: int) -> str:
 
 def _fitting(text: str, size: int, room: int, suffix: str = "") -> int:
     """How many letters of `text`, at least one, fit into `room` with `suffix` after them."""
-    from textual_inversion.formats.layouts.picture_text import line_width
-
     low, high = 1, min(len(text), 4 * room // size + 1)
     while low < high:
         middle = (low + high + 1) // 2
@@ -104,8 +118,6 @@ def _fitting(text: str, size: int, room: int, suffix: str = "") -> int:
 
 def _darkened(card: Image.Image, top: int) -> Image.Image:
     """The card with a shade that grows from above `top` to its lower edge, so that white letters are legible on anything."""
-    from PIL import Image
-
     rows = numpy.arange(card.height)
     begin = max(0, top - card.height // 3)
     ramp = numpy.clip((rows - begin) / max(1, top - begin), 0, 1)
@@ -116,8 +128,6 @@ def _darkened(card: Image.Image, top: int) -> Image.Image:
 
 def _fitted(picture: Image.Image) -> Image.Image:
     """The middle of `picture`, at most twice as long as wide or high, at a size that the texts and the data fit."""
-    from PIL import Image, ImageOps
-
     width, height = picture.size
     width, height = min(width, 2 * height), min(height, 2 * width)
     factor = min(max(1.0, _MIN_SIDE / min(width, height)), _MAX_SIDE / max(width, height))
@@ -126,8 +136,6 @@ def _fitted(picture: Image.Image) -> Image.Image:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    from PIL import Image
-
     if "A" not in picture.getbands() and "transparency" not in picture.info:
         return picture.convert("RGB")
     ground = Image.new("RGBA", picture.size, (24, 26, 32, 255))
@@ -136,8 +144,6 @@ def _opaque(picture: Image.Image) -> Image.Image:
 
 def _pattern(embedding: Embedding) -> Image.Image:
     """Soft waves of colour; equal vectors give equal ones."""
-    from PIL import Image
-
     digest = hashlib.sha256()
     for encoder in sorted(embedding.vectors):
         digest.update(embedding.vectors[encoder].contiguous().numpy().astype("<f4").tobytes())
@@ -152,3 +158,68 @@ def _pattern(embedding: Embedding) -> Image.Image:
     waves = numpy.cos(2 * numpy.pi * (hue + shift + turn * field[..., None]))  # h w 3
     light = 0.52 + 0.1 * numpy.sin(field * 2 + 1)[..., None]
     return Image.fromarray((255 * numpy.clip(light + 0.3 * waves, 0, 1)).round().astype(numpy.uint8))
+
+
+def draw_line(text: str, size: int) -> Image.Image:
+    """`text` in letters of about `size` pixels, mode `L`, 255 where the letters are; trimmed at the sides only."""
+    font = _font_for(text, size)
+    if font is None:
+        return _draw_dots(text, size)
+    left, _, right, _ = font.getbbox(text)
+    ascent, descent = font.getmetrics()
+    mask = Image.new("L", (max(1, int(right - left)), ascent + descent))
+    ImageDraw.Draw(mask).text((-left, 0), text, font=font, fill=255)
+    return mask
+
+
+def line_width(text: str, size: int) -> int:
+    """Pixels that `draw_line` makes wide."""
+    font = _font_for(text, size)
+    if font is None:
+        return _draw_dots(text, size).width
+    left, _, right, _ = font.getbbox(text)
+    return max(1, int(right - left))
+
+
+def _draw_dots(text: str, size: int) -> Image.Image:
+    """The tiny font, which knows Latin-1 only, made larger."""
+    text = text.encode("latin-1", "replace").decode("latin-1") or "?"
+    font: Any = ImageFont.load_default()
+    left, top, right, bottom = font.getbbox(text)
+    mask = Image.new("L", (max(1, int(right - left)), max(1, int(bottom - top))))
+    ImageDraw.Draw(mask).text((-left, -top), text, font=font, fill=255)
+    factor = size / _DOTS_HEIGHT
+    return mask.resize((max(1, round(mask.width * factor)), max(1, round(mask.height * factor))), Image.Resampling.LANCZOS)
+
+
+def _font_for(text: str, size: int) -> Any:
+    """The first font that knows all letters, else the one that knows most; None where there is no scalable font."""
+    best, fewest = None, len(text) + 1
+    for name in (None, *_SYSTEM_FONTS):
+        font = _open_font(name, size)
+        if font is None:
+            continue
+        missing = sum(1 for letter in _letters(text) if not _knows(font, letter))
+        if missing < fewest:
+            best, fewest = font, missing
+        if not missing:
+            break
+    return best
+
+
+@lru_cache(maxsize=64)
+def _open_font(name: str | None, size: int) -> Any:
+    """Pillow's own font for None; None where there is no such font."""
+    try:
+        return ImageFont.load_default(size) if name is None else ImageFont.truetype(name, size)
+    except (OSError, TypeError, ImportError):  # TypeError: before Pillow 10.1; ImportError: built without FreeType
+        return None
+
+
+def _letters(text: str) -> Iterator[str]:
+    return (letter for letter in dict.fromkeys(text) if not letter.isspace())
+
+
+@lru_cache(maxsize=4096)
+def _knows(font: Any, letter: str) -> bool:
+    return bytes(font.getmask(letter)) != bytes(font.getmask(_NO_LETTER))
