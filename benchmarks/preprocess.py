@@ -84,7 +84,7 @@ def take_turns(source: Path, temporary: Path, options: argparse.Namespace) -> It
 def ours(source: Path, destination: Path) -> dict[str, float]:
     """Figures of a run with the settings that A1111's script has."""
     from benchmarks.a1111_crops import peak_memory
-    from textual_inversion.pictures.faces import why_no_faces
+    from textual_inversion.pictures.salience import why_no_faces
     from textual_inversion.preprocess.run import PreprocessConfig, preprocess
 
     config = PreprocessConfig(str(source), str(destination), width=SIDE, height=SIDE, focal_crop=True)

@@ -5,23 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures import reading
-from textual_inversion.pictures.reading import (
-    find_images,
-    fit,
-    on_colour,
-    picture_size,
-    read_colours,
-    read_image,
-    require_images,
-    to_tensor,
-)
+from textual_inversion.pictures.colours import on_colour
+from textual_inversion.pictures.folder import find_images
+from textual_inversion.pictures.reading import picture_size, read_colours, read_image
 
 
 def gradient(width: int = 24, height: int = 16) -> Image.Image:
@@ -33,39 +24,6 @@ def gradient(width: int = 24, height: int = 16) -> Image.Image:
 def distance(one: Image.Image, other: Image.Image) -> float:
     assert one.size == other.size
     return float(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).mean())
-
-
-def test_found_in_natural_order_without_hidden_files_folders_and_other_files(tmp_path: Path) -> None:
-    for name in ("10.png", "2.PNG", "b2.webp", "B1.jpeg", "a.avif", ".hidden.png", "._2.png", "notes.txt", "x.json"):
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "sub.png").mkdir()
-    (tmp_path / "sub.png" / "inner.png").write_bytes(b"")
-    assert [path.name for path in find_images(tmp_path)] == ["2.PNG", "10.png", "a.avif", "B1.jpeg", "b2.webp"]
-
-
-@given(st.lists(st.text(alphabet="ab019_- ٣", min_size=1, max_size=8), unique=True))
-def test_order_is_total_and_ignores_what_comes_first(names: list[str]) -> None:
-    paths = [Path(f"x{name}.png") for name in names]
-    assert sorted(paths, key=reading._natural_key) == sorted(reversed(paths), key=reading._natural_key)
-
-
-def test_a_missing_folder_a_file_and_nothing_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "file.png").write_bytes(b"")
-    with pytest.raises(DatasetError, match="does not exist; choose"):
-        find_images(tmp_path / "gone")
-    with pytest.raises(DatasetError, match="is a file, not a folder"):
-        find_images(tmp_path / "file.png")
-    with pytest.raises(DatasetError, match="No folder"):
-        find_images("  ")
-
-
-def test_a_folder_without_pictures_says_what_is_in_it(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="it is empty"):
-        require_images(tmp_path)
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(DatasetError, match=r"1 other file and 1 subfolder, not searched\); put PNG"):
-        require_images(tmp_path)
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "tiff", "gif", "avif"])
@@ -212,32 +170,6 @@ def test_damaged_files_are_read_or_refused_never_worse(tmp_path: Path, format_: 
     except DatasetError as error:
         outcome = str(error)
     assert outcome == "RGB" or outcome.startswith("x.png cannot be read")
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(8, 64), st.integers(8, 64))
-def test_fit_gives_exactly_the_size_and_keeps_the_centre(source_width: int, source_height: int, width: int, height: int) -> None:
-    image = Image.new("RGB", (source_width, source_height), (10, 200, 30))
-    result = fit(image, width, height)
-    assert result.size == (width, height)
-    assert result.getpixel((width // 2, height // 2)) == (10, 200, 30)
-
-
-def test_fit_crops_the_sides_equally_without_stretching() -> None:
-    image = Image.new("RGB", (90, 30), "black")
-    image.paste("white", (30, 0, 60, 30))
-    assert distance(fit(image, 60, 60), Image.new("RGB", (60, 60), "white")) < 8
-
-
-def test_to_tensor_is_channels_height_width() -> None:
-    image = Image.new("RGB", (5, 3), (1, 2, 3))
-    image.putpixel((4, 1), (9, 8, 7))
-    tensor = to_tensor(image)
-    assert tensor.shape == (3, 3, 5)
-    assert tensor.dtype == torch.uint8
-    assert tensor.is_contiguous()
-    assert tensor[:, 1, 4].tolist() == [9, 8, 7]
-    assert tensor[:, 0, 0].tolist() == [1, 2, 3]
 
 
 def test_avif_that_this_pillow_cannot_read_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from textual_inversion.pictures import faces
-from textual_inversion.pictures.faces import FaceFinder, one_thread, why_no_faces
-from textual_inversion.pictures.salience import FocalWeights, _corners, _entropy_marks, debug_picture, find_focus
+from textual_inversion.pictures import salience
+from textual_inversion.pictures.salience import (
+    FaceFinder,
+    FocalWeights,
+    _corners,
+    _entropy_marks,
+    debug_picture,
+    find_focus,
+    one_thread,
+    why_no_faces,
+)
 from textual_inversion.preprocess.run import PreprocessConfig, notes, plan, preprocess
+
+USUAL = FocalWeights(0.9, 0.15, 0.5)
 
 
 def plain(width: int = 300, height: int = 120) -> Image.Image:
@@ -32,7 +42,7 @@ def patch(image: Image.Image, left: int, top: int, side: int = 60) -> np.ndarray
     return np.asarray(image)
 
 
-@pytest.mark.parametrize("weights", [FocalWeights(0, 1, 0), FocalWeights(0, 0, 1), FocalWeights()])
+@pytest.mark.parametrize("weights", [FocalWeights(0, 1, 0), FocalWeights(0, 0, 1), USUAL])
 @pytest.mark.parametrize("left", [0, 120, 240])
 def test_the_crop_goes_where_the_picture_is_rich(weights: FocalWeights, left: int) -> None:
     across = find_focus(patch(plain(), left, 20), 1.0, weights, [])
@@ -44,26 +54,26 @@ def test_the_crop_goes_where_the_picture_is_rich(weights: FocalWeights, left: in
 
 
 def test_nothing_to_see_leaves_the_crop_in_the_middle() -> None:
-    assert abs(find_focus(np.asarray(plain()), 1.0, FocalWeights(), []).position - 0.5) < 0.01
-    assert find_focus(np.asarray(plain(100, 100)), 1.0, FocalWeights(), []).position == 0.5
+    assert abs(find_focus(np.asarray(plain()), 1.0, USUAL, []).position - 0.5) < 0.01
+    assert find_focus(np.asarray(plain(100, 100)), 1.0, USUAL, []).position == 0.5
 
 
 def test_a_face_pulls_more_than_detail_elsewhere() -> None:
     grey = patch(plain(), 0, 20)
     face = (230.0, 30.0, 270.0, 80.0)
-    focus = find_focus(grey, 1.0, FocalWeights(), [face])
+    focus = find_focus(grey, 1.0, USUAL, [face])
     start = focus.position * 180
     assert start <= 230
     assert start + 120 >= 270
     assert focus.faces == ((230 / 300, 0.25, 0.9, 80 / 120),)
-    assert find_focus(grey, 1.0, FocalWeights(face=0), [face]).position < 0.2
+    assert find_focus(grey, 1.0, FocalWeights(0, 0.15, 0.5), [face]).position < 0.2
 
 
 @settings(max_examples=40)
 @given(st.integers(8, 90), st.integers(8, 90), st.floats(0.2, 5), st.integers(0, 2**32 - 1))
 def test_any_picture_has_a_place_for_its_crop(width: int, height: int, aspect: float, seed: int) -> None:
     grey = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
-    focus = find_focus(grey, aspect, FocalWeights(), [(0, 0, width / 2, height / 2)])
+    focus = find_focus(grey, aspect, USUAL, [(0, 0, width / 2, height / 2)])
     assert 0 <= focus.position <= 1
     assert all(0 <= x < 1 and 0 <= y < 1 for x, y in focus.corners)
 
@@ -84,17 +94,17 @@ def test_running_histograms_give_each_windows_entropy() -> None:
 def test_corners_are_where_two_edges_meet() -> None:
     image = plain(120, 120)
     ImageDraw.Draw(image).rectangle((30, 30, 79, 79), fill=255)
-    found = _corners(np.asarray(image))
-    assert len(found) >= 4
+    corners = _corners(np.asarray(image))
+    assert len(corners) >= 4
     for corner in ((30, 30), (79, 30), (30, 79), (79, 79)):
-        assert np.abs(found - corner).max(axis=1).min() <= 3
+        assert np.abs(corners - corner).max(axis=1).min() <= 3
     # None along the edges, but cells may hold one of their ends.
-    assert all(min(abs(x - 30), abs(x - 79)) <= 8 and min(abs(y - 30), abs(y - 79)) <= 8 for x, y in found)
+    assert all(min(abs(x - 30), abs(x - 79)) <= 8 and min(abs(y - 30), abs(y - 79)) <= 8 for x, y in corners)
 
 
 def test_the_debug_picture_shows_the_crop(tmp_path: Path) -> None:
     image = Image.new("RGB", (100, 50))
-    focus = find_focus(np.asarray(image.convert("L")), 1.0, FocalWeights(), [(10, 10, 20, 20)])
+    focus = find_focus(np.asarray(image.convert("L")), 1.0, USUAL, [(10, 10, 20, 20)])
     shown = debug_picture(image, focus, [(0, 0, 50, 50)])
     assert shown.getpixel((0, 25)) == (0x22, 0xC5, 0x5E)
     assert shown.getpixel((10, 15)) == (0xEF, 0x44, 0x44)
@@ -134,7 +144,7 @@ def test_profiles_are_looked_for_from_both_sides(monkeypatch: pytest.MonkeyPatch
         def detectMultiScale(self, grey: np.ndarray, **_: object) -> list[tuple[int, int, int, int]]:
             return [(5, 10, 20, 20)] if self.profile and grey[0, 0] else []
 
-    monkeypatch.setattr(faces, "why_no_faces", lambda: "")
+    monkeypatch.setattr(salience, "why_no_faces", lambda: "")
     monkeypatch.setitem(sys.modules, "cv2", types.SimpleNamespace(CascadeClassifier=Cascade))  # type: ignore[arg-type]
     grey = np.zeros((60, 100), np.uint8)
     assert FaceFinder().find(grey) == []

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textual_inversion.preprocess.captions import CaptionRules, drop
+from textual_inversion.preprocess.captioning import Describer, compose_caption, drop_words
+from textual_inversion.settings.preprocessing import PreprocessConfig
+
+
+def rules(**values: str) -> PreprocessConfig:
+    return PreprocessConfig("from", "to", **values)  # type: ignore[arg-type]
+
 
 NEW = ["a cat on a sofa", "sofa,  indoors"]
 
@@ -21,27 +29,29 @@ NEW = ["a cat on a sofa", "sofa,  indoors"]
 )
 def test_what_becomes_of_an_existing_caption(existing: str, expected: str) -> None:
     """`prepend` and `append` say where the existing one goes, as A1111's option does."""
-    rules = CaptionRules(existing=existing)
-    assert rules.caption("my old text", NEW, "name") == expected
-    assert rules.caption(None, NEW, "name") == "a cat on a sofa, sofa, indoors"
-    assert rules.caption("my old text", [], "name") == "my old text"
-    assert rules.caption(None, [], "name") is None
-    assert rules.needs_new("old") == (existing in ("replace", "prepend", "append"))
-    assert rules.needs_new(None)
+    config = rules(existing_captions=existing)
+    assert compose_caption(config, "my old text", NEW, "name") == expected
+    assert compose_caption(config, None, NEW, "name") == "a cat on a sofa, sofa, indoors"
+    assert compose_caption(config, "my old text", [], "name") == "my old text"
+    assert compose_caption(config, None, [], "name") is None
+    describer = Describer(replace(config, captioners=("mine",)), {"mine": lambda image: "words"})
+    assert describer.is_needed("old") == (existing in ("replace", "prepend", "append"))
+    assert describer.is_needed(None)
+    assert not Describer(config, {}).is_needed(None)
 
 
 def test_an_empty_caption_stays_empty_and_is_not_the_file_name() -> None:
-    assert CaptionRules().caption("", [], "name") == ""
-    assert CaptionRules(existing="append").caption("", ["new"], "name") == "new"
+    assert compose_caption(rules(), "", [], "name") == ""
+    assert compose_caption(rules(existing_captions="append"), "", ["new"], "name") == "new"
 
 
 def test_ends_and_dropped_words() -> None:
-    rules = CaptionRules(prefix="photo of", suffix=", outdoors", drop_words="cat")
-    assert rules.caption(None, ["a cat on a sofa"], "x") == "photo of on a sofa, outdoors"
-    assert rules.caption(None, [], "black cat") == "photo of black, outdoors"
-    assert CaptionRules(prefix="photo of").caption(None, [], "") == "photo of"
-    assert CaptionRules(suffix="outdoors").caption("a dog", [], "") == "a dog outdoors"
-    assert CaptionRules(prefix="photo of", existing="copy").caption("as it is", [], "") == "as it is"
+    config = rules(caption_prefix="photo of", caption_suffix=", outdoors", drop_words="cat")
+    assert compose_caption(config, None, ["a cat on a sofa"], "x") == "photo of on a sofa, outdoors"
+    assert compose_caption(config, None, [], "black cat") == "photo of black, outdoors"
+    assert compose_caption(rules(caption_prefix="photo of"), None, [], "") == "photo of"
+    assert compose_caption(rules(caption_suffix="outdoors"), "a dog", [], "") == "a dog outdoors"
+    assert compose_caption(rules(caption_prefix="photo of", existing_captions="copy"), "as it is", [], "") == "as it is"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +67,7 @@ def test_ends_and_dropped_words() -> None:
     ],
 )
 def test_words_are_dropped_as_wholes_with_their_articles(caption: str, words: str, left: str) -> None:
-    assert drop(caption, words) == left
+    assert drop_words(caption, words) == left
 
 
 TEXT = st.text(alphabet="ab ,._(x", max_size=12)
@@ -67,9 +77,9 @@ TEXT = st.text(alphabet="ab ,._(x", max_size=12)
 def test_captions_are_one_line_and_a_second_run_adds_nothing(
     old: str | None, new: list[str], existing: str, prefix: str, suffix: str
 ) -> None:
-    rules = CaptionRules(existing=existing, prefix=prefix, suffix=suffix)
-    once = rules.caption(old, new, "name")
+    config = rules(existing_captions=existing, caption_prefix=prefix, caption_suffix=suffix)
+    once = compose_caption(config, old, new, "name")
     if once is None:
         return
     assert "\n" not in once
-    assert rules.caption(once, [], "name") == once
+    assert compose_caption(config, once, [], "name") == once

@@ -20,7 +20,7 @@ from PIL import Image
 
 from textual_inversion.errors import ConfigError
 from textual_inversion.preprocess.blip import Blip, load_blip
-from textual_inversion.preprocess.captioners import load_captioners
+from textual_inversion.preprocess.captioning import load_captioners
 from textual_inversion.preprocess.download import download, downloaded
 from textual_inversion.preprocess.tagger import Tagger, load_tagger, read_tags
 from textual_inversion.settings.preprocessing import PreprocessConfig

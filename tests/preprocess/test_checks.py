@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageFilter
 
-from textual_inversion.preprocess.checks import check_shape, check_sharpness, check_size, find_duplicates, print_of
+from textual_inversion.pictures.geometry import View
+from textual_inversion.pictures.measures import Fingerprint, find_duplicates
+from textual_inversion.preprocess.picture import check_enlargement, check_shape, check_sharpness
 
 
 def scene(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
@@ -51,15 +53,16 @@ def test_real_photographs_are_sharp_until_they_are_blurred() -> None:
 
 
 def test_enlarging_and_cutting_away_are_told() -> None:
-    assert check_size([(0, 0, 500, 500)], [(512, 512)]) is None
-    problem = check_size([(0, 0, 200, 200)], [(512, 512)])
+    whole = View((0, 0, 1000, 1000), (512, 512))
+    assert check_enlargement([View((0, 0, 500, 500), (512, 512))]) is None
+    problem = check_enlargement([View((0, 0, 200, 200), (512, 512))])
     assert problem is not None
     assert "enlarged 2.6 times" in problem.text
-    assert check_shape((1500, 1000), [(0, 0, 1000, 1000)]) is None
-    problem = check_shape((3000, 1000), [(0, 0, 1000, 1000)])
+    assert check_shape((1500, 1000), [whole]) is None
+    problem = check_shape((3000, 1000), [whole])
     assert problem is not None
     assert problem.text.startswith("67% of it is cut away")
-    assert check_shape((3000, 1000), [(0, 0, 1000, 1000), (900, 0, 1900, 1000)]) is None
+    assert check_shape((3000, 1000), [whole, View((900, 0, 1900, 1000), (512, 512))]) is None
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
@@ -74,13 +77,13 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 @pytest.mark.parametrize("change", list(CHANGES))
 def test_the_same_picture_is_known_again(change: str) -> None:
     for seed in range(5):
-        assert find_duplicates([print_of(scene(seed)), print_of(CHANGES[change](scene(seed)))]) == [None, 0]
+        assert find_duplicates([Fingerprint.of(scene(seed)), Fingerprint.of(CHANGES[change](scene(seed)))]) == [None, 0]
 
 
 def test_other_pictures_are_not_taken_for_the_same() -> None:
-    prints = [print_of(scene(seed)) for seed in range(60)]
-    assert find_duplicates(prints) == [None] * 60
-    red, blue = (print_of(Image.new("RGB", (60, 60), colour)) for colour in ("red", "blue"))
+    fingerprints = [Fingerprint.of(scene(seed)) for seed in range(60)]
+    assert find_duplicates(fingerprints) == [None] * 60
+    red, blue = (Fingerprint.of(Image.new("RGB", (60, 60), colour)) for colour in ("red", "blue"))
     assert find_duplicates([red, None, blue, red, None]) == [None, None, None, 0, None]
     assert find_duplicates([]) == []
     assert find_duplicates([None]) == [None]
@@ -89,6 +92,6 @@ def test_other_pictures_are_not_taken_for_the_same() -> None:
 @settings(max_examples=20)
 @given(st.lists(st.integers(0, 5), max_size=12))
 def test_each_copy_points_at_the_first(seeds: list[int]) -> None:
-    known = [print_of(scene(seed, (60, 40))) for seed in range(6)]
+    known = [Fingerprint.of(scene(seed, (60, 40))) for seed in range(6)]
     expected = [seeds.index(seed) if seeds.index(seed) < place else None for place, seed in enumerate(seeds)]
     assert find_duplicates([known[seed] for seed in seeds]) == expected

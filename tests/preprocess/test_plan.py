@@ -1,4 +1,4 @@
-"""Looking before writing, and writing what was looked at."""
+"""Plans before anything is written, and runs that write a plan."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from textual_inversion.errors import ConfigError, DatasetError
-from textual_inversion.pictures.parallel import PixelRoom, in_order
-from textual_inversion.pictures.reading import mask_file
+from textual_inversion.errors import ConfigError
+from textual_inversion.pictures.folder import mask_file
 from textual_inversion.preprocess.run import PreprocessConfig, plan, preprocess
 
 
@@ -45,7 +44,7 @@ def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
-def test_the_plan_says_everything_and_writes_nothing(folder: Path) -> None:
+def test_a_plan_is_complete_and_writes_nothing(folder: Path) -> None:
     told: list[tuple[int, int, str]] = []
     items = plan(config(folder), lambda *args: told.append(args))
     assert [item.source.name for item in items] == ["long.png", "normal.jpg", "same.webp", "small.png", "text.png"]
@@ -62,7 +61,7 @@ def test_the_plan_says_everything_and_writes_nothing(folder: Path) -> None:
     assert len(names(folder)) == 6
 
 
-def test_what_is_left_out_and_edited_is_honoured(folder: Path) -> None:
+def test_choices_and_edited_captions_are_honoured(folder: Path) -> None:
     items = plan(config(folder, flips=("horizontal",)))
     items[1] = items[1].with_caption("  better\nwords ")
     items[2] = items[2].choose(False)
@@ -86,7 +85,7 @@ def test_parts_are_chosen_and_captioned_one_by_one(folder: Path) -> None:
     assert names(folder.parent / "out") == ["00000-0-long.png", "00000-12-long.png", "00000-12-long.txt", "00000-8-long.png"]
 
 
-def test_what_is_there_is_told_and_an_edited_caption_replaces_its_file(folder: Path) -> None:
+def test_results_that_are_there_are_marked_done_and_an_edited_caption_replaces_its_file(folder: Path) -> None:
     first = preprocess(config(folder))
     items = plan(config(folder))
     assert [item.done for item in items] == [True, True, True, True, False]
@@ -251,50 +250,3 @@ def test_results_say_what_they_were_made_from(folder: Path) -> None:
     with Image.open(path) as image:
         note = json.loads(image.info["preprocessed"])
     assert note == {"source": "long.png", "bytes": (folder / "long.png").stat().st_size, "settings": config(folder).fingerprint}
-
-
-# threads
-
-
-def test_results_come_in_order_and_errors_end_the_work() -> None:
-    begun: list[int] = []
-
-    def work(number: int) -> int:
-        begun.append(number)
-        if number == 5:
-            raise DatasetError("five")
-        return number * 2
-
-    assert list(in_order(work, range(5), 3)) == [0, 2, 4, 6, 8]
-    with pytest.raises(DatasetError, match="five"):
-        list(in_order(work, range(5, 100), 3))
-    assert len(begun) < 20
-
-
-def test_large_pictures_wait_for_room_and_one_too_large_goes_alone() -> None:
-    room, entered, leave = PixelRoom(100), threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with room.taken(60):
-            entered.set()
-            leave.wait(5)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert entered.wait(5)
-    with room.taken(40):
-        pass
-    order: list[str] = []
-
-    def large() -> None:
-        with room.taken(1000):
-            order.append("large")
-
-    waiting = threading.Thread(target=large)
-    waiting.start()
-    waiting.join(0.05)
-    order.append("room")
-    leave.set()
-    thread.join(5)
-    waiting.join(5)
-    assert order == ["room", "large"]

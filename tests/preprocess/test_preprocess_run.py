@@ -157,7 +157,7 @@ def test_a_write_that_fails_half_way_leaves_nothing(source: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "cause"), [(errno.ENOSPC, "the disk is full; make room"), (errno.EACCES, "permissions"), (errno.EROFS, "read-only disk")]
+    ("number", "cause"), [(errno.ENOSPC, "the disk is full; free some space"), (errno.EACCES, "permissions"), (errno.EROFS, "permissions")]
 )
 def test_disk_full_and_no_permission_are_one_sentence(source: Path, monkeypatch: pytest.MonkeyPatch, number: int, cause: str) -> None:
     def fail(*_: object) -> None:

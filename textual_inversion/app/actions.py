@@ -128,7 +128,7 @@ class Actions:
     def config(self, values: Mapping[str, Any]) -> TrainingConfig:
         """The Train tab's values as settings, checked; the log folder is this run's own."""
         from textual_inversion.embedding import check_name
-        from textual_inversion.pictures.reading import require_images
+        from textual_inversion.pictures.folder import require_images
         from textual_inversion.prompts.templates import read_template
 
         defaults = form.training_defaults()

@@ -77,7 +77,7 @@ class Preprocessing:
         if not config.captioners:
             return {}
         from textual_inversion.diffusion.model import best_device
-        from textual_inversion.preprocess.captioners import load_captioners
+        from textual_inversion.preprocess.captioning import load_captioners
 
         def progress(done: int, total: int, file: str) -> None:
             if done % _TOLD < 2**20 or done == total:

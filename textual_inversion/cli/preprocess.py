@@ -44,7 +44,7 @@ def _preprocess(options: argparse.Namespace) -> Result:
     config = PreprocessConfig(**{**values_of(options, PreprocessConfig), "flips": tuple(flips)})
     check_pictures(config.source)
 
-    from textual_inversion.preprocess.captioners import load_captioners
+    from textual_inversion.preprocess.captioning import load_captioners
     from textual_inversion.preprocess.run import notes, plan, preprocess
 
     bar = Bar()

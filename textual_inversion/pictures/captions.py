@@ -1,4 +1,4 @@
-"""The caption of a training picture: the text beside it, or its file name. Knows nothing of pixels, templates or tokens."""
+"""The caption of a picture: the text file beside it, or else the words of its file name."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 from textual_inversion.errors import DatasetError
+from textual_inversion.files import os_error_words
 
-# Numbering such as `00012-0-` orders pictures and says nothing of them.
+# Numbering such as `00012-0-` orders pictures and does not describe them.
 _NUMBERING = re.compile(r"^[-_\d]+\s*")
 
 
@@ -18,38 +19,61 @@ def caption_file(path: str | Path) -> Path:
 
 
 def caption_for(path: str | Path, word_regex: str = "", join: str = " ") -> str:
-    """Caption of the picture `path`, on one line.
-
-    It is the text of the `.txt` file beside it (UTF-8, UTF-16 with its mark, or else Latin-1), also where that is empty; without one
-    it is the file name without ending and without leading digits, dashes and underscores (inner underscores stay).
+    """Caption of the picture `path`, on one line: from its caption file, even an empty one, or else from its file name.
 
     Args:
-        word_regex: which parts of a file name are words; empty = the whole name. With a group in it, the group is the word.
+        word_regex: which parts of a file name are words, as in `caption_in_name`.
         join: what stands between those words.
 
     Raises:
-        DatasetError: the `.txt` file is there and cannot be read.
-        re.error: the pattern is none; settings are checked for that before.
+        DatasetError: the caption file is there and cannot be read.
+        re.error: `word_regex` is not a pattern; settings are checked for that before.
     """
-    path = Path(path)
-    text_path = caption_file(path)
-    if text_path.is_file():
-        return " ".join(_read_text(text_path).split())
-    name = _NUMBERING.sub("", path.stem)
-    return " ".join((join.join(_words(name, word_regex)) if word_regex else name).split())
+    written = written_caption(path)
+    return caption_in_name(path, word_regex, join) if written is None else written
 
 
-def _words(name: str, word_regex: str) -> list[str]:
-    return [match[1] or "" if match.re.groups else match[0] for match in re.finditer(word_regex, name)]
+def written_caption(path: str | Path) -> str | None:
+    """Text of the caption file of the picture `path`, on one line; None when there is no such file.
 
+    The file is UTF-8, UTF-16 with its mark, or else Latin-1.
 
-def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"The caption {path.name} cannot be read ({error.strerror or error}); check its permissions.") from error
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+    file = caption_file(path)
+    if not file.is_file():
+        return None
+    data = caption_bytes(file)
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError:
-        return data.decode("latin-1")
+        text = data.decode("latin-1")
+    return " ".join(text.split())
+
+
+def caption_in_name(path: str | Path, word_regex: str = "", join: str = " ") -> str:
+    """Words of the file name of the picture `path`, without its ending and without leading digits, dashes and underscores.
+
+    Args:
+        word_regex: which parts of the name are words; with a group in it, the group is the word. Empty = the whole name.
+        join: what stands between those words.
+    """
+    name = _NUMBERING.sub("", Path(path).stem)
+    if word_regex:
+        name = join.join(match[1] or "" if match.re.groups else match[0] for match in re.finditer(word_regex, name))
+    return " ".join(name.split())
+
+
+def caption_bytes(file: Path) -> bytes:
+    """Contents of a caption file.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        sentence = f"The caption {file.name} cannot be read ({os_error_words(error)}); check its permissions."
+        raise DatasetError(sentence, path=file) from error

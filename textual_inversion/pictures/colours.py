@@ -1,8 +1,8 @@
-"""Turns what Pillow decodes, of any mode and size, into 8-bit colours. Knows nothing of files or training."""
+"""Turns decoded pictures of any mode and size into 8-bit colours, and lays transparent ones on a colour."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ def eight_bit_colours(image: Image.Image) -> Image.Image:
     """RGBA where something shows through, else RGB; greyscale of 16 and 32 bits is scaled to 8. It may be `image` itself."""
     if image.mode[0] in "IF":
         scale = _scale(image)
-        return _by_bands(image, "RGB", lambda band: _grey(band, scale).convert("RGB"))
+        return _by_bands(image, lambda band: _grey(band, scale).convert("RGB"))
     if not (image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info):
         return image if image.mode == "RGB" else image.convert("RGB")
     colours = image if image.mode == "RGBA" else image.convert("RGBA")
@@ -26,13 +26,19 @@ def on_colour(image: Image.Image, colour: str) -> Image.Image:
     """RGB of an RGB or RGBA picture, what shows through laid on `colour` (a name, or such as `#ffffff`)."""
     if image.mode != "RGBA":
         return image.convert("RGB")
-    return _by_bands(image, "RGB", lambda band: Image.alpha_composite(Image.new("RGBA", band.size, colour), band).convert("RGB"))
+    return _by_bands(image, lambda band: Image.alpha_composite(Image.new("RGBA", band.size, colour), band).convert("RGB"))
 
 
-def _by_bands(image: Image.Image, mode: str, convert: Any) -> Image.Image:
+def flatten_alpha(image: Image.Image, transparency: str, background: str) -> Image.Image:
+    """RGB with transparent parts laid on `background`; with `transparency` = `weight` the picture keeps its alpha, as a loss weight."""
+    return image if transparency == "weight" else on_colour(image, background)
+
+
+def _by_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert`, which gives RGB, band by band."""
     if image.width * image.height <= _BAND_PIXELS:
         return convert(image)
-    whole = Image.new(mode, image.size)
+    whole = Image.new("RGB", image.size)
     for top, band in _bands(image):
         whole.paste(convert(band), (0, top))
     return whole
@@ -45,7 +51,7 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _scale(image: Image.Image) -> float:
-    """What deep greyscale is multiplied with; Pillow clips it at 255 instead of scaling it."""
+    """Factor that brings deep greyscale to 8 bits; Pillow would clip it at 255 instead of scaling it."""
     peak = max(float(_values(band).max()) for _, band in _bands(image))
     if image.mode == "F":
         return 255.0 if peak <= 1 else 1.0

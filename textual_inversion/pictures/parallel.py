@@ -1,4 +1,4 @@
-"""Several threads for many pictures, in order and never many at once. Knows nothing of what is done to them."""
+"""Works on many pictures in a few threads: results in order, a few read ahead, never too many pixels in memory at once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
-_MOST_WORKERS = 4  # Pillow works outside Python's lock, what lies between its calls does not
+_MOST_WORKERS = 4  # Pillow decodes outside Python's lock, but the code between its calls runs inside it
 _MOST_PIXELS = 60_000_000  # decoded at the same time
 
 
@@ -24,24 +24,30 @@ def default_workers() -> int:
 
 
 def in_order(
-    work: Callable[[Item], Made], items: Iterable[Item], workers: int, should_stop: Callable[[], bool] | None = None
-) -> Generator[Made, None, None]:
-    """What `work` makes of each item, in their order, a few ahead; it is done in `workers` threads.
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    should_stop: Callable[[], bool] | None = None,
+    *,
+    ahead: int = 0,
+) -> Generator[Result, None, None]:
+    """The results of `work` for each item, in the order of the items; it runs in `workers` threads.
 
     Args:
         should_stop: asked before each item is begun; those begun are finished.
+        ahead: items that are begun before their results are asked for; 0 = as many as there are threads.
 
     Raises:
-        Exception: what `work` raised first; what is under way then is finished, the rest is not begun.
+        Exception: the first error of `work`; items under way are finished, the rest is not begun.
     """
-    waiting: deque[Future[Made]] = deque()
+    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="textual-inversion-pictures") as pool:
         try:
             for item in items:
                 if should_stop and should_stop():
                     break
                 waiting.append(pool.submit(work, item))
-                if len(waiting) > workers:
+                if len(waiting) > (ahead or workers):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -51,21 +57,21 @@ def in_order(
 
 
 class PixelRoom:
-    """Lets pictures be decoded at the same time only as long as they are small together; a large one waits and goes alone."""
+    """Limits how many pixels are decoded at the same time; a picture above the limit waits until it is alone."""
 
     def __init__(self, most: int = _MOST_PIXELS) -> None:
-        self._most, self._held = most, 0
+        self._most, self._used = most, 0
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
-        """Inside, so many pixels may be held."""
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for that many pixels; they are free again on leaving."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + pixels <= self._most)
-            self._held += pixels
+            self._changed.wait_for(lambda: not self._used or self._used + pixels <= self._most)
+            self._used += pixels
         try:
             yield
         finally:
             with self._changed:
-                self._held -= pixels
+                self._used -= pixels
                 self._changed.notify_all()

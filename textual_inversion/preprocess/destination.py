@@ -1,12 +1,14 @@
-"""The folder that results go to: what is in it already, and writing into it whole or not at all. Knows nothing of crops."""
+"""The folder that results go to: the names of results, the results of earlier runs, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import re
 from collections.abc import Iterable
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,21 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures.reading import mask_file
-from textual_inversion.preprocess.flips import PLACES
-from textual_inversion.preprocess.layout import View
-from textual_inversion.preprocess.names import caption_stem, number_sources, place_of, result_name, stem_of
+from textual_inversion.files import os_error_text, replace_file
+from textual_inversion.pictures.folder import mask_file
+from textual_inversion.preprocess.layout import FLIPS, PlannedView
 from textual_inversion.settings.preprocessing import PreprocessConfig
 from textual_inversion.text import counted
 
-_CHUNK = "preprocessed"  # of a result: what it was made from, and how
+_CHUNK = "preprocessed"  # of a result's PNG: its source and settings
 _LEVEL = 3  # of PNG's compression: a third of the time of the usual 6, and a twentieth larger
+_RESULT = re.compile(r"(\d{5,})-(\d+)-(.+)\.png", re.DOTALL)
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]+')
+_LONGEST = 150  # bytes of a caption in a name; file systems take 255 in all
 
 
 class Destination:
-    """Finds results of earlier runs by their names and by the note inside them.
+    """Finds results of earlier runs by their names and by the note inside them, and writes new ones.
 
     Args:
         config: names the folder, which need not exist.
@@ -37,19 +41,16 @@ class Destination:
 
     def __init__(self, config: PreprocessConfig) -> None:
         self.folder, self.config = config.destination_path, config
-        self._found: dict[tuple[int, int], str] = {}
+        self._results: dict[tuple[int, int], str] = {}  # (number of the source, middle number) -> file name
         if not config.captions_only:
-            names = self._list()
+            try:
+                names = sorted(os.listdir(self.folder))
+            except FileNotFoundError:
+                names = []
+            except OSError as error:
+                raise write_error(self.folder, error, 0) from error
             masks = {mask_file(name).name for name in names}
-            self._found = {place: name for name in names if name not in masks and (place := place_of(name))}
-
-    def _list(self) -> list[str]:
-        try:
-            return sorted(os.listdir(self.folder))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise write_error(self.folder, error, 0) from error
+            self._results = {place: name for name in names if name not in masks and (place := place_of(name))}
 
     def prepare(self) -> None:
         """Make the folder.
@@ -64,78 +65,82 @@ class Destination:
 
     def number(self, sources: list[Path]) -> list[int]:
         """A number for each source, that of its results where there are any."""
-        return number_sources(sources, {(number, self._stem(name)) for (number, _), name in self._found.items()})
+        return number_sources(sources, {(number, self._source_stem(name)) for (number, _), name in self._results.items()})
 
-    def _stem(self, name: str) -> str:
-        """Stem of the source of a result; a name that is a caption does not say it, the note inside does."""
-        noted = read_note(self.folder / name).get("source") if self.config.caption_place == "name" else None
-        return Path(noted).stem if isinstance(noted, str) else stem_of(name)
+    def _source_stem(self, name: str) -> str:
+        """Stem of the source of a result; where captions are names, only the note inside the result tells it."""
+        source = _read_note(self.folder / name).get("source") if self.config.caption_place == "name" else None
+        return Path(source).stem if isinstance(source, str) else stem_of(name)
 
-    def target(self, number: int, source: Path, view: View, flip: str) -> Path:
+    def target(self, number: int, source: Path, view: PlannedView, flip: str) -> Path:
         """Where a result goes."""
         stem = caption_stem(view.caption or "") if self.config.caption_place == "name" else ""
         return self.folder / result_name(number, stem or source.stem, view.part, flip)
 
-    def found(self, number: int, source: Path, view: View, flip: str) -> Path | None:
+    def existing(self, number: int, source: Path, view: PlannedView, flip: str) -> Path | None:
         """The result of an earlier run; None where there is none."""
-        name = self._found.get((number, view.part * len(PLACES) + PLACES[flip]))
+        name = self._results.get((number, view.part * len(FLIPS) + FLIPS[flip]))
         if self.config.caption_place == "name":
             return self.folder / name if name else None
         target = self.target(number, source, view, flip)
         return target if name == target.name or os.path.exists(target) else None
 
-    def has_all(self, number: int, source: Path, views: Iterable[View]) -> bool:
+    def has_all(self, number: int, source: Path, views: Iterable[PlannedView]) -> bool:
         """Whether every result of these views, mirrored ones included, is there already, made with these settings."""
         if self.config.captions_only:
             return False
-        found = [(view, self.found(number, source, view, flip)) for view in views for flip in ("", *self.config.flips)]
-        return all(path is not None and not self.mismatch(path, source, view) for view, path in found)
+        results = [(view, self.existing(number, source, view, flip)) for view in views for flip in ("", *self.config.flips)]
+        return all(path is not None and not self.mismatch(path, source, view) for view, path in results)
 
-    def mismatch(self, result: Path, source: Path, view: View) -> str:
+    def mismatch(self, result: Path, source: Path, view: PlannedView) -> str:
         """Why a file in the destination is not the result of these settings; empty when it is.
 
-        It may have been worked on by hand, so it is not replaced in either case; one whose note was lost by that is known by its size.
+        A person may have worked on the file, so it is not replaced in either case; an edited file that has lost its note is
+        recognised by its size.
         """
         try:
             with Image.open(result, formats=["PNG"]) as image:
-                size, note = image.size, _parsed(image.info.get(_CHUNK))
+                size, note = image.size, _parse_note(image.info.get(_CHUNK))
         except (OSError, SyntaxError, ValueError):
             return f"{result.name} is in the destination already and is not a PNG picture; delete it and run again."
         if size != view.size:
-            why = f"with {size[0]}x{size[1]} pixels, for other settings"
+            difference = f"with {size[0]}x{size[1]} pixels, for other settings"
         elif note.get("settings", self.config.fingerprint) != self.config.fingerprint:
-            why = "for other settings"
+            difference = "for other settings"
         elif source.exists() and note.get("bytes", source.stat().st_size) != source.stat().st_size:
-            why = f"from another {source.name}"
+            difference = f"from another {source.name}"
         else:
             return ""
-        return f"{result.name} is in the destination already {why}; delete it or choose another destination."
+        return f"{result.name} is in the destination already {difference}; delete it or choose another destination."
 
     def write_mask(self, target: Path, mask: Image.Image) -> None:
         """Write the mask of the result `target`; raises OSError."""
-        buffer = BytesIO()
-        mask.save(buffer, "PNG")
-        write_whole(mask_file(target), buffer.getvalue())
+        replace_file(mask_file(target), encoded(mask, "PNG"), durable=False)
 
     def write_picture(self, target: Path, image: Image.Image, source: Path) -> None:
         """Write a result with its note; raises OSError."""
-        note = {"source": source.name, "bytes": source.stat().st_size, "settings": self.config.fingerprint}
-        chunks, buffer = PngInfo(), BytesIO()
-        chunks.add_text(_CHUNK, json.dumps(note))
-        image.save(buffer, "PNG", pnginfo=chunks, compress_level=_LEVEL)
-        write_whole(target, buffer.getvalue())
+        chunks = PngInfo()
+        chunks.add_text(_CHUNK, json.dumps({"source": source.name, "bytes": source.stat().st_size, "settings": self.config.fingerprint}))
+        replace_file(target, encoded(image, "PNG", pnginfo=chunks, compress_level=_LEVEL), durable=False)
 
 
-def read_note(path: Path) -> dict[str, Any]:
-    """What a result says of its making; empty where it says nothing."""
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    """The picture as the bytes of a file."""
+    buffer = BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """The note about its source that lies in a result; empty where there is none."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            return _parsed(image.info.get(_CHUNK))
+            return _parse_note(image.info.get(_CHUNK))
     except (OSError, SyntaxError, ValueError):
         return {}
 
 
-def _parsed(text: object) -> dict[str, Any]:
+def _parse_note(text: object) -> dict[str, Any]:
     try:
         note = json.loads(text) if isinstance(text, str) else {}
     except (ValueError, RecursionError):
@@ -143,29 +148,66 @@ def _parsed(text: object) -> dict[str, Any]:
     return note if isinstance(note, dict) else {}
 
 
-def write_whole(target: Path, data: bytes) -> None:
-    """Write a file whole or not at all; raises OSError."""
-    # A fixed name, so that what a killed run left is overwritten by the next; hidden, so that nothing takes it for a picture.
-    part = target.with_name(f".{target.name}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, target)
-    except OSError:
-        if os.path.exists(part):  # not Path.exists, which raises where the name is too long
-            part.unlink()
-        raise
-
-
 def write_error(destination: Path, error: OSError, written: int) -> DatasetError:
-    """One sentence for an error that ends a run."""
+    """The error that ends a run, in one sentence."""
     causes = {
-        errno.ENOSPC: "the disk is full; make room and run it again",
-        errno.EDQUOT: "the disk quota is used up; make room and run it again",
-        errno.EACCES: "its permissions do not allow it; choose another folder",
-        errno.EPERM: "its permissions do not allow it; choose another folder",
-        errno.EROFS: "it is on a read-only disk; choose another folder",
         errno.EEXIST: "it is a file, not a folder; choose another name",
         errno.ENOTDIR: "a part of its path is a file, not a folder; choose another name",
     }
-    cause = causes.get(error.errno or 0, f"{error.strerror or error}; choose another folder")
-    return DatasetError(f"The destination {destination} could not be written after {counted(written, 'picture')}: {cause}.")
+    cause = causes.get(error.errno or 0) or os_error_text(error)
+    cause += "" if ";" in cause else "; choose another folder"
+    sentence = f"The destination {destination} could not be written after {counted(written, 'picture')}: {cause}."
+    return DatasetError(sentence, path=destination, setting="destination")
+
+
+def result_name(number: int, stem: str, part: int = 0, flip: str = "") -> str:
+    """File name of a result, such as `00012-0-cat.png`.
+
+    The middle number counts four to a part of a split picture: the picture itself, mirrored horizontally, vertically, both.
+    """
+    return f"{number:05d}-{part * len(FLIPS) + FLIPS[flip]}-{stem}.png"
+
+
+def place_of(name: str) -> tuple[int, int] | None:
+    """(number of the source, middle number) of a result's name; None for other names."""
+    match = _RESULT.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def stem_of(name: str) -> str:
+    """The part of a result's name behind the numbers; other names as they are."""
+    match = _RESULT.fullmatch(name)
+    return match[3] if match else name
+
+
+def caption_stem(caption: str) -> str:
+    """A caption as a part of a file name: without characters that file systems refuse, and not too long; empty when nothing is left."""
+    text = " ".join(_UNSAFE.sub(" ", caption).split())
+    return text.encode("utf-8")[:_LONGEST].decode("utf-8", errors="ignore").rstrip(" .,")
+
+
+def number_sources(sources: list[Path], existing: Iterable[tuple[int, str]]) -> list[int]:
+    """Number each source picture so that a second run finds the results of the first, even when pictures were added in between.
+
+    Args:
+        sources: picture files in order; at first each is numbered by its place.
+        existing: (number, stem of the source) of the results in the destination.
+
+    Returns:
+        One number a source, no two alike; a new one is also free in `existing`.
+    """
+    unused = dict.fromkeys(sorted(existing))  # a dict, for its order
+    used_numbers = {number for number, _ in unused}
+    numbers = {place: place for place, source in enumerate(sources) if unused.pop((place, source.stem), 0) is None}
+    of_stem: dict[str, list[int]] = {}
+    for number, stem in reversed(unused):
+        of_stem.setdefault(stem, []).append(number)
+    free = (number for number in count(len(sources)) if number not in used_numbers)
+    for place, source in enumerate(sources):
+        if place in numbers:
+            continue
+        if of_stem.get(source.stem):
+            numbers[place] = of_stem[source.stem].pop()
+        else:
+            numbers[place] = place if place not in used_numbers else next(free)
+    return [numbers[place] for place in range(len(sources))]

@@ -1,7 +1,8 @@
-"""Looks at a folder of pictures before anything is written: crops, captions and problems. Holds no pixels and writes nothing."""
+"""Plans a folder of pictures before anything is written: crops, captions and problems. Keeps no pixels and writes nothing."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,58 +13,59 @@ import numpy as np
 from PIL import Image
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures.captions import caption_file, caption_for
+from textual_inversion.files import FileStamp, os_error_words
+from textual_inversion.pictures.captions import caption_file, caption_for, caption_in_name, written_caption
 from textual_inversion.pictures.colours import on_colour
-from textual_inversion.pictures.faces import FaceFinder, one_thread
+from textual_inversion.pictures.folder import require_images
 from textual_inversion.pictures.geometry import Size
+from textual_inversion.pictures.measures import Fingerprint, find_duplicates
 from textual_inversion.pictures.parallel import PixelRoom, default_workers, in_order
-from textual_inversion.pictures.reading import require_images
-from textual_inversion.pictures.salience import Focus
-from textual_inversion.preprocess.captioning import Captioner, Describer
-from textual_inversion.preprocess.checks import (
-    Print,
+from textual_inversion.pictures.salience import FaceFinder, Focus, one_thread
+from textual_inversion.preprocess.captioning import Captioner, Describer, compose_caption
+from textual_inversion.preprocess.destination import Destination
+from textual_inversion.preprocess.layout import PlannedView
+from textual_inversion.preprocess.picture import (
+    Picture,
     Problem,
+    check_enlargement,
     check_shape,
     check_sharpness,
-    check_size,
-    duplicate_of,
-    find_duplicates,
-    print_of,
+    decode,
+    decoded_pixels,
+    focus_views,
+    measure,
 )
-from textual_inversion.preprocess.destination import Destination
-from textual_inversion.preprocess.layout import View
-from textual_inversion.preprocess.picture import Picture, decode, decoded_pixels, focused, measure
 from textual_inversion.settings.preprocessing import PreprocessConfig
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What is going to be made of one source picture.
+    """The results that one source picture is going to become.
 
     Attributes:
         source: its file.
-        number: by which its results are named.
+        number: begins the names of its results.
         size: (width, height) of the whole upright picture in pixels; (0, 0) when it cannot be read.
         views: what becomes results; empty when nothing does.
-        focus: what the focal crop saw and chose, but for corners; None where it had nothing to do.
+        focus: the place that the focal crop chose, and the faces that it found; None where it had nothing to do.
         problems: what to look at before writing.
         reason: one sentence why nothing is made of it; empty when all is well.
         done: all of its results are in the destination already.
         settings: fingerprint of the settings that it was planned with.
-        stamp: (time of the last change in ns, bytes) of the source then.
-        text: the caption file beside the source then; None when there was none.
+        stamp: of the source when it was planned.
+        text: of the caption file beside the source when it was planned; None when there was none.
     """
 
     source: Path
     number: int
     size: Size = (0, 0)
-    views: tuple[View, ...] = ()
+    views: tuple[PlannedView, ...] = ()
     focus: Focus | None = None
     problems: tuple[Problem, ...] = ()
     reason: str = ""
     done: bool = False
     settings: str = ""
-    stamp: tuple[int, int] = (0, 0)
+    stamp: FileStamp | None = None
     text: str | None = None
 
     @property
@@ -96,7 +98,7 @@ def plan(
 
     Args:
         config: folders and settings.
-        progress: told (pictures done, pictures in all, file name) after each picture.
+        progress: called with (pictures done, pictures in all, file name) after each picture.
         should_stop: asked before each picture; the plan then ends there.
         captioners: name -> what describes a picture; with those in `config.captioners`, captions are made now.
         workers: threads; 0 = as many as there are processors, at most four.
@@ -109,111 +111,95 @@ def plan(
         DatasetError: no such folder, no pictures in it, or the destination cannot be listed.
     """
     sources = require_images(config.source_path)
-    looker = Looker(config, Describer(config, captioners or {}), Destination(config))
-    numbers = looker.destination.number(sources)
+    planner = Planner(config, Describer(config, captioners or {}), Destination(config))
+    numbers = planner.destination.number(sources)
     planned: list[Planned] = []
-    prints: list[Print | None] = []
-    with one_thread(), closing(in_order(looker.look, zip(sources, numbers), workers or default_workers(), should_stop)) as looks:
-        for item, known_by in looks:
+    fingerprints: list[Fingerprint | None] = []
+    with one_thread(), closing(in_order(planner.plan, zip(sources, numbers), workers or default_workers(), should_stop)) as plans:
+        for item, fingerprint in plans:
             planned.append(item)
-            prints.append(known_by)
+            fingerprints.append(fingerprint)
             if progress:
                 progress(len(planned), len(sources), item.source.name)
-    return _with_duplicates(planned, prints)
+    for place, first in enumerate(find_duplicates(fingerprints)):
+        if first is not None:
+            text = f"It shows the same as {planned[first].source.name}; leave one of them out, or that picture counts twice."
+            planned[place] = replace(planned[place], problems=(*planned[place].problems, Problem("duplicate", text)))
+    return planned
 
 
-class Looker:
-    """Looks at one picture after the other, from several threads."""
+class Planner:
+    """Plans one picture after the other, called from several threads."""
 
     def __init__(self, config: PreprocessConfig, describer: Describer, destination: Destination) -> None:
         self.config, self.describer, self.destination = config, describer, destination
         self.finder, self.room = FaceFinder(), PixelRoom()
 
-    def look(self, numbered: tuple[Path, int]) -> tuple[Planned, Print | None]:
-        """A picture's plan, and by what it is known again."""
+    def plan(self, numbered: tuple[Path, int]) -> tuple[Planned, Fingerprint | None]:
+        """A picture's plan, and its fingerprint where it can be read."""
         source, number = numbered
         item = Planned(source, number, settings=self.config.fingerprint)
         try:
-            item = replace(item, stamp=stamp_of(source), text=old_caption(source))
+            item = replace(item, stamp=stamp_of(source), text=written_caption(source))
             size, views = measure(source, self.config)
             item = replace(item, size=size)
-            with self.room.taken(decoded_pixels(source, size, views)):
-                return self._see(item, views)
+            with self.room.reserve(decoded_pixels(source, size, views)):
+                return self._plan_decoded(item, views)
         except DatasetError as error:
             return replace(item, reason=str(error)), None
 
-    def _see(self, item: Planned, views: list[View]) -> tuple[Planned, Print]:
-        config = self.config
-        picture = decode(item.source, item.size, views, config)
+    def _plan_decoded(self, item: Planned, views: list[PlannedView]) -> tuple[Planned, Fingerprint]:
+        picture = decode(item.source, item.size, views, self.config)
         small = picture.small()
-        views, focus = focused(picture, views, config, self.finder)
-        boxes = [view.box for view in views]
-        found = [check_sharpness(np.asarray(small.convert("L")))]
-        if not config.captions_only:
-            found += [check_size(boxes, [view.size for view in views]), check_shape(item.size, boxes)]
-        done = config.caption_place == "txt" and self.destination.has_all(item.number, item.source, views)
-        if done:  # nobody is asked again for what is not going to be written
-            views = [self._as_written(item, view) for view in views]
+        views, focus = focus_views(picture, views, self.config, self.finder)
+        checks = [check_sharpness(np.asarray(small.convert("L")))]
+        if not self.config.captions_only:
+            checks += [check_enlargement(views), check_shape(item.size, views)]
+        done = self.config.caption_place == "txt" and self.destination.has_all(item.number, item.source, views)
+        if done:  # no captioner is asked again for results that are not going to be written
+            views = [self._with_existing_caption(item, view) for view in views]
         else:
-            views, silent = self._described(item.source, picture, views)
-            found.append(silent)
+            views, problem = self._describe_all(item.source, picture, views)
+            checks.append(problem)
             done = self.destination.has_all(item.number, item.source, views)
-        problems = tuple(problem for problem in found if problem)
+        problems = tuple(problem for problem in checks if problem)
         if focus:
             focus = replace(focus, corners=())  # a hundred of them for each of 10,000 pictures take 100 MB
-        return replace(item, views=tuple(views), focus=focus, problems=problems, done=done), print_of(small)
+        return replace(item, views=tuple(views), focus=focus, problems=problems, done=done), Fingerprint.of(small)
 
-    def _as_written(self, item: Planned, view: View) -> View:
-        """The view of a result that is there already, with the caption that is beside it, or the one that it lacks."""
-        result = self.destination.found(item.number, item.source, view, "")
+    def _with_existing_caption(self, item: Planned, view: PlannedView) -> PlannedView:
+        """The view of a result that is there already, with the caption beside that result, or the one that the result lacks."""
+        result = self.destination.existing(item.number, item.source, view, "")
         if result is not None and caption_file(result).is_file():
             return replace(view, caption=caption_for(result))
-        return replace(view, caption=self.describer.rules.caption(item.text, [], caption_in_name(item.source)))
+        return replace(view, caption=self._compose(item.source, item.text, []))
 
-    def _described(self, source: Path, picture: Picture, views: list[View]) -> tuple[list[View], Problem | None]:
-        """The views with their captions; where describing fails, with what there is without it, and what is to be said of that."""
+    def _describe_all(self, source: Path, picture: Picture, views: list[PlannedView]) -> tuple[list[PlannedView], Problem | None]:
+        """The views with their captions; where a captioner fails, with captions that need none, and that problem."""
         try:
-            return [self.captioned(source, view, partial(picture.cut, view)) for view in views], None
+            return [self.with_caption(source, view, partial(picture.cut, view)) for view in views], None
         except Exception as error:  # noqa: BLE001  of a captioner, anybody's code: the picture can do without it
-            rest = self.describer.rules.caption(old_caption(source), [], caption_in_name(source))
-            told = str(error) if isinstance(error, DatasetError) else f"It could not be described ({type(error).__name__}: {error})."
-            return [replace(view, caption=rest) for view in views], Problem("caption", told)
+            caption = self._compose(source, written_caption(source), [])
+            text = str(error) if isinstance(error, DatasetError) else f"It could not be described ({type(error).__name__}: {error})."
+            return [replace(view, caption=caption) for view in views], Problem("caption", text)
 
-    def captioned(self, source: Path, view: View, make: Callable[[], Image.Image]) -> View:
+    def with_caption(self, source: Path, view: PlannedView, make: Callable[[], Image.Image]) -> PlannedView:
         """The view with its caption; `make` gives the very pixels that become the result, if they have to be described."""
-        old = old_caption(source)
-        new: list[str] = []
-        if self.describer.wanted and self.describer.rules.needs_new(old):
-            new = self.describer.describe(on_colour(make(), self.config.background))
-        return replace(view, caption=self.describer.rules.caption(old, new, caption_in_name(source)))
+        old = written_caption(source)
+        new = self.describer.describe(on_colour(make(), self.config.background)) if self.describer.is_needed(old) else []
+        return replace(view, caption=self._compose(source, old, new))
+
+    def _compose(self, source: Path, old: str | None, new: list[str]) -> str | None:
+        return compose_caption(self.config, old, new, caption_in_name(source))
 
 
-def stamp_of(source: Path) -> tuple[int, int]:
-    """By which a change of a file is seen: (time of the last one in ns, bytes).
+def stamp_of(source: Path) -> FileStamp:
+    """The stamp of a source.
 
     Raises:
         DatasetError: it is not there.
     """
     try:
-        status = source.stat()
+        return FileStamp.from_status(os.stat(source))
     except OSError as error:
-        raise DatasetError(f"{source.name} is not there any more ({error.strerror or error}).") from error
-    return status.st_mtime_ns, status.st_size
-
-
-def old_caption(source: Path) -> str | None:
-    """The text beside a picture, on one line; None when there is no file."""
-    return caption_for(source) if caption_file(source).is_file() else None
-
-
-def caption_in_name(source: Path) -> str:
-    """What the file name of a picture without a caption file says."""
-    return "" if caption_file(source).is_file() else caption_for(source)
-
-
-def _with_duplicates(planned: list[Planned], prints: list[Print | None]) -> list[Planned]:
-    first = find_duplicates(prints)
-    return [
-        item if place is None else replace(item, problems=(*item.problems, duplicate_of(planned[place].source.name)))
-        for item, place in zip(planned, first)
-    ]
+        raise DatasetError(f"{source.name} is not there any more ({os_error_words(error)}).", path=source) from error

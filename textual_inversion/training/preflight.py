@@ -10,12 +10,12 @@ from typing import Any
 
 from textual_inversion.errors import DatasetError, EmbeddingError, TextualInversionError
 from textual_inversion.formats import file_sha256
+from textual_inversion.pictures.geometry import Size, cropped_share
 from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt, count_tokens
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, read_template, template_folder
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.data.prepare import list_pictures
-from textual_inversion.training.data.sizes import Size, cropped_share
 from textual_inversion.training.data.training_set import TrainingPicture, TrainingSet
 
 GOOD, HINT, PROBLEM, FATAL = "good", "hint", "problem", "fatal"
@@ -82,7 +82,7 @@ def preflight(config: TrainingConfig, num_vectors: int, checkpoint: Path | None 
         return Preflight(findings=(Finding(FATAL, str(error)),))
     prompts = _Prompts(config, listed, num_vectors)
     cost, costs = _costs(config, listed, prompts.chunks, checkpoint, first_step)
-    cropped = [cropped_share(picture.original, picture.size) for picture in listed.pictures] if not listed.look.whole else [0.0]
+    cropped = [cropped_share(picture.original, picture.size) for picture in listed.pictures] if not listed.options.whole else [0.0]
     findings = [*_of_pictures(config, listed, first_step), *_of_sizes(config, listed), *prompts.findings, *costs]
     order = (FATAL, PROBLEM, HINT, GOOD)
     return Preflight(
@@ -125,7 +125,7 @@ def _of_sizes(config: TrainingConfig, listed: TrainingSet) -> Iterable[Finding]:
     if len(sizes) > 1 and (lone := sum(len(chosen) < config.batch_size for chosen in sizes.values())):
         few = f"{lone} of {len(sizes)} sizes {'has' if lone == 1 else 'have'} fewer pictures than a batch ({config.batch_size})"
         yield Finding(HINT, f"{few}, so a batch shows some of them twice.")
-    if listed.look.whole:
+    if listed.options.whole:
         return
     shares = sorted(((cropped_share(picture.original, picture.size), picture.path.name) for picture in listed.pictures), reverse=True)
     if much := [name for share, name in shares if share > _MUCH]:

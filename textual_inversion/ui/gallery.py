@@ -10,7 +10,7 @@ from textual_inversion.ui.render import ROUTE, escape, note
 
 if TYPE_CHECKING:
     from textual_inversion.pictures.salience import Focus
-    from textual_inversion.preprocess.layout import View
+    from textual_inversion.preprocess.layout import PlannedView
     from textual_inversion.preprocess.plan import Planned
 
 #: Filter -> what its button says, in the order of the buttons.
@@ -147,7 +147,7 @@ def _faces(focus: Focus, width: int, height: int) -> str:
     )
 
 
-def _part(view: View, place: int, *, alone: bool) -> str:
+def _part(view: PlannedView, place: int, *, alone: bool) -> str:
     """The caption of a result, with a switch where a picture has several."""
     name = "Caption" if alone else f"Caption of part {view.part + 1}"
     box = "" if alone else (

@@ -25,7 +25,7 @@ MAX_CAPTION_BYTES = 64 * 2**10
 def folder_strip(folder: str) -> str:
     """HTML that shows what is in `folder`, or one sentence that says why it cannot be used."""
     from textual_inversion.pictures.captions import caption_file
-    from textual_inversion.pictures.reading import require_images
+    from textual_inversion.pictures.folder import require_images
 
     if not folder:
         return render.note("Name a folder of pictures, or drop some below.", "hint")
@@ -41,10 +41,11 @@ def folder_strip(folder: str) -> str:
 @lru_cache(maxsize=256)
 def _thumbnail(path: str, _modified: int) -> str:
     """A data address of the picture's middle; empty when it cannot be read, which training will say better."""
-    from textual_inversion.pictures.reading import fit, read_image
+    from textual_inversion.pictures.geometry import cover
+    from textual_inversion.pictures.reading import read_image
 
     try:
-        small = fit(read_image(path), THUMBNAIL, THUMBNAIL)
+        small = cover(read_image(path), (THUMBNAIL, THUMBNAIL))
     except DatasetError:
         return ""
     buffer = io.BytesIO()
@@ -79,7 +80,8 @@ def _is_caption(path: Path) -> bool:
 
 
 def _usable(path: Path) -> bool:
-    from textual_inversion.pictures.reading import SUFFIXES, read_image
+    from textual_inversion.pictures.folder import SUFFIXES
+    from textual_inversion.pictures.reading import read_image
 
     if not path.is_file() or path.stat().st_size > (MAX_CAPTION_BYTES if _is_caption(path) else MAX_BYTES):
         return False

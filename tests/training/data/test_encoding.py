@@ -15,12 +15,14 @@ from PIL import Image
 from torch import nn
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures.reading import fit, read_image, to_tensor
+from textual_inversion.pictures.geometry import cover
+from textual_inversion.pictures.reading import read_image
 from textual_inversion.training.data.encoding import Encoded, encode_set
 from textual_inversion.training.data.latent_store import LatentStore, encoder_hash
 from textual_inversion.training.data.latents import sample
 from textual_inversion.training.data.sizes import BUCKETS, OWN, Sizing
-from textual_inversion.training.data.training_set import Reading, TrainingSet, scan_training_set
+from textual_inversion.training.data.training_set import DatasetOptions, TrainingSet, scan_training_set
+from textual_inversion.training.data.views import to_tensor
 
 SIZES = [(96, 64), (64, 96), (64, 64), (200, 64), (70, 66), (64, 130), (96, 96)]
 
@@ -66,7 +68,7 @@ def some(drawn: Path, folder: Path, count: int) -> Path:
 
 
 def scanned(folder: Path, sizing: Sizing | None = None, **more: object) -> TrainingSet:
-    return scan_training_set(folder, Reading(sizing or Sizing(96, 64), **more))  # type: ignore[arg-type]
+    return scan_training_set(folder, DatasetOptions(sizing or Sizing(96, 64), **more))  # type: ignore[arg-type]
 
 
 def encoded(folder: Path, sizing: Sizing | None = None, *, flip: bool = False, store: LatentStore | None = None) -> Encoded:
@@ -94,7 +96,7 @@ def test_each_row_is_the_encoding_of_its_own_picture(drawn: Path, tmp_path: Path
     assert bucket.pictures == tuple(range(count))
     assert moments.mean.shape == moments.std.shape == (rows, 4, 8, 12)
     for row in range(rows):
-        pixels = to_tensor(fit(read_image(folder / f"{row % count}.png"), 96, 64))
+        pixels = to_tensor(cover(read_image(folder / f"{row % count}.png"), (96, 64)))
         mean, std = by_hand(pixels.flip(-1) if row >= count else pixels)
         torch.testing.assert_close(moments.mean[row], mean)
         torch.testing.assert_close(moments.std[row], std)
@@ -143,11 +145,8 @@ def test_damage_that_shows_late_costs_that_picture_only(drawn: Path, tmp_path: P
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[: len(data) // 2])
     seen: list[tuple[int, int]] = []
-    result = encode_set(SmallVae(), scanned(folder), flip=True, progress=lambda *told: seen.append(told))
-    assert {index: str(error).split(":")[0] for index, error in result.failed.items()} == {
-        1: "1.png cannot be read",
-        4: "4.png cannot be read",
-    }
+    result = encode_set(SmallVae(), scanned(folder), flip=True, progress=lambda *numbers: seen.append(numbers))
+    assert {index: error.path for index, error in result.failed.items()} == {1: folder / "1.png", 4: folder / "4.png"}
     (bucket,) = result.buckets
     assert bucket.pictures == (0, 2, 3, 5)
     good = [0, 2, 3, 5]
@@ -167,8 +166,9 @@ def test_values_that_are_not_finite_name_the_picture(tmp_path: Path) -> None:
 
     for index, colour in enumerate(("red", "white", "blue")):
         Image.new("RGB", (64, 64), colour).save(tmp_path / f"{index}.png")
-    with pytest.raises(DatasetError, match=r"not finite for 1\.png; take that picture out"):
+    with pytest.raises(DatasetError, match=r"not finite for 1\.png; take that picture out") as error:
         encode_set(Broken(), scanned(tmp_path), flip=True)
+    assert error.value.path == tmp_path / "1.png"
 
 
 def test_an_interrupt_ends_the_reading_too(drawn: Path) -> None:
@@ -177,7 +177,7 @@ def test_an_interrupt_ends_the_reading_too(drawn: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         encode_set(SmallVae(), scanned(drawn), flip=False, batch_size=1, progress=stop)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("textual-inversion-read")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("textual-inversion-pictures")]
 
 
 def test_pixels_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +193,10 @@ def test_pixels_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             alive[0] -= 1
 
     def views(self: TrainingSet, index: int) -> list[object]:
-        found = Counted(real(self, index))
+        loaded = Counted(real(self, index))
         alive[0], reads[0] = alive[0] + 1, reads[0] + 1
         most[0] = max(most[0], alive[0])
-        return found
+        return loaded
 
     monkeypatch.setattr(TrainingSet, "views", views)
     encoded(tmp_path)
@@ -218,7 +218,7 @@ def test_a_second_start_encodes_nothing_and_gets_the_same(drawn: Path, tmp_path:
     assert not list((tmp_path / "kept").glob(".*"))
 
 
-def test_only_what_has_changed_is_encoded_anew(drawn: Path, tmp_path: Path) -> None:
+def test_only_changed_pictures_are_encoded_anew(drawn: Path, tmp_path: Path) -> None:
     folder = some(drawn, tmp_path / "some", 5)
     kept = tmp_path / "kept"
     first = encoded(folder, store=LatentStore(kept, "encoder")).buckets[0]
@@ -249,7 +249,7 @@ def test_a_damaged_entry_is_encoded_anew_and_said(drawn: Path, tmp_path: Path, d
     assert encoded(drawn, store=LatentStore(kept, "encoder")).stored == 7
 
 
-def test_a_folder_that_cannot_be_written_is_told_once(drawn: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_noted_once(drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = LatentStore(tmp_path / "file" / "kept", "encoder")
     assert encoded(drawn, store=store).stored == 0
@@ -257,7 +257,7 @@ def test_a_folder_that_cannot_be_written_is_told_once(drawn: Path, tmp_path: Pat
     assert "cannot be written" in store.problems["unwritable"]
 
 
-def test_the_folder_is_bounded_and_what_was_used_last_stays(drawn: Path, tmp_path: Path) -> None:
+def test_the_folder_is_bounded_and_files_used_last_stay(drawn: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     encoded(drawn, store=LatentStore(kept, "encoder"))
     one = max(path.stat().st_size for path in kept.iterdir())

@@ -37,38 +37,12 @@ def test_epochs_differ_and_seeds_repeat() -> None:
     assert order(10, 10, seed=1).next_batch() != first
 
 
-@settings(deadline=None)
-@given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 15), st.integers(0, 9))
-def test_resume_goes_on_exactly(n_pictures: int, batch_size: int, before: int, other_seed: int) -> None:
-    data_order = order(n_pictures, batch_size)
-    for _ in range(before):
-        data_order.next_batch()
-    state = data_order.state_dict()
-    expected = [data_order.next_batch() for _ in range(8)]
-    resumed = order(n_pictures, batch_size, seed=other_seed)
-    resumed.next_batch()
-    resumed.load_state_dict(state)
-    assert [resumed.next_batch() for _ in range(8)] == expected
-    assert all(isinstance(value, torch.Tensor) for value in state.values())
-
-
-def test_a_state_of_another_folder_changes_nothing() -> None:
-    data_order = order(4, 2)
-    other = order(3, 1)
-    other.next_batch()
-    with pytest.raises(DatasetError, match="for 3 pictures and the folder now has 4"):
-        data_order.load_state_dict(other.state_dict())
-    damaged = order(4, 1).state_dict() | {"order": torch.tensor([0, 1, 1, 2])}
-    with pytest.raises(DatasetError, match="damaged"):
-        data_order.load_state_dict(damaged)
-    assert data_order.next_batch() == order(4, 2).next_batch()
-
-
 def test_nothing_to_order() -> None:
-    with pytest.raises(DatasetError, match="no pictures"):
+    with pytest.raises(DatasetError):
         order(0, 1)
-    with pytest.raises(ConfigError, match="Batch size is 0"):
+    with pytest.raises(ConfigError) as error:
         order(1, 0)
+    assert error.value.setting == "batch_size"
 
 
 COUNTS = st.lists(st.integers(1, 7), min_size=2, max_size=5)
@@ -104,27 +78,3 @@ def test_sizes_come_mixed_and_seeds_repeat() -> None:
 def test_one_size_is_the_plain_order() -> None:
     plain, sized = order(9, 4, seed=3), buckets([9], 4, seed=3)
     assert [sized.next_batch() for _ in range(9)] == [(0, plain.next_batch()) for _ in range(9)]
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 4), st.integers(0, 15))
-def test_resume_goes_on_exactly_over_sizes(counts: list[int], batch_size: int, before: int) -> None:
-    first = buckets(counts, batch_size)
-    for _ in range(before):
-        first.next_batch()
-    state = first.state_dict()
-    expected = [first.next_batch() for _ in range(9)]
-    resumed = buckets(counts, batch_size, seed=8)
-    resumed.next_batch()
-    resumed.load_state_dict(state)
-    assert [resumed.next_batch() for _ in range(9)] == expected
-
-
-def test_a_state_of_other_sizes_is_refused() -> None:
-    with pytest.raises(DatasetError, match="pictures of other sizes"):
-        buckets([2, 2], 1).load_state_dict(buckets([4], 1).state_dict())
-    other = buckets([2, 3], 1)
-    for _ in range(9):
-        other.next_batch()
-    with pytest.raises(DatasetError, match="folder now has"):
-        buckets([2, 2], 1).load_state_dict(other.state_dict())

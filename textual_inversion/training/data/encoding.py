@@ -1,4 +1,4 @@
-"""Encodes a training set once, picture by picture, so that pixels never fill the memory. Knows nothing of prompts or the diffusion model.
+"""Encodes a training set once, picture by picture, so that pixels never fill the memory.
 
 Pictures are read ahead in a few threads, because reading takes longer than encoding where there is a fast device.
 Legend: b batch, c channels, h w latent size.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,12 +15,13 @@ from typing import Protocol
 import torch
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures.reading import mask_file
+from textual_inversion.pictures.folder import mask_file
+from textual_inversion.pictures.geometry import Size
+from textual_inversion.pictures.parallel import in_order
 from textual_inversion.training.data.latent_store import LatentStore
 from textual_inversion.training.data.latents import LatentBucket, LatentMoments
-from textual_inversion.training.data.sizes import Size
 from textual_inversion.training.data.training_set import TrainingSet, none_usable
-from textual_inversion.training.data.views import View
+from textual_inversion.training.data.views import TrainingView
 
 _THREADS = 4
 _AHEAD = 8  # pictures read before they are needed
@@ -30,19 +30,19 @@ Progress = Callable[[int, int], None]
 
 
 class MomentsEncoder(Protocol):
-    """The half of a VAE that is needed here."""
+    """The encoding half of a VAE."""
 
     @property
     def scale_factor(self) -> float:
-        """What latents are multiplied with before the diffusion model sees them."""
+        """Factor of latents before they enter the diffusion model."""
 
     @property
     def device(self) -> torch.device:
-        """Where `encode_moments` wants its pixels."""
+        """The device of the pixels for `encode_moments`."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which `encode_moments` wants its pixels."""
+        """The type of the pixels for `encode_moments`."""
 
     def encode_moments(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels [b, 3, height, width] from -1 to 1 -> mean and clamped log variance, each [b, c, h, w], not yet scaled."""
@@ -54,8 +54,8 @@ class Encoded:
 
     Attributes:
         buckets: one for each size, on the VAE's device, outside of autograd but usable in it.
-        failed: picture (by index) -> why it is not among them.
-        stored: number of pictures whose latents were still there from an earlier run.
+        failed: picture (by index) -> the error that keeps it out.
+        stored: number of pictures whose latents came from the store.
     """
 
     buckets: tuple[LatentBucket, ...]
@@ -78,8 +78,8 @@ def encode_set(
         vae: encodes pixels; it is used as it is, on its own device and in its own type.
         training_set: at least one picture.
         batch_size: views in one encoding pass, 1 or more; fewer where they are large.
-        progress: told (rows done, rows in all) after each pass; what it raises ends the encoding.
-        store: keeps what was encoded for the next time.
+        progress: called with (rows done, rows in all) after each pass; an error of its own ends the encoding.
+        store: keeps the latents for the next time.
 
     Raises:
         DatasetError: no picture can be used, or the VAE gave values that are not finite for one.
@@ -103,27 +103,22 @@ def encode_set(
         failed = [(training_set.pictures[index].path.name, str(error)) for index, error in sorted(job.failed.items())]
         raise none_usable(training_set.pictures[0].path.parent, [*failed, *training_set.skipped])
     weighted = any(bucket.weights is not None for bucket in buckets)
-    return Encoded(tuple(map(_weighted, buckets) if weighted else buckets), job.failed, job.stored)
-
-
-def _weighted(bucket: LatentBucket) -> LatentBucket:
-    """All buckets have weights or none has: a step's inputs keep their form."""
-    if bucket.weights is not None:
-        return bucket
-    return LatentBucket(bucket.moments, bucket.pictures, torch.ones_like(bucket.moments.mean[:, :1]))
+    if weighted:  # all buckets have weights or none has: the inputs of a step keep their form
+        buckets = [bucket.with_weights() for bucket in buckets]
+    return Encoded(tuple(buckets), job.failed, job.stored)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A picture on its way to the encoder: its views, or what the store had of it, and its key there."""
+    """A picture on its way to the encoder: its views, or its tensors from the store, and its key there."""
 
     key: str = ""
-    views: Sequence[View] = ()
+    views: Sequence[TrainingView] = ()
     stored: dict[str, torch.Tensor] | None = None
 
 
 class _Job:
-    """What all sizes share."""
+    """The encoding of a training set: the parts that all sizes share."""
 
     def __init__(self, vae: MomentsEncoder, training_set: TrainingSet, flip: bool, batch_size: int, store: LatentStore | None) -> None:
         self.vae, self.training_set, self.batch_size, self.store = vae, training_set, batch_size, store
@@ -131,23 +126,8 @@ class _Job:
         self.failed: dict[int, DatasetError] = {}
         self.stored = 0
 
-    def read_ahead(self, chosen: Sequence[int]) -> Generator[tuple[int, _Read | DatasetError], None, None]:
-        """The pictures in order, a few of them read in advance."""
-        pool = ThreadPoolExecutor(_THREADS, "textual-inversion-read")
-        waiting: deque[tuple[int, Future[_Read | DatasetError]]] = deque()
-        try:
-            for index in chosen:
-                waiting.append((index, pool.submit(self._read, index)))
-                if len(waiting) > _AHEAD:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            while waiting:
-                index, future = waiting.popleft()
-                yield index, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _read(self, index: int) -> _Read | DatasetError:
+    def read(self, index: int) -> _Read | DatasetError:
+        """Read the picture `index`, or take its tensors from the store; an error is returned, so that the others go on."""
         try:
             key = self._key(index) if self.store else ""
             stored = self.store.get(key) if self.store else None
@@ -157,9 +137,10 @@ class _Job:
 
     def _key(self, index: int) -> str:
         assert self.store is not None
-        picture, look = self.training_set.pictures[index], self.training_set.look
-        files = [picture.path, *([mask_file(picture.path)] if look.weighted else [])]
-        return self.store.key(files, [picture.size, picture.places, self.sides, look.background, look.weighted, look.whole])
+        picture, options = self.training_set.pictures[index], self.training_set.options
+        files = [picture.path, *([mask_file(picture.path)] if options.weighted else [])]
+        settings = [picture.size, picture.places, self.sides, options.background, options.weighted, options.whole]
+        return self.store.key(files, settings)
 
 
 class _Bucket:
@@ -170,29 +151,29 @@ class _Bucket:
         self.capacity = sum(len(job.training_set.pictures[index].places) for index in chosen)
         self.per_pass = max(1, min(job.batch_size, _MOST_PIXELS // (size[0] * size[1])))
         self.pictures: list[int] = []  # of each row
-        self.waiting: deque[tuple[int, View]] = deque()
-        self.unsaved: deque[tuple[str, int, int]] = deque()  # key, first row, behind the last row
+        self.waiting: deque[tuple[int, TrainingView]] = deque()
+        self.unsaved: deque[tuple[str, int, int]] = deque()  # key, first row, row after the last
         self.mean: torch.Tensor | None = None
         self.std: torch.Tensor | None = None
         self.weights: torch.Tensor | None = None
 
     def fill(self) -> Generator[int, None, None]:
-        """Read and encode everything; yields the rows done so far whenever there are more."""
-        done = told = 0
-        with closing(self.job.read_ahead(self.chosen)) as pictures:
-            for index, read in pictures:
-                done += self._take(index, read)
+        """Read and encode everything; yields the number of rows that are done whenever there are more."""
+        done = reported = 0
+        with closing(in_order(self.job.read, self.chosen, _THREADS, ahead=_AHEAD)) as pictures:
+            for index, picture in zip(self.chosen, pictures):
+                done += self._add(index, picture)
                 while len(self.waiting) >= self.per_pass:
                     done += self._encode()
-                if done > told:
-                    told = done
+                if done > reported:
+                    reported = done
                     yield done * self.job.sides
         while self.waiting:
             done += self._encode()
             yield done * self.job.sides
 
     def result(self) -> LatentBucket:
-        """What was encoded."""
+        """The latents of the views that could be read."""
         assert self.mean is not None
         assert self.std is not None
         count = len(self.pictures)
@@ -202,8 +183,8 @@ class _Bucket:
             mean, std, weights = mean[rows], std[rows], None if weights is None else weights[rows]
         return LatentBucket(LatentMoments(mean, std, self.job.sides == 2), tuple(self.pictures), weights)
 
-    def _take(self, index: int, read: _Read | DatasetError) -> int:
-        """Take a picture in; returns how many of its views need no encoding."""
+    def _add(self, index: int, read: _Read | DatasetError) -> int:
+        """Add a picture; returns how many of its views need no encoding."""
         expected = len(self.job.training_set.pictures[index].places)
         if isinstance(read, DatasetError):
             self.job.failed[index] = read
@@ -224,16 +205,16 @@ class _Bucket:
 
     def _encode(self) -> int:
         """Encode one pass of waiting views; returns their number."""
-        taken = [self.waiting.popleft() for _ in range(min(self.per_pass, len(self.waiting)))]
-        rows = [row for row, _ in taken]
-        pixels = torch.stack([view.pixels for _, view in taken])  # b 3 height width
+        batch = [self.waiting.popleft() for _ in range(min(self.per_pass, len(self.waiting)))]
+        rows, views = [row for row, _ in batch], [view for _, view in batch]
+        pixels = torch.stack([view.pixels for view in views])  # b 3 height width
         sides = [self._moments(pixels.flip(-1) if mirrored else pixels) for mirrored in range(self.job.sides)]
         self._put(rows, *(torch.cat(parts) for parts in zip(*sides)))
-        if any(view.weight is not None for _, view in taken):
+        if any(view.weight is not None for view in views):
             ones = torch.ones(1, *sides[0][0].shape[-2:])
-            self._put_weights(rows, torch.stack([ones if view.weight is None else view.weight for _, view in taken]))
+            self._put_weights(rows, torch.stack([ones if view.weight is None else view.weight for view in views]))
         self._save(rows[-1])
-        return len(taken)
+        return len(views)
 
     def _moments(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         vae = self.job.vae
@@ -267,9 +248,10 @@ class _Bucket:
         finite = (mean.isfinite() & std.isfinite()).flatten(1).all(dim=1).tolist()
         if all(finite):
             return
-        name = self.job.training_set.pictures[self.pictures[rows[finite.index(False) % len(rows)]]].path.name
+        path = self.job.training_set.pictures[self.pictures[rows[finite.index(False) % len(rows)]]].path
         raise DatasetError(
-            f"The VAE gave values that are not finite for {name}; take that picture out of the folder, or choose another checkpoint."
+            f"The VAE gave values that are not finite for {path.name}; take that picture out of the folder, or choose another checkpoint.",
+            path=path,
         )
 
     def _save(self, last: int) -> None:

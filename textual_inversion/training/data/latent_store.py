@@ -1,16 +1,14 @@
-"""Latents kept on the disk for the next run, by what they were made of. Knows nothing of pictures, encoders or training.
+"""Latents kept on the disk for the next run, by a hash of the files and settings that they were made of.
 
-A store that cannot be read or written costs time, never a run: what goes wrong is told once, in `problems`.
+A store that cannot be read or written costs time, never a run: each kind of problem is noted once, in `problems`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-import secrets
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,8 @@ from typing import Any
 import torch
 
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats import FileBytes, file_sha256, is_safetensors, read_safetensors, write_safetensors
+from textual_inversion.files import os_error_words, remove_quietly, replace_file, sha256_of
+from textual_inversion.formats import FileBytes, is_safetensors, read_safetensors, write_safetensors
 
 LIMIT_BYTES = 4 * 2**30
 _VERSION = 1  # raised whenever pictures are read or cropped in another way
@@ -45,16 +44,16 @@ class LatentStore:
         self._lock = threading.Lock()
 
     def key(self, files: Sequence[Path], settings: Sequence[Any]) -> str:
-        """Names what is made of the contents of `files` (those that exist) with `settings`; empty when one cannot be read."""
+        """Key of the latents of `files` (of their contents, where they exist) with `settings`; empty when one cannot be read."""
         try:
-            contents = [file_sha256(file) if file.is_file() else "" for file in files]
-        except EmbeddingError:
+            contents = [sha256_of(file) if file.is_file() else "" for file in files]
+        except OSError:
             return ""
         text = json.dumps([_VERSION, self.encoder, contents, settings])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
-        """What was kept under `key`; None when nothing was, or it is damaged."""
+        """The tensors kept under `key`; None when there are none, or they are damaged."""
         path = self.folder / f"{key}.safetensors"
         try:
             if not key or path.stat().st_size > _MOST_BYTES:
@@ -66,7 +65,7 @@ class LatentStore:
         try:
             return _parsed(data)
         except EmbeddingError:
-            self._tell("damaged", f"Latents kept in {self.folder} were damaged; those pictures are encoded anew.")
+            self._note("damaged", f"Latents kept in {self.folder} were damaged; those pictures are encoded anew.")
             return None
 
     def put(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
@@ -74,20 +73,16 @@ class LatentStore:
         if not key or not self._writable:
             return
         path = self.folder / f"{key}.safetensors"
-        temporary = self.folder / f".{secrets.token_hex(8)}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Not synced to the disk, which would take longer than encoding: a checksum tells what a crash has cut short.
-            temporary.write_bytes(write_safetensors(tensors, {_SUM: _checksum(tensors)}))
-            os.replace(temporary, path)
+            # Not synced to the disk, which would take longer than encoding: the checksum finds files that a crash has cut short.
+            replace_file(path, write_safetensors(tensors, {_SUM: _checksum(tensors)}), durable=False)
             self._wrote = True
         except OSError as error:
             self._writable = False
-            self._tell(
-                "unwritable", f"Latents are not kept for the next run, because {self.folder} cannot be written ({error.strerror or error})."
+            self._note(
+                "unwritable", f"Latents are not kept for the next run, because {self.folder} cannot be written ({os_error_words(error)})."
             )
-        finally:
-            _remove(temporary)
 
     def tidy(self) -> None:
         """Bring the folder below its limit again."""
@@ -105,10 +100,10 @@ class LatentStore:
         for _, size, path in sorted(files):
             if total <= self.limit_bytes:
                 break
-            _remove(Path(path))
+            remove_quietly(path)  # another run may hold it; the next one tries again
             total -= size
 
-    def _tell(self, kind: str, sentence: str) -> None:
+    def _note(self, kind: str, sentence: str) -> None:
         with self._lock:
             self.problems.setdefault(kind, sentence)
 
@@ -139,8 +134,3 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
         digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # another run may hold it; the next one tries again
-        path.unlink(missing_ok=True)

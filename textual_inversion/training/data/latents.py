@@ -1,8 +1,8 @@
-"""Latent moments of pictures and samples of them. Knows nothing of files, prompts or how they were encoded."""
+"""Latent moments of pictures, and samples of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,7 +11,7 @@ from textual_inversion.errors import DatasetError
 
 @dataclass(frozen=True)
 class LatentMoments:
-    """What the VAE says of views of one size: a normal distribution for each latent value, already times the scale factor.
+    """The VAE's encoding of views of one size: a normal distribution for each latent value, already times the scale factor.
 
     Attributes:
         mean: fp32 [rows, c, h, w].
@@ -51,7 +51,7 @@ class LatentBucket:
     Attributes:
         moments: one row for each view, then one for each view's mirror image if those are wanted.
         pictures: the picture of each view, as an index into the training set; the views of a picture stand together.
-        weights: what each place counts in the loss, fp32 [rows, 1, h, w]; None where all count alike.
+        weights: loss weight of each place, fp32 [rows, 1, h, w]; None where all count alike.
     """
 
     moments: LatentMoments
@@ -62,6 +62,10 @@ class LatentBucket:
         """The same bucket on another device."""
         weights = None if self.weights is None else self.weights.to(device)
         return LatentBucket(self.moments.to(device), self.pictures, weights)
+
+    def with_weights(self) -> LatentBucket:
+        """The same bucket with weights, all 1 where it had none."""
+        return self if self.weights is not None else replace(self, weights=torch.ones_like(self.moments.mean[:, :1]))
 
 
 def sample(moments: LatentMoments, rows: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a run learns from: its folder listed, its pictures encoded once. Knows nothing of steps, prompts or files of embeddings."""
+"""The training data of a run: its folder listed, its pictures encoded once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.errors import TrainingError
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.data.encoding import Encoded, encode_set
+from textual_inversion.text import counted
+from textual_inversion.training.data.encoding import encode_set
 from textual_inversion.training.data.latent_store import LatentStore, encoder_hash
 from textual_inversion.training.data.latents import LatentBucket
 from textual_inversion.training.data.sizes import BUCKETS, FIXED, OWN, Sizing
-from textual_inversion.training.data.training_set import Reading, TrainingSet, scan_training_set
+from textual_inversion.training.data.training_set import DatasetOptions, TrainingSet, scan_training_set
 from textual_inversion.training.events import Event, Message
 
 
@@ -24,7 +25,7 @@ class InterruptedEncodingError(Exception):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded pictures and what is said of them; a picture is its index.
+    """Encoded pictures and their captions; a picture is its index.
 
     Attributes:
         captions: of all pictures of the folder, also of those that turned out to be damaged.
@@ -44,10 +45,10 @@ class TrainingData:
         return sum(len(set(bucket.pictures)) for bucket in self.buckets)
 
 
-def reading(config: TrainingConfig) -> Reading:
-    """How the settings want their folder read."""
+def dataset_options(config: TrainingConfig) -> DatasetOptions:
+    """The options for a training set among the settings."""
     method = OWN if config.no_resize else BUCKETS if config.buckets else FIXED
-    return Reading(
+    return DatasetOptions(
         Sizing(config.width, config.height, method, config.bucket_step, config.crops),
         word_regex=config.filename_regex,
         word_join=config.filename_join,
@@ -59,7 +60,7 @@ def reading(config: TrainingConfig) -> Reading:
 
 def list_pictures(config: TrainingConfig) -> TrainingSet:
     """The folder's pictures with their captions and sizes; see `scan_training_set` for its errors."""
-    return scan_training_set(config.images, reading(config))
+    return scan_training_set(config.images, dataset_options(config))
 
 
 def encode_pictures(
@@ -73,33 +74,25 @@ def encode_pictures(
         TrainingError: the device ran out of memory.
     """
 
-    def look(done: int, total: int) -> None:
+    def progress(done: int, total: int) -> None:
         if should_stop():
             raise InterruptedEncodingError
 
     count = len(listed.pictures)
-    listener(Message(f"Encoding {count} picture{'s' * (count != 1)}"))
-    store = _store(config, model)
+    listener(Message(f"Encoding {counted(count, 'picture')}"))
+    vae, store = model.vae, None
+    if config.latent_cache:
+        store = LatentStore(config.latent_cache, f"{encoder_hash(vae.encoder, vae.quant_conv)} {vae.scale_factor}")
     try:
-        encoded = encode_set(model.vae, listed, flip=config.flip, progress=look, store=store)
+        encoded = encode_set(vae, listed, flip=config.flip, progress=progress, store=store)
     except torch.cuda.OutOfMemoryError as error:
         size = f"{config.width} x {config.height}"
-        raise TrainingError(f"The device ran out of memory while it encoded pictures of {size} pixels; use a smaller size.") from error
+        sentence = f"The device ran out of memory while it encoded pictures of {size} pixels; use a smaller size."
+        raise TrainingError(sentence, setting="width") from error
     for problem in store.problems.values() if store else ():
         listener(Message(problem))
     if encoded.stored:
-        listener(Message(f"Latents of {encoded.stored} of {count} picture{'s' * (count != 1)} were there from an earlier run"))
-    return _data(listed, encoded, model)
-
-
-def _store(config: TrainingConfig, model: StableDiffusion) -> LatentStore | None:
-    if not config.latent_cache:
-        return None
-    vae = model.vae
-    return LatentStore(config.latent_cache, f"{encoder_hash(vae.encoder, vae.quant_conv)} {vae.scale_factor}")
-
-
-def _data(listed: TrainingSet, encoded: Encoded, model: StableDiffusion) -> TrainingData:
+        listener(Message(f"Latents of {encoded.stored} of {counted(count, 'picture')} were there from an earlier run"))
     failed = [(listed.pictures[index].path.name, str(error)) for index, error in sorted(encoded.failed.items())]
     return TrainingData(
         [picture.caption for picture in listed.pictures],

@@ -1,7 +1,4 @@
-"""At what size each picture is trained, and which parts of it are seen. Knows nothing of files, pixels or latents.
-
-Sizes are (width, height) in pixels. A place is where a crop lies in what stands out: (0, 0) left and top, (1, 1) right and bottom.
-"""
+"""The size at which each picture is trained, and the places of its crops. Sizes are (width, height) in pixels."""
 
 from __future__ import annotations
 
@@ -9,13 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from textual_inversion.errors import ConfigError, DatasetError
-
-Size = tuple[int, int]
-Place = tuple[float, float]
+from textual_inversion.pictures.geometry import CENTRE, DOWNSCALE, Place, Size, cropped_share
 
 FIXED, BUCKETS, OWN = "fixed", "buckets", "own"
-DOWNSCALE = 8  # pixels for each latent value and side
-CENTRE: Place = (0.5, 0.5)
 MIN_SIDE, MAX_SIDE = 64, 2048
 
 
@@ -24,11 +17,11 @@ class Sizing:
     """How pictures get their training size.
 
     Attributes:
-        width, height: the training size in pixels; with buckets their area counts only.
+        width, height: the training size in pixels; with buckets only their area counts.
         method: `fixed` (every picture at that size), `buckets` (the size of that area that crops a picture least) or `own` (its own
             size, cut to multiples of 8).
         step: sides of buckets are multiples of this (8 to 64).
-        crops: most crops of one picture (1 to 16); they are spread evenly over what stands out.
+        crops: most crops of one picture (1 to 16); they are spread evenly along the side that does not fit.
 
     Raises:
         ConfigError: no such method.
@@ -42,7 +35,7 @@ class Sizing:
 
     def __post_init__(self) -> None:
         if self.method not in (FIXED, BUCKETS, OWN):
-            raise ConfigError(f"The way of sizing is {self.method!r}; it must be {FIXED}, {BUCKETS} or {OWN}.")
+            raise ConfigError(f"The way of sizing is {self.method!r}; it must be {FIXED}, {BUCKETS} or {OWN}.", setting="method")
 
     def size_of(self, original: Size) -> Size:
         """The training size of a picture of the size `original`.
@@ -59,24 +52,18 @@ class Sizing:
         return self.width, self.height
 
     def places(self, original: Size) -> tuple[Place, ...]:
-        """Where the crops of such a picture lie: the centre alone, or places spread evenly, 8 pixels apart at least."""
+        """The places of the crops of such a picture: the centre alone, or places spread evenly, 8 pixels apart at least."""
         size = self.size_of(original)
         if self.crops == 1 or self.method == OWN:
             return (CENTRE,)
         scale = max(size[0] / original[0], size[1] / original[1])
-        standing_out = [side * scale - kept for side, kept in zip(original, size)]
-        count = min(self.crops, 1 + int(max(standing_out) // DOWNSCALE))
+        excess = [side * scale - wanted for side, wanted in zip(original, size)]  # the part that does not fit, of each side
+        count = min(self.crops, 1 + int(max(excess) // DOWNSCALE))
         if count < 2:
             return (CENTRE,)
-        across = standing_out[0] >= standing_out[1]
+        across = excess[0] >= excess[1]
         along = [place / (count - 1) for place in range(count)]
         return tuple((place, 0.5) if across else (0.5, place) for place in along)
-
-
-def cropped_share(original: Size, size: Size) -> float:
-    """Share (0 to 1) of a picture that is cut away when it is resized to cover `size`."""
-    aspect, wanted = original[0] / original[1], size[0] / size[1]
-    return 1 - min(aspect / wanted, wanted / aspect)
 
 
 @lru_cache(maxsize=32)
@@ -85,9 +72,9 @@ def bucket_sizes(width: int, height: int, step: int) -> tuple[Size, ...]:
     area = width * height
     side = area**0.5
     sides = [value for value in range(step, MAX_SIDE + 1, step) if max(MIN_SIDE, side / 2) <= value <= side * 2]
-    found = {(long, int(area / long // step) * step) for long in sides}
-    found = {size for size in found | {(b, a) for a, b in found} if min(size) >= max(MIN_SIDE, step) and max(size) <= MAX_SIDE}
-    return tuple(sorted(found | {(width, height)}))
+    sizes = {(long, int(area / long // step) * step) for long in sides}
+    sizes = {size for size in sizes | {(b, a) for a, b in sizes} if min(size) >= max(MIN_SIDE, step) and max(size) <= MAX_SIDE}
+    return tuple(sorted(sizes | {(width, height)}))
 
 
 def _own_size(original: Size) -> Size:

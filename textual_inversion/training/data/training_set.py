@@ -1,4 +1,4 @@
-"""A folder listed as captioned pictures with the sizes that they are trained at. Knows nothing of latents, order or prompts.
+"""A folder listed as captioned pictures with the sizes that they are trained at.
 
 Only the heads of the files are read here, so that a folder of any number of pictures costs next to no memory.
 """
@@ -12,9 +12,11 @@ from pathlib import Path
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.pictures.captions import caption_for
-from textual_inversion.pictures.reading import find_images, picture_size, require_images
-from textual_inversion.training.data.sizes import CENTRE, OWN, Place, Size, Sizing
-from textual_inversion.training.data.views import Look, View, load_views
+from textual_inversion.pictures.folder import find_images, require_images
+from textual_inversion.pictures.geometry import CENTRE, Place, Size
+from textual_inversion.pictures.reading import picture_size
+from textual_inversion.training.data.sizes import OWN, Sizing
+from textual_inversion.training.data.views import TrainingView, ViewOptions, load_views
 
 MAX_REPEATS = 1000
 _REPEATS = re.compile(r"(\d{1,4})_")
@@ -29,7 +31,7 @@ class TrainingPicture:
         caption: its caption on one line, possibly empty.
         original: (width, height) upright, in pixels.
         size: (width, height) that it is trained at.
-        places: where its crops lie, at least one.
+        places: of its crops, at least one.
         repeats: how often it is shown while others are shown once (1 to 1000).
     """
 
@@ -47,39 +49,39 @@ class TrainingSet:
 
     Attributes:
         pictures: at least one, in the natural order of their names, folder by folder.
-        skipped: (file name, sentence that names the file and says why) of those whose heads cannot be read.
-        look: how they are looked at.
+        skipped: (file name, sentence that names the file and says why) of pictures whose heads cannot be read.
+        options: how the pictures become views.
     """
 
     pictures: tuple[TrainingPicture, ...]
     skipped: tuple[tuple[str, str], ...] = ()
-    look: Look = field(default_factory=Look)
+    options: ViewOptions = field(default_factory=ViewOptions)
 
     def sizes(self) -> dict[Size, list[int]]:
         """Training size -> the pictures (by index) that have it, in the order of the pictures."""
-        found: dict[Size, list[int]] = {}
+        sizes: dict[Size, list[int]] = {}
         for index, picture in enumerate(self.pictures):
-            found.setdefault(picture.size, []).append(index)
-        return found
+            sizes.setdefault(picture.size, []).append(index)
+        return sizes
 
-    def views(self, index: int) -> list[View]:
+    def views(self, index: int) -> list[TrainingView]:
         """Read the crops of picture `index`.
 
         Raises:
             DatasetError: it cannot be read, or nothing of it counts.
         """
         picture = self.pictures[index]
-        return load_views(picture.path, picture.original, picture.size, picture.places, self.look)
+        return load_views(picture.path, picture.original, picture.size, picture.places, self.options)
 
 
 @dataclass(frozen=True)
-class Reading:
+class DatasetOptions:
     """How a folder is read.
 
     Attributes:
         sizing: the pictures' training sizes.
         word_regex, word_join: make captions of file names, as in `caption_for`.
-        background: colour under what is transparent.
+        background: colour under transparent parts.
         weighted: masks and transparency are loss weights.
         subfolders: read the folders inside too; one named `5_cats` has its pictures shown 5 times as often.
     """
@@ -92,7 +94,7 @@ class Reading:
     subfolders: bool = False
 
 
-def scan_training_set(folder: str | Path, reading: Reading) -> TrainingSet:
+def scan_training_set(folder: str | Path, options: DatasetOptions) -> TrainingSet:
     """List the pictures of `folder`; one whose head or caption cannot be read is named in `skipped` and the rest goes on.
 
     Damage further on in a file shows when its views are read.
@@ -102,32 +104,34 @@ def scan_training_set(folder: str | Path, reading: Reading) -> TrainingSet:
     """
     pictures: list[TrainingPicture] = []
     skipped: list[tuple[str, str]] = []
-    for path, repeats in _files(folder, subfolders=reading.subfolders):
-        picture = _entry(path, repeats, reading)
+    for path, repeats in _files(folder, subfolders=options.subfolders):
+        picture = _entry(path, repeats, options)
         if isinstance(picture, DatasetError):
             skipped.append((path.name, str(picture)))
         else:
             pictures.append(picture)
     if not pictures:
         raise none_usable(folder, skipped)
-    return TrainingSet(tuple(pictures), tuple(skipped), Look(reading.background, reading.weighted, reading.sizing.method == OWN))
+    return TrainingSet(tuple(pictures), tuple(skipped), ViewOptions(options.background, options.weighted, options.sizing.method == OWN))
 
 
 def none_usable(folder: str | Path, skipped: list[tuple[str, str]]) -> DatasetError:
-    """What to say when every picture was left out."""
+    """The error for a folder of which every picture was left out; `skipped` is that of `TrainingSet`."""
     if len(skipped) == 1:
-        return DatasetError(f"The one picture in {folder} cannot be used: {skipped[0][1]}")
-    return DatasetError(f"None of the {len(skipped)} pictures in {folder} can be used; the first: {skipped[0][1]}")
+        return DatasetError(f"The one picture in {folder} cannot be used: {skipped[0][1]}", path=folder)
+    return DatasetError(f"None of the {len(skipped)} pictures in {folder} can be used; the first: {skipped[0][1]}", path=folder)
 
 
 def _files(folder: str | Path, *, subfolders: bool) -> list[tuple[Path, int]]:
+    """(picture file, how often it is shown while others are shown once), folder by folder."""
     if not subfolders:
         return [(path, 1) for path in require_images(folder)]
-    find_images(folder)  # whether it is there at all
-    inside = [Path(place) for place, _, _ in os.walk(Path(folder).expanduser())]
-    visible = [place for place in inside if not any(part.startswith(".") for part in place.relative_to(inside[0]).parts)]
-    found = [(path, _repeats(place) if place != inside[0] else 1) for place in sorted(visible) for path in find_images(place)]
-    return found or [(path, 1) for path in require_images(folder)]
+    find_images(folder)  # raises where the folder itself is missing
+    folders = [Path(place) for place, _, _ in os.walk(Path(folder).expanduser())]
+    top = folders[0]
+    visible = [place for place in folders if not any(part.startswith(".") for part in place.relative_to(top).parts)]
+    files = [(path, _repeats(place) if place != top else 1) for place in sorted(visible) for path in find_images(place)]
+    return files or [(path, 1) for path in require_images(folder)]
 
 
 def _repeats(folder: Path) -> int:
@@ -135,15 +139,17 @@ def _repeats(folder: Path) -> int:
     return min(MAX_REPEATS, max(1, int(match[1]))) if match else 1
 
 
-def _entry(path: Path, repeats: int, reading: Reading) -> TrainingPicture | DatasetError:
-    sizing = reading.sizing
+def _entry(path: Path, repeats: int, options: DatasetOptions) -> TrainingPicture | DatasetError:
+    """A picture of the training set, or the reason why it is left out."""
+    sizing = options.sizing
     try:
-        caption, original = caption_for(path, reading.word_regex, reading.word_join), picture_size(path)
+        caption, original = caption_for(path, options.word_regex, options.word_join), picture_size(path)
         if min(original) < 1:
-            raise DatasetError(f"{path.name} has no pixels; replace it or take it out of the folder.")
+            raise DatasetError(f"{path.name} has no pixels; replace it or take it out of the folder.", path=path)
     except DatasetError as error:
         return error
     try:
         return TrainingPicture(path, caption, original, sizing.size_of(original), sizing.places(original), repeats)
     except DatasetError as error:
-        return DatasetError(f"{path.name} is left out: {error}; resize it, or turn “Do not resize images” off.")
+        sentence = f"{path.name} is left out: {error}; resize it, or turn “Do not resize images” off."
+        return DatasetError(sentence, path=path, setting="no_resize")

@@ -1,4 +1,4 @@
-"""What training sees of one picture: crops at its training size, and what counts in them. Knows nothing of latents or prompts."""
+"""The crops of a picture at its training size, and the loss weight of each place in them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.pictures.colours import on_colour
-from textual_inversion.pictures.reading import mask_file, read_colours, read_image, to_tensor
-from textual_inversion.training.data.sizes import CENTRE, DOWNSCALE, Place, Size
+from textual_inversion.pictures.geometry import DOWNSCALE, Box, Place, Size, crop_box, cut
+from textual_inversion.pictures.reading import read_colours, read_mask
 
 _LARGE = 50_000_000  # pixels from which a JPEG is read at a fraction of its size; below, reading it whole keeps old results
 
 
 @dataclass(frozen=True)
-class View:
+class TrainingView:
     """One crop of a picture.
 
     Attributes:
         pixels: uint8 [3, height, width], 0 to 255, on the CPU.
-        weight: what each latent place counts, fp32 [1, height / 8, width / 8] from 0 with mean 1; None where all count alike.
+        weight: loss weight of each latent place, fp32 [1, height / 8, width / 8] from 0 with mean 1; None where all count alike.
     """
 
     pixels: torch.Tensor
@@ -31,11 +31,11 @@ class View:
 
 
 @dataclass(frozen=True)
-class Look:
-    """How pictures are looked at.
+class ViewOptions:
+    """How pictures become views.
 
     Attributes:
-        background: colour under what is transparent.
+        background: colour under transparent parts.
         weighted: take the weight from `NAME-mask.png` beside the picture, or else from its transparency.
         whole: cut to the size without resizing.
     """
@@ -45,53 +45,54 @@ class Look:
     whole: bool = False
 
 
-def load_views(path: Path, original: Size, size: Size, places: tuple[Place, ...], look: Look) -> list[View]:
+def load_views(path: Path, original: Size, size: Size, places: tuple[Place, ...], options: ViewOptions) -> list[TrainingView]:
     """The crops of the picture at `path` that lie at `places`; one whose weight would be zero everywhere is left out.
 
     Raises:
         DatasetError: it cannot be read, or nothing of it counts.
     """
     # A JPEG of that size is decoded at a fraction that still covers the crop.
-    least = size if original[0] * original[1] > _LARGE and not look.whole else None
+    least = size if original[0] * original[1] > _LARGE and not options.whole else None
     colours = read_colours(path, least)
-    mask = _mask(path, colours) if look.weighted else None
-    rgb = on_colour(colours, look.background)
+    mask = _weight_mask(path, colours) if options.weighted else None
+    rgb = on_colour(colours, options.background)
     views = []
     for place in places:
-        weight = None if mask is None else loss_weight(mask, size, place, whole=look.whole)
+        box = view_box(rgb.size, size, place, whole=options.whole)
+        weight = None if mask is None else loss_weight(mask, box, size)
         if mask is None or weight is not None:
-            views.append(View(to_tensor(cut(rgb, size, place, whole=look.whole)), weight))
+            views.append(TrainingView(to_tensor(cut(rgb, box, size)), weight))
     if not views:
         raise DatasetError(
             f"Nothing of {path.name} would be learned: its mask is black, or it is transparent, wherever it is looked at; "
-            "paint white (or opaque) what counts, or turn the loss weight off."
+            "paint white (or opaque) what counts, or turn the loss weight off.",
+            path=path,
         )
     return views
 
 
-def cut(
-    image: Image.Image, size: Size, place: Place = CENTRE, *, whole: bool = False, method: int = Image.Resampling.LANCZOS
-) -> Image.Image:
-    """The crop of `size` at `place`: of the picture resized to cover that size or, if `whole`, as it is, at its centre."""
+def view_box(image_size: Size, size: Size, place: Place, *, whole: bool) -> Box:
+    """The box of a view: the largest of its shape at `place` or, if `whole`, one as large as the view, at the centre."""
     if not whole:
-        return ImageOps.fit(image, size, method=Image.Resampling(method), centering=place)
-    left, top = ((given - kept) // 2 for given, kept in zip(image.size, size))
-    return image.crop((left, top, left + size[0], top + size[1]))
+        return crop_box(image_size, size[0] / size[1], place)
+    left, top = ((side - wanted) // 2 for side, wanted in zip(image_size, size))
+    return left, top, left + size[0], top + size[1]
 
 
-def loss_weight(mask: Image.Image, size: Size, place: Place = CENTRE, *, whole: bool = False) -> torch.Tensor | None:
-    """What each latent place of a crop counts, from a greyscale mask (mode L, any size of the picture's aspect).
+def loss_weight(mask: Image.Image, box: Box, size: Size) -> torch.Tensor | None:
+    """Loss weight of each latent place of a view.
 
-    The lowest value counts nothing, the mean is 1, so that the loss stays comparable; a mask of one grey makes all count alike.
+    The lowest value counts nothing and the mean is 1, so that the loss stays comparable; a mask of one grey makes all count alike.
+
+    Args:
+        mask: greyscale (mode L), as large as the picture.
+        box: of the view, in pixels of the mask.
+        size: of the view.
 
     Returns:
         fp32 [1, height / 8, width / 8]; None where the mask is black all over.
     """
-    small = size[0] // DOWNSCALE, size[1] // DOWNSCALE
-    if whole:
-        values = cut(mask, size, whole=True).resize(small, Image.Resampling.BOX)
-    else:
-        values = cut(mask, small, place, method=Image.Resampling.BOX)
+    values = cut(mask, box, (size[0] // DOWNSCALE, size[1] // DOWNSCALE), method=Image.Resampling.BOX)
     weight = torch.from_numpy(np.array(values, dtype=np.float32))[None]  # 1 h w
     if not bool(weight.any()):
         return None
@@ -99,9 +100,15 @@ def loss_weight(mask: Image.Image, size: Size, place: Place = CENTRE, *, whole: 
     return weight / weight.mean() if bool(weight.any()) else torch.ones_like(weight)
 
 
-def _mask(path: Path, colours: Image.Image) -> Image.Image | None:
-    """The greyscale that says what counts, as large as the picture; None where there is none."""
-    if (file := mask_file(path)).is_file():
-        mask = read_image(file).convert("L")
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """Pixels of an RGB picture as uint8 [3, height, width], 0 to 255, on the CPU."""
+    pixels = np.array(image.convert("RGB"), dtype=np.uint8)  # h w 3
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _weight_mask(path: Path, colours: Image.Image) -> Image.Image | None:
+    """The greyscale of what counts, as large as the picture: its mask, or else its alpha; None where there is neither."""
+    mask = read_mask(path)
+    if mask is not None:
         return mask if mask.size == colours.size else mask.resize(colours.size, Image.Resampling.BILINEAR)
     return colours.getchannel("A") if colours.mode == "RGBA" else None

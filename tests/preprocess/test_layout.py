@@ -1,9 +1,9 @@
-"""Steps that know sizes only: cropping, fitting, splitting, choosing a size; and the names of results."""
+"""From the size of a picture to the sizes and places of its results."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures.captions import caption_for
-from textual_inversion.pictures.geometry import Box, crop_box, cut, fit_size
-from textual_inversion.preprocess.autosize import SizeBounds, auto_size
-from textual_inversion.preprocess.flips import PLACES, flipped
-from textual_inversion.preprocess.layout import lay_out
-from textual_inversion.preprocess.names import caption_stem, number_sources, place_of, result_name
-from textual_inversion.preprocess.split import split_boxes
+from textual_inversion.pictures.geometry import Box
+from textual_inversion.preprocess.layout import FLIPS, auto_size, flipped, lay_out, split_boxes
 from textual_inversion.settings.preprocessing import PreprocessConfig
 
 LENGTH = st.integers(1, 5000)
@@ -30,34 +25,6 @@ def assert_inside(box: Box, size: tuple[int, int]) -> None:
     left, top, right, bottom = box
     assert -1e-6 <= left < right <= size[0] + 1e-6
     assert -1e-6 <= top < bottom <= size[1] + 1e-6
-
-
-@given(SIZE, SIDE, SIDE, st.floats(0, 1))
-def test_a_crop_has_the_wanted_shape_and_is_as_large_as_can_be(size: tuple[int, int], width: int, height: int, position: float) -> None:
-    box = crop_box(size, width / height, position)
-    assert_inside(box, size)
-    wide, high = box[2] - box[0], box[3] - box[1]
-    assert math.isclose(wide / high, width / height, rel_tol=1e-6)
-    assert math.isclose(wide, size[0], rel_tol=1e-9) or math.isclose(high, size[1], rel_tol=1e-9)
-
-
-@given(SIZE, SIDE, SIDE)
-def test_a_fitted_size_is_inside_and_keeps_the_shape(size: tuple[int, int], width: int, height: int) -> None:
-    found = fit_size(size, width, height)
-    scale = min(width / size[0], height / size[1])
-    for side, most, length in zip(found, (width, height), size):
-        assert side % 8 == 0
-        assert 8 <= side <= most
-        assert abs(side - length * scale) <= 4 or side == 8
-
-
-def test_cutting_takes_the_box_and_keeps_the_colours_under_no_weight() -> None:
-    image = Image.new("RGBA", (40, 20), (200, 100, 0, 0))
-    image.paste((0, 0, 255, 255), (0, 0, 20, 20))
-    right = cut(image, (20, 0, 40, 20), (64, 64))
-    assert (right.mode, right.size, right.getpixel((32, 32))) == ("RGBA", (64, 64), (200, 100, 0, 0))
-    left = cut(image.convert("RGB"), (0, 0, 20, 20), (8, 8))
-    assert left.crop((0, 0, 4, 8)).getcolors() == [(32, (0, 0, 255))]  # at the border, Lanczos looks a little over it
 
 
 @given(SIZE, SIDE, SIDE, st.floats(0, 1), st.floats(0, 0.9))
@@ -89,7 +56,8 @@ def test_split_as_a1111_counts(size: tuple[int, int], count: int) -> None:
     assert len(split_boxes(size, 1.0, 0.5, 0.2)) == count
 
 
-BOUNDS = SizeBounds()
+BOUNDS = PreprocessConfig("from", "to", auto_size=True)
+OPTIONS = [(width, height) for width in range(384, 769, 64) for height in range(384, 769, 64) if width * height <= 640 * 640]
 
 
 @given(SIZE, st.sampled_from(["area", "error"]), st.floats(0, 1))
@@ -97,8 +65,8 @@ def test_the_chosen_size_is_the_best_within_the_bounds(size: tuple[int, int], ob
     def error(option: tuple[int, int]) -> float:
         return 1 - min(size[0] / size[1] / (option[0] / option[1]), (option[0] / option[1]) / (size[0] / size[1]))
 
-    able = [option for option in BOUNDS.sizes() if error(option) <= threshold - 1e-9]
-    chosen = auto_size(size, BOUNDS, objective, threshold)
+    able = [option for option in OPTIONS if error(option) <= threshold - 1e-9]
+    chosen = auto_size(size, replace(BOUNDS, objective=objective, error_threshold=threshold))
     if chosen is None:
         assert able == []
         return
@@ -123,8 +91,8 @@ def test_the_chosen_size_is_the_best_within_the_bounds(size: tuple[int, int], ob
     ],
 )
 def test_sizes_that_a1111_chooses(size: tuple[int, int], area: tuple[int, int], error: tuple[int, int]) -> None:
-    assert auto_size(size, BOUNDS, "area", 0.1) == area
-    assert auto_size(size, BOUNDS, "error", 0.1) == error
+    assert auto_size(size, replace(BOUNDS, objective="area")) == area
+    assert auto_size(size, replace(BOUNDS, objective="error")) == error
 
 
 def config(**values: object) -> PreprocessConfig:
@@ -139,8 +107,9 @@ def test_steps_follow_each_other() -> None:
     assert (kept.size, kept.box) == ((1000, 501), (0, 0, 1000, 501))
     assert lay_out((1000, 500), config(resize="fit", focal_crop=True), "a")[0].size == (512, 512)
     assert lay_out((800, 600), config(auto_size=True, focal_crop=True), "a")[0].size == (704, 576)
-    with pytest.raises(DatasetError, match=r"wide\.png \(3000x600\) fits no size within the bounds and an error of 0\.1; widen"):
+    with pytest.raises(DatasetError, match=r"wide\.png \(3000x600\) fits no size within the bounds and an error of 0\.1; widen") as error:
         lay_out((3000, 600), config(auto_size=True), "wide.png")
+    assert error.value.setting == "error_threshold"
 
 
 @settings(max_examples=50)
@@ -158,42 +127,6 @@ def test_mirroring() -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     image = Image.fromarray(pixels)
     expected = {"": pixels, "horizontal": pixels[:, ::-1], "vertical": pixels[::-1], "both": pixels[::-1, ::-1]}
-    assert set(expected) == set(PLACES)
+    assert set(expected) == set(FLIPS)
     for way, wanted in expected.items():
         assert np.array_equal(np.asarray(flipped(image, way)), wanted)
-
-
-STEM = st.text(alphabet="ab01-_ .", min_size=1, max_size=5).filter(lambda text: not text.startswith(".") and not text.endswith("."))
-
-
-@given(STEM, st.integers(0, 200_000), st.integers(0, 20), st.sampled_from(list(PLACES)))
-def test_a_result_has_the_caption_of_its_source_and_a_place_of_its_own(stem: str, number: int, part: int, flip: str) -> None:
-    folder, name = Path("nowhere"), result_name(number, stem, part, flip)
-    assert caption_for(folder / name) == caption_for(folder / f"{stem}.jpg")
-    assert place_of(name) == (number, part * 4 + PLACES[flip])
-    assert place_of(f"{stem}.jpg") is None
-
-
-@given(st.lists(st.tuples(STEM, st.sampled_from([".png", ".jpg"])), unique=True, max_size=8), st.data())
-def test_a_second_run_finds_the_results_of_the_first(names: list[tuple[str, str]], data: st.DataObject) -> None:
-    sources = [Path(stem + ending) for stem, ending in names]
-    first = number_sources(sources, [])
-    assert first == list(range(len(sources)))
-    results = {(number, source.stem) for number, source in zip(first, sources)}
-    assert number_sources(sources, results) == first
-
-    added = list(sources)
-    for place in range(data.draw(st.integers(0, 3))):
-        added.insert(data.draw(st.integers(0, len(added))), Path(f"new{place}.png"))
-    numbers = number_sources(added, results)
-    assert len(set(numbers)) == len(added)
-    again = {(number, source.stem) for number, source in zip(numbers, added)}
-    assert results <= again
-
-
-@given(st.text(max_size=300))
-def test_a_caption_makes_a_file_name(caption: str) -> None:
-    stem = caption_stem(caption)
-    assert len(result_name(0, stem or "x").encode("utf-8", errors="ignore")) < 255
-    assert not set(stem) & set('<>:"/\\|?*\0\n')
-    assert stem == stem.strip(" ")
