@@ -104,7 +104,7 @@ def test_imports_point_down() -> None:
     assert wrong == []
 
 
-@pytest.mark.xfail(reason="app still takes the forms from ui, settings the colours from pictures")
+@pytest.mark.xfail(reason="app still takes the forms from ui")
 def test_layers_have_no_cycle() -> None:
     done: set[str] = set()
     while waiting := set(BELOW) - done:

@@ -163,8 +163,8 @@ class TrainingConfig(Settings):
         step=1,
         group="pictures",
         label="Crops of each picture",
-        hint="Spread over what stands out, one at random each time; 1 = the centre.",
-        help="most crops of a picture ({range}), spread over what stands out, one at random each time; 1 = the centre",
+        hint="Spread along the side that does not fit, one at random each time; 1 = the centre.",
+        help="most crops of a picture ({range}), spread along the side that does not fit, one at random each time; 1 = the centre",
     )
     flip: bool = setting(
         False,

@@ -153,7 +153,7 @@ TRAIN_GROUPS: tuple[tuple[str, tuple[Row, ...]], ...] = (
                     "crops",
                     "slider",
                     "Crops of each picture",
-                    "Spread over what stands out, one at random each time; 1 = the centre.",
+                    "Spread along the side that does not fit, one at random each time; 1 = the centre.",
                     options={"minimum": 1, "maximum": 16, "step": 1},
                 ),
             ),
