@@ -1,6 +1,6 @@
-"""Folders of embedding files as names that prompts can use, each with what it holds or why it cannot be used.
+"""Folders of embedding files as names for prompts, each with what it holds or why it cannot be used.
 
-Knows nothing of hosts, models or pages: the checkpoint is only the widths of its token tables.
+Of a checkpoint the library knows only the widths of its token tables.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The library itself: scans that read only what is new, names looked up, vectors loaded when they are asked for.
-
-Knows nothing of how files are laid out or of what lies beside them.
-"""
+"""The library: scans that read only new and changed files, names that are looked up, vectors that are loaded when first asked for."""
 
 from __future__ import annotations
 
@@ -15,51 +12,54 @@ from pathlib import Path
 
 from textual_inversion.embedding import Embedding, clean_name, word_name
 from textual_inversion.errors import EmbeddingError, NoEmbeddingError
+from textual_inversion.files import FileStamp
 from textual_inversion.formats import PICTURE_ENDINGS, FileInfo, describe_all, file_sha256, load
-from textual_inversion.library import folders as on_disk
 from textual_inversion.library.entry import Entry, join_halves, link_negatives, mark_duplicates, misfit
-from textual_inversion.library.folders import Listing, Stamp, stamp_of
+from textual_inversion.library.folders import Listing, precedence, stamp_of, walk
 from textual_inversion.library.sidecars import PREVIEW_ENDINGS, TEXT_ENDINGS
 
-_SHORTEST_REST = 2.0  # seconds between looks that nobody asked for
-_REST_PER_LOOK = 20  # a look may take a twentieth of the time
+_SHORTEST_PAUSE = 2.0  # seconds between two scans by `recent`
+_PAUSE_PER_SCAN = 20  # times the seconds that the last scan took, so that scanning takes at most a twentieth of the time
+
+_Key = tuple[Path, "str | None"]  # a file, and the word in it where it holds several embeddings
+_Stamps = tuple["FileStamp | None", ...]  # one for each file of an entry
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
-    """What was read of one file; neither embeddings nor a reason for a picture that is only a picture."""
+class _ReadFile:
+    """The result of reading one file. A picture that carries no embedding has neither infos nor a reason."""
 
     path: Path
-    stamp: Stamp
+    stamp: FileStamp | None
     infos: tuple[FileInfo, ...] = ()
     reason: str = ""
-    passing: bool = False  # the reason may pass, such as a lost network
+    temporary: bool = False  # the system was at fault, such as a lost network, so the next scan reads the file again
 
 
 @dataclass(frozen=True, slots=True)
-class _Folder:
-    """A folder below the library's folder number `root`, and what was read of its files."""
+class _ReadFolder:
+    """A folder below the library's folder number `root`, and its files."""
 
     root: int
     listing: Listing
-    files: tuple[_File, ...]
+    files: tuple[_ReadFile, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
-    """The entries by name, and those that each name without regard to case may mean; replaced as a whole, so readers need no lock."""
+class _Index:
+    """The entries, sorted by name, and by folded name. A scan replaces the whole index, so readers need no lock."""
 
     entries: tuple[Entry, ...]
     version: int
-    meant: dict[str, list[Entry]] = field(default_factory=dict)
+    by_folded_name: dict[str, list[Entry]] = field(default_factory=dict)
 
 
 class EmbeddingLibrary:
-    """All embeddings under some folders, in the order in which a name is looked up.
+    """All embeddings under some folders.
 
-    Nothing is read until it is first asked. Every method may be called from any thread. A name that several files have goes to
-    a usable file before an unusable one, then to the first folder, the shortest path without ending, the alphabet, and to
-    `.safetensors` before `.pt` as training does; the others say so.
+    Nothing is read until it is first asked for. Every method may be called from any thread. Of several files with one name the first in
+    this order has it, and the others get a reason: usable before unusable, then by folder, by length of the path without ending, by
+    alphabet, and `.safetensors` before `.pt`, as in training.
 
     Args:
         folders: searched with their subfolders; one that does not exist counts as empty.
@@ -70,15 +70,15 @@ class EmbeddingLibrary:
         self.folders = tuple(Path(folder) for folder in folders)
         self._width = width
         self._scanning = threading.RLock()
-        self._found: dict[str, _Folder] = {}  # by path, in the order of the search
-        self._shown: _Shown | None = None
-        self._rest_until = 0.0
-        self._spoiled: dict[tuple[Path, str | None], tuple[tuple[Stamp, ...], str]] = {}  # what only reading the vectors tells
-        self._loaded: dict[tuple[Path, str | None], tuple[tuple[Stamp, ...], Embedding]] = {}
-        self._hashes: dict[Path, tuple[Stamp, str]] = {}
+        self._folders: dict[str, _ReadFolder] = {}  # by path, in the order of the search
+        self._index: _Index | None = None
+        self._next_scan = 0.0
+        self._load_errors: dict[_Key, tuple[_Stamps, str]] = {}  # faults that only loading the vectors shows
+        self._loaded: dict[_Key, tuple[_Stamps, Embedding]] = {}
+        self._hashes: dict[Path, tuple[FileStamp | None, str]] = {}
 
     def entries(self) -> list[Entry]:
-        """Every embedding, usable or not, by name, as last seen."""
+        """Every embedding, usable or not, by name, as of the last scan."""
         return list(self._current().entries)
 
     def names(self) -> list[str]:
@@ -87,13 +87,13 @@ class EmbeddingLibrary:
 
     @property
     def version(self) -> str:
-        """Another one whenever the entries have changed."""
+        """A text that differs whenever the entries have changed."""
         return str(self._current().version)
 
     def find(self, name: str) -> Entry | None:
-        """The entry that `name` means: exactly, else with other capitals or its accents spelt otherwise; usable ones first, or None."""
+        """The entry called `name`: an exact match first, else one with other capitals or accents in another spelling; usable ones first."""
         wanted = word_name(name)
-        same = self._current().meant.get(_fold(wanted), [])
+        same = self._current().by_folded_name.get(_fold(wanted), [])
         return min(same, key=lambda entry: (entry.name != wanted, not entry.usable), default=None)
 
     def get(self, name: str) -> Embedding:
@@ -103,29 +103,31 @@ class EmbeddingLibrary:
             EmbeddingError: no such name, or its file cannot be used with this checkpoint.
         """
         embedding, entry = self._get(name)
-        if entry.info and embedding.widths != entry.info.widths:  # written over since the last look
+        if entry.info and embedding.widths != entry.info.widths:  # written over since the last scan
             self.rescan()
             embedding, entry = self._get(name)
             if entry.info and embedding.widths != entry.info.widths:
-                raise EmbeddingError(f"{entry.path} changes while it is read; try again when nothing else writes it.")
+                raise EmbeddingError(f"{entry.path} changes while it is read; try again when nothing else writes it.", path=entry.path)
         return embedding
 
     def _get(self, name: str) -> tuple[Embedding, Entry]:
-        """What the file holds now, and what the last look found in it."""
+        """The embedding as the file holds it now, and the entry of the last scan."""
         entry = self.find(name)
         if entry is None:
-            raise EmbeddingError(f"There is no embedding named {name!r}{self._nearest(name)}.")
+            near = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
+            nearest = f"; the nearest are {', '.join(near)}" if near else ""
+            raise EmbeddingError(f"There is no embedding named {name!r}{nearest}.")
         if not entry.usable:
-            raise EmbeddingError(f"The embedding {entry.name!r} ({entry.path}) cannot be used: {entry.reason}")
+            raise EmbeddingError(f"The embedding {entry.name!r} ({entry.path}) cannot be used: {entry.reason}", path=entry.path)
         stamps = tuple(stamp_of(path) for path in _paths(entry))
-        kept = self._loaded.get(_key(entry))
-        if kept is None or kept[0] != stamps:  # looked up once, because another thread's scan may forget it at any time
-            kept = self._loaded[_key(entry)] = (stamps, self._load(entry, stamps))
-        return kept[1], entry
+        cached = self._loaded.get(_key(entry))
+        if cached is None or cached[0] != stamps:
+            cached = self._loaded[_key(entry)] = (stamps, self._load(entry, stamps))
+        return cached[1], entry  # not from the dictionary, from which another thread's scan may drop it at any time
 
     def as_mapping(self) -> Mapping[str, Embedding]:
-        """The names that prompts can use -> their embeddings, each loaded when it is taken out; follows the library."""
-        return _Loading(self)
+        """The names that prompts can use -> their embeddings, each loaded when it is looked up; follows the library."""
+        return _LazyMapping(self)
 
     def sha256(self, entry: Entry) -> str:
         """Of the whole file of `entry`, 64 hex digits; read once until the file changes.
@@ -134,127 +136,121 @@ class EmbeddingLibrary:
             EmbeddingError: the file cannot be read any more.
         """
         stamp = stamp_of(entry.path)
-        kept = self._hashes.get(entry.path)
-        if kept is None or kept[0] != stamp:
-            kept = self._hashes[entry.path] = (stamp, file_sha256(entry.path))
-        return kept[1]
+        cached = self._hashes.get(entry.path)
+        if cached is None or cached[0] != stamp:
+            cached = self._hashes[entry.path] = (stamp, file_sha256(entry.path))
+        return cached[1]
 
     def rescan(self) -> list[Entry]:
-        """Look at the folders again; only files that are new or changed are read. Returns the new entries."""
+        """Scan the folders again; only new and changed files are read. Returns the new entries."""
         with self._scanning:
             begun = time.monotonic()
-            found = self._look()
-            before = self._shown
-            if before is None or list(found.values()) != list(self._found.values()):
-                self._found = found
+            folders = self._scan()
+            index = self._index
+            if index is None or list(folders.values()) != list(self._folders.values()):
+                self._folders = folders
                 self._forget_missing()
-                before = self._show()
+                index = self._build_index()
             now = time.monotonic()
-            self._rest_until = now + max(_SHORTEST_REST, _REST_PER_LOOK * (now - begun))
-            return list(before.entries)
+            self._next_scan = now + max(_SHORTEST_PAUSE, _PAUSE_PER_SCAN * (now - begun))
+            return list(index.entries)
 
     def recent(self) -> list[Entry]:
-        """The entries as of a moment ago; cheap enough to be asked every second, as it looks at the folders only now and then."""
-        if self._shown is None or time.monotonic() > self._rest_until:
+        """The entries as of a moment ago. It scans only now and then, so it may be called every second."""
+        if self._index is None or time.monotonic() > self._next_scan:
             return self.rescan()
         return self.entries()
 
     def set_width(self, width: dict[str, int] | None) -> list[Entry]:
         """Judge all embeddings for another checkpoint; returns the new entries."""
         with self._scanning:
-            self._width, self._shown = width, None
+            self._width, self._index = width, None
             return self.rescan()
 
-    def _current(self) -> _Shown:
-        shown = self._shown
-        if shown is None:
+    def _current(self) -> _Index:
+        index = self._index
+        if index is None:
             with self._scanning:
                 self.rescan()
-                shown = self._shown
-        assert shown is not None
-        return shown
+                index = self._index
+        assert index is not None
+        return index
 
-    def _nearest(self, name: str) -> str:
-        near = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
-        return f"; the nearest are {', '.join(near)}" if near else ""
-
-    def _look(self) -> dict[str, _Folder]:
-        """All folders as they are now; those in which nothing changed are the ones of before."""
-        seen: set[tuple[int, int]] = set()  # shared, because one folder may lie in another
-        found: dict[str, _Folder] = {}
+    def _scan(self) -> dict[str, _ReadFolder]:
+        """All folders as they are now; an unchanged folder keeps its old result."""
+        seen: set[tuple[int, int]] = set()  # shared by the roots, because one may lie in another
+        folders: dict[str, _ReadFolder] = {}
         for root, folder in enumerate(self.folders):
-            for listing in on_disk.walk(str(folder), seen):
-                old = self._found.get(listing.path)
-                same = old is not None and old.root == root and old.listing == listing and not any(file.passing for file in old.files)
-                found[listing.path] = old if old is not None and same else _read_folder(root, listing, old)
-        return found
+            for listing in walk(str(folder), seen):
+                old = self._folders.get(listing.path)
+                same = old is not None and old.root == root and old.listing == listing and not any(file.temporary for file in old.files)
+                folders[listing.path] = old if old is not None and same else _read_folder(root, listing, old)
+        return folders
 
-    def _show(self) -> _Shown:
-        """Judge what was found."""
-        entries = mark_duplicates(self._spoil(join_halves(self._entries(), self._width)))
-        # a stable sort: within the same name the best placed stays first
-        entries.sort(key=lambda entry: (entry.name.casefold(), entry.name))
-        shown = _Shown(tuple(link_negatives(entries)), time.time_ns())
-        for entry in shown.entries:
-            shown.meant.setdefault(_fold(entry.name), []).append(entry)
-        self._shown = shown
-        return shown
+    def _build_index(self) -> _Index:
+        entries = mark_duplicates(self._apply_load_errors(join_halves(self._list_entries(), self._width)))
+        entries.sort(key=lambda entry: (entry.name.casefold(), entry.name))  # stable: within a name the order of precedence stays
+        index = _Index(tuple(link_negatives(entries)), time.time_ns())
+        for entry in index.entries:
+            index.by_folded_name.setdefault(_fold(entry.name), []).append(entry)
+        self._index = index
+        return index
 
-    def _entries(self) -> list[Entry]:
-        """An entry for each embedding that was found, each file by itself, best placed first."""
-        folders = list(self._found.values())
+    def _list_entries(self) -> list[Entry]:
+        """An entry for each embedding of each file, in the order of precedence, without the rules that need several entries."""
+        folders = list(self._folders.values())
         entries = [
             Entry(clean_name(Path(folder.listing.path).name), Path(folder.listing.path), None, folder.listing.problem)
             for folder in folders
             if folder.listing.problem
         ]
-        files = [(folder.root, on_disk.place(file.path), folder.listing, file) for folder in folders for file in folder.files]
+        files = [(folder.root, precedence(file.path), folder.listing, file) for folder in folders for file in folder.files]
         for _, _, listing, file in sorted(files, key=lambda item: item[:2]):
             stem = file.path.stem
-            preview, beside = _beside(listing, stem.lower(), file.path.parent)
+            preview, sidecars = _sidecars(listing, stem.lower(), file.path.parent)
             if file.reason:
-                entries.append(Entry(clean_name(stem), file.path, None, file.reason, preview, beside=beside))
+                entries.append(Entry(clean_name(stem), file.path, None, file.reason, preview, sidecars=sidecars))
             for info in file.infos:
                 name = clean_name(stem) if info.word is None else word_name(info.word)
-                entries.append(Entry(name, file.path, info, misfit(info, self._width), preview, beside=beside))
+                entries.append(Entry(name, file.path, info, misfit(info, self._width), preview, sidecars=sidecars))
         return entries
 
-    def _spoil(self, entries: list[Entry]) -> list[Entry]:
-        """The entries, with what only reading their vectors has told."""
-        if not self._spoiled:
+    def _apply_load_errors(self, entries: list[Entry]) -> list[Entry]:
+        """The entries; one whose vectors could not be loaded, and whose files are the same since, gets that error as its reason."""
+        if not self._load_errors:
             return entries
-        stamps = {file.path: file.stamp for folder in self._found.values() for file in folder.files}
-        told = []
+        stamps = {file.path: file.stamp for folder in self._folders.values() for file in folder.files}
+        marked = []
         for entry in entries:
-            noted, reason = self._spoiled.get(_key(entry), ((), ""))
-            same = bool(reason) and noted == tuple(stamps.get(path) for path in _paths(entry))
-            told.append(replace(entry, reason=reason) if same and entry.usable else entry)
-        return told
+            failed_stamps, reason = self._load_errors.get(_key(entry), ((), ""))
+            unchanged = bool(reason) and failed_stamps == tuple(stamps.get(path) for path in _paths(entry))
+            marked.append(replace(entry, reason=reason) if unchanged and entry.usable else entry)
+        return marked
 
-    def _load(self, entry: Entry, stamps: tuple[Stamp, ...]) -> Embedding:
-        """The vectors; a file that turns out to be spoiled is listed with that as its reason."""
+    def _load(self, entry: Entry, stamps: _Stamps) -> Embedding:
+        """Load the vectors; an error that lies in the file is kept and shown as the entry's reason."""
         try:
             parts = [load(path, entry.name, word=_key(entry)[1]) for path in _paths(entry)]
             return parts[0].with_vectors({encoder: rows for part in parts for encoder, rows in part.vectors.items()})
         except EmbeddingError as error:
-            if not _may_pass(error):
+            if not _is_temporary(error):
                 with self._scanning:
-                    self._spoiled[_key(entry)] = (stamps, _without_path(error, entry.path))
-                    self._show()
+                    self._load_errors[_key(entry)] = (stamps, error.reason)
+                    self._build_index()
             raise
 
     def _forget_missing(self) -> None:
-        """Drop what is remembered of files that are gone."""
-        there = {file.path for folder in self._found.values() for file in folder.files}
-        for key in [key for key in (*self._loaded, *self._spoiled) if key[0] not in there]:
+        """Drop the caches of files that are gone."""
+        present = {file.path for folder in self._folders.values() for file in folder.files}
+        for key in [key for key in (*self._loaded, *self._load_errors) if key[0] not in present]:
             self._loaded.pop(key, None)
-            self._spoiled.pop(key, None)
-        for path in [path for path in list(self._hashes) if path not in there]:
+            self._load_errors.pop(key, None)
+        for path in [path for path in list(self._hashes) if path not in present]:
             self._hashes.pop(path, None)
 
 
-class _Loading(Mapping[str, Embedding]):
-    """Names -> embeddings of a library, loaded one by one."""
+class _LazyMapping(Mapping[str, Embedding]):
+    """The usable names of a library -> their embeddings, loaded one by one."""
 
     def __init__(self, library: EmbeddingLibrary) -> None:
         self._library = library
@@ -276,11 +272,11 @@ class _Loading(Mapping[str, Embedding]):
 
 
 def _fold(name: str) -> str:
-    """The same for all spellings of a name: some systems store an accent as a mark of its own."""
+    """The same text for all spellings of a name: other capitals, and accents that some systems store as characters of their own."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _key(entry: Entry) -> tuple[Path, str | None]:
+def _key(entry: Entry) -> _Key:
     return entry.path, entry.info.word if entry.info else None
 
 
@@ -288,32 +284,32 @@ def _paths(entry: Entry) -> tuple[Path, ...]:
     return (entry.path,) if entry.second is None else (entry.path, entry.second)
 
 
-def _read_folder(root: int, listing: Listing, old: _Folder | None) -> _Folder:
-    """What the folder holds; only files that are new or changed since `old` are read."""
+def _read_folder(root: int, listing: Listing, old: _ReadFolder | None) -> _ReadFolder:
+    """Read the folder's files; one that is unchanged since `old` keeps its old result."""
     known = {file.path.name: file for file in old.files} if old else {}
-    files: list[_File] = []
+    files: list[_ReadFile] = []
     for name, stamp in listing.files.items():
         file = known.get(name)
-        if file is None or file.stamp != stamp or file.passing:
+        if file is None or file.stamp != stamp or file.temporary:
             file = _read_file(Path(listing.path, name), stamp)
         if file is not None:
             files.append(file)
-    return _Folder(root, listing, tuple(files))
+    return _ReadFolder(root, listing, tuple(files))
 
 
-def _read_file(path: Path, stamp: Stamp) -> _File | None:
-    """What the file holds or why it cannot be read; None when it has vanished since its folder was listed."""
+def _read_file(path: Path, stamp: FileStamp | None) -> _ReadFile | None:
+    """Read what the file says about itself; None when it has vanished since its folder was listed."""
     try:
-        return _File(path, stamp, tuple(describe_all(path)))
+        return _ReadFile(path, stamp, tuple(describe_all(path)))
     except NoEmbeddingError as error:
-        return _File(path, stamp, reason="" if path.suffix.lower() in PICTURE_ENDINGS else _without_path(error, path))
+        return _ReadFile(path, stamp, reason="" if path.suffix.lower() in PICTURE_ENDINGS else error.reason)
     except EmbeddingError as error:
-        if isinstance(error.__cause__, FileNotFoundError) and stamp != on_disk.GONE:
+        if isinstance(error.__cause__, FileNotFoundError) and stamp is not None:
             return None
-        return _File(path, stamp, reason=_without_path(error, path), passing=_may_pass(error))
+        return _ReadFile(path, stamp, reason=error.reason, temporary=_is_temporary(error))
 
 
-def _may_pass(error: BaseException | None) -> bool:
+def _is_temporary(error: BaseException | None) -> bool:
     """Whether the system, not the file's contents, is at fault."""
     while error is not None:
         if isinstance(error, OSError):
@@ -322,14 +318,9 @@ def _may_pass(error: BaseException | None) -> bool:
     return False
 
 
-def _without_path(error: EmbeddingError, path: Path) -> str:
-    """The message for a list that shows the path by itself."""
-    return str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
-
-
-def _beside(listing: Listing, stem: str, folder: Path) -> tuple[Path | None, tuple[Path, ...]]:
-    """The picture, and the notes and metadata, of files of this lower-case stem."""
-    names = listing.beside
+def _sidecars(listing: Listing, stem: str, folder: Path) -> tuple[Path | None, tuple[Path, ...]]:
+    """The preview, and the notes and metadata, of files with this lower-case stem."""
+    names = listing.sidecars
     if not names:
         return None, ()
     preview = next((folder / names[stem + ending] for ending in PREVIEW_ENDINGS if stem + ending in names), None)

@@ -1,4 +1,4 @@
-"""An entry of a library: a name for prompts, what it means, and why it cannot be used. Knows nothing of folders.
+"""An entry of a library: a name for prompts, its file, and why it cannot be used.
 
 Also the rules that need several entries: duplicate names, and embeddings that come as two files.
 """
@@ -31,9 +31,9 @@ class Entry:
         reason: one sentence why it cannot be used; empty when it can.
         preview: picture beside it (`X.png`, `X.preview.png`, also jpg, jpeg, webp), or the file itself if that is a picture.
         second: the file with the other half of an SDXL embedding; None where one file holds all.
-        negative: name of the embedding that belongs into the negative prompt with this one (DreamArtist's `X-neg`); mostly empty.
-        is_negative: whether this is such a one.
-        beside: files with notes and metadata, read by `about` only.
+        negative: name of the embedding for the negative prompt that goes with this one (DreamArtist's `X-neg`); mostly empty.
+        is_negative: whether this embedding belongs into the negative prompt.
+        sidecars: files with notes and metadata, which only `about` reads.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Entry:
     second: Path | None = None
     negative: str = ""
     is_negative: bool = False
-    beside: tuple[Path, ...] = ()
+    sidecars: tuple[Path, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -58,12 +58,12 @@ class Entry:
 
     @property
     def about(self) -> About:
-        """What `X.txt`, `X.description.txt`, `X.json` and `X.civitai.info` beside the file say now."""
-        return read_sidecars(self.beside)
+        """The contents of `X.txt`, `X.description.txt`, `X.json` and `X.civitai.info` beside the file, read now."""
+        return read_sidecars(self.sidecars)
 
     @property
     def notes(self) -> str:
-        """The same as text; empty when there is nothing."""
+        """The same as text; empty when there are no such files."""
         return self.about.text
 
 
@@ -83,7 +83,11 @@ def _wide(width: dict[str, int], unit: str = " wide") -> str:
 
 
 def mark_duplicates(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, best placed first; those whose name a better placed one has get that as their reason."""
+    """The entries, with a reason for each that shares its name with an entry that wins over it.
+
+    Args:
+        entries: in the order of precedence; a usable entry wins over an unusable one all the same.
+    """
     winners: dict[str, Entry] = {}
     for usable in (True, False):
         for entry in entries:
@@ -100,19 +104,19 @@ def mark_duplicates(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def join_halves(entries: Sequence[Entry], width: dict[str, int] | None) -> list[Entry]:
-    """The entries, those that hold one text encoder of an SDXL embedding each joined to one; the second half's own row says so."""
-    places = {entry.path: place for place, entry in enumerate(entries)}
+    """The entries, with the two files of an SDXL embedding joined: the first file's entry has both halves, the second's a reason."""
+    positions = {entry.path: position for position, entry in enumerate(entries)}
     joined = list(entries)
-    for place, second in enumerate(entries):
-        found = _SECOND.fullmatch(second.path.stem)
-        if not found or not _holds(second.info, {"clip_g": 1280}):
+    for position, second in enumerate(entries):
+        match = _SECOND.fullmatch(second.path.stem)
+        if not match or not _holds(second.info, {"clip_g": 1280}):
             continue
-        first_place = places.get(second.path.with_name(f"{found[1]}{found[2] or ''}{second.path.suffix}"))
-        first = entries[first_place] if first_place is not None else second
-        info = _joined(first.info, second.info)
-        if first_place is not None and info:
-            joined[first_place] = replace(first, info=info, reason=misfit(info, width), second=second.path)
-            joined[place] = replace(second, reason=f"it is the second half of {first.name!r}, which is listed as one SDXL embedding.")
+        first_position = positions.get(second.path.with_name(f"{match[1]}{match[2] or ''}{second.path.suffix}"))
+        first = entries[first_position] if first_position is not None else second
+        info = _join_infos(first.info, second.info)
+        if first_position is not None and info:
+            joined[first_position] = replace(first, info=info, reason=misfit(info, width), second=second.path)
+            joined[position] = replace(second, reason=f"it is the second half of {first.name!r}, which is listed as one SDXL embedding.")
     return joined
 
 
@@ -120,8 +124,8 @@ def _holds(info: FileInfo | None, widths: dict[str, int]) -> bool:
     return info is not None and info.widths == widths and info.word is None and not info.unusable
 
 
-def _joined(first: FileInfo | None, second: FileInfo | None) -> FileInfo | None:
-    """Both halves as one, if they say the same of themselves."""
+def _join_infos(first: FileInfo | None, second: FileInfo | None) -> FileInfo | None:
+    """Both halves as one; None when their layouts, stored names or numbers of vectors differ."""
     if first is None or second is None or not _holds(first, {"clip_l": 768}):
         return None
     if (first.layout, _own_name(first), first.num_vectors) != (second.layout, _own_name(second), second.num_vectors):
@@ -136,21 +140,21 @@ def _joined(first: FileInfo | None, second: FileInfo | None) -> FileInfo | None:
 
 
 def _own_name(info: FileInfo) -> str | None:
-    """The name inside the file, if it tells more than the file's own, which converting writes there."""
+    """The name inside the file; None when it is the file's own name, as after converting."""
     return None if info.stored_name == info.path.stem else info.stored_name
 
 
 def link_negatives(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries, `X` and `X-neg` of one folder told of each other, as DreamArtist writes them."""
+    """The entries, with `X` and `X-neg` of one folder, as DreamArtist writes them, linked to each other."""
     entries = list(entries)
     negatives: dict[str, list[int]] = {}
-    for place, entry in enumerate(entries):
+    for position, entry in enumerate(entries):
         if entry.usable and entry.name.endswith(_NEGATIVE):
-            negatives.setdefault(entry.name.removesuffix(_NEGATIVE), []).append(place)
-    for place, entry in enumerate(entries):
+            negatives.setdefault(entry.name.removesuffix(_NEGATIVE), []).append(position)
+    for position, entry in enumerate(entries):
         for negative in negatives.get(entry.name, ()) if entry.usable else ():
             other = entries[negative]
             if entry.path.parent == other.path.parent and entry.info and other.info and entry.info.widths == other.info.widths:
-                entries[place] = replace(entry, negative=other.name)
+                entries[position] = replace(entry, negative=other.name)
                 entries[negative] = replace(other, is_negative=True)
     return entries

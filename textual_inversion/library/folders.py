@@ -1,4 +1,4 @@
-"""Folders and what lies in them: embedding files with size and time, and the names beside them. Reads no file."""
+"""Lists folders: the files that may hold embeddings with their stamps, and the names of the sidecars beside them. Reads no file."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from textual_inversion.files import FileStamp
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS
 from textual_inversion.library.sidecars import PREVIEW_ENDINGS, TEXT_ENDINGS
 
 _ENDINGS = tuple(ending for ending in READ_ENDINGS if ending not in PICTURE_ENDINGS)
-_ORDER = {ending: place for place, ending in enumerate((*_ENDINGS, *PICTURE_ENDINGS))}
-_BESIDE = (*PREVIEW_ENDINGS, *TEXT_ENDINGS)
-Stamp = tuple[int, int]  # size, mtime_ns
-GONE: Stamp = (-1, -1)  # of what cannot be looked at, such as a link to nothing
+_ORDER = {ending: position for position, ending in enumerate((*_ENDINGS, *PICTURE_ENDINGS))}
+_SIDECAR_ENDINGS = (*PREVIEW_ENDINGS, *TEXT_ENDINGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +22,24 @@ class Listing:
 
     Attributes:
         path: the folder.
-        files: name -> stamp of what may be embeddings.
-        beside: lower-case name -> name of what may be pictures, notes and metadata.
-        problem: one sentence why it cannot be searched; empty when it can.
+        files: name -> stamp of each file that may hold embeddings; None where the system gives no status, such as for a broken link.
+        sidecars: lower-case name -> name of each file that may be a picture, notes or metadata of an embedding.
+        problem: one sentence why the folder cannot be searched; empty when it can.
     """
 
     path: str
-    files: dict[str, Stamp] = field(default_factory=dict)
-    beside: dict[str, str] = field(default_factory=dict)
+    files: dict[str, FileStamp | None] = field(default_factory=dict)
+    sidecars: dict[str, str] = field(default_factory=dict)
     problem: str = ""
 
 
 def walk(root: str, seen: set[tuple[int, int]]) -> Iterator[Listing]:
-    """Listings of `root` and of its subfolders but hidden ones; folders in `seen` are left out, so that links in a circle end."""
+    """List `root` and its subfolders, but no hidden ones.
+
+    Args:
+        root: a folder; one that does not exist gives nothing.
+        seen: device and inode of every folder listed so far, which is left out, so that circles of links end. The walk adds to it.
+    """
     waiting = [root]
     while waiting:
         path = waiting.pop()
@@ -44,41 +48,53 @@ def walk(root: str, seen: set[tuple[int, int]]) -> Iterator[Listing]:
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            with os.scandir(path) as found:
-                listing, below = _list(path, [entry for entry in found if not entry.name.startswith(".")])
+            with os.scandir(path) as entries:
+                listing, subfolders = _list(path, [entry for entry in entries if not entry.name.startswith(".")])
         except (FileNotFoundError, NotADirectoryError):
             continue  # a folder may vanish at any time
         except OSError as error:
-            yield Listing(path, problem=f"the folder cannot be searched: {_why(error)}.")
+            denied = error.errno in (errno.EACCES, errno.EPERM)
+            reason = "access is not allowed; check its permissions" if denied else error.strerror or str(error)
+            yield Listing(path, problem=f"the folder cannot be searched: {reason}.")
             continue
         yield listing
-        waiting += below
+        waiting += subfolders
 
 
-def _list(path: str, found: list[os.DirEntry[str]]) -> tuple[Listing, list[str]]:
+def _list(path: str, entries: list[os.DirEntry[str]]) -> tuple[Listing, list[str]]:
     """The folder's listing, and its subfolders."""
     files: list[os.DirEntry[str]] = []
     pictures: list[tuple[str, os.DirEntry[str]]] = []
-    listing, below = Listing(path), []
-    for entry in found:
+    listing, subfolders = Listing(path), []
+    for entry in entries:
         name = entry.name.lower()
         if _is_folder(entry):
-            below.append(entry.path)
+            subfolders.append(entry.path)
         elif name.endswith(_ENDINGS):
             files.append(entry)
-        elif name.endswith(_BESIDE):
-            listing.beside[name] = entry.name
+        elif name.endswith(_SIDECAR_ENDINGS):
+            listing.sidecars[name] = entry.name
             if name.endswith(PICTURE_ENDINGS):
                 pictures.append((name, entry))
     embeddings = {os.path.splitext(entry.name.lower())[0] for entry in files}
     for name, entry in pictures:
         stem = os.path.splitext(name)[0]
-        if stem not in embeddings and not stem.endswith(".preview"):  # the others are previews
+        if stem not in embeddings and not stem.endswith(".preview"):  # otherwise it is a preview
             files.append(entry)
     for entry in files:
-        if (stamp := _stamp(entry)) is not None:
-            listing.files[entry.name] = stamp
-    return listing, sorted(below, reverse=True)
+        _add_file(listing, entry)
+    return listing, sorted(subfolders, reverse=True)
+
+
+def _add_file(listing: Listing, entry: os.DirEntry[str]) -> None:
+    """Add the file with its stamp, unless it has vanished since the folder was listed."""
+    try:
+        stamp = _stamp(entry.stat())
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not entry.is_symlink():
+            return
+        stamp = None
+    listing.files[entry.name] = stamp
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -88,31 +104,19 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # such as a link to itself
 
 
-def _stamp(entry: os.DirEntry[str]) -> Stamp | None:
-    """None for a file that has vanished since the folder was listed."""
+def _stamp(status: os.stat_result) -> FileStamp:
+    return FileStamp(status.st_size, status.st_mtime_ns, 0)  # no inode: directory entries of Windows have none
+
+
+def stamp_of(path: str | os.PathLike[str]) -> FileStamp | None:
+    """The file's stamp now, as a listing has it; None where the system gives no status."""
     try:
-        status = entry.stat()
-    except OSError as error:
-        return None if isinstance(error, FileNotFoundError) and not entry.is_symlink() else GONE
-    return status.st_size, status.st_mtime_ns
+        return _stamp(os.stat(path))
+    except OSError:
+        return None
 
 
-def place(path: str | os.PathLike[str]) -> tuple[int, str, int]:
-    """Sorts the best placed of files with the same name first: the shortest path, the alphabet, `.safetensors` before `.pt`."""
+def precedence(path: str | os.PathLike[str]) -> tuple[int, str, int]:
+    """Sort key of files with the same name: the shortest path first, then the alphabet, then `.safetensors` before `.pt`."""
     stem, ending = os.path.splitext(os.fspath(path))
     return len(stem), stem, _ORDER[ending.lower()]
-
-
-def stamp_of(path: str | os.PathLike[str]) -> Stamp:
-    """Size and time of the file now; `GONE` when it cannot be looked at."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return GONE
-    return status.st_size, status.st_mtime_ns
-
-
-def _why(error: OSError) -> str:
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return "access is not allowed; check its permissions"
-    return error.strerror or str(error)

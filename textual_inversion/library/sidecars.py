@@ -1,9 +1,9 @@
-"""What people and galleries keep beside an embedding `X.pt`: its picture, notes and metadata. Knows nothing of embeddings.
+"""Sidecars: the pictures, notes and metadata that people and galleries keep beside an embedding `X.pt`.
 
 X.png, X.preview.png      a picture, also .jpg, .jpeg and .webp
 X.txt, X.description.txt  notes
 X.json                    A1111's metadata: description, notes, sd version, preferred weight, negative text
-X.civitai.info            what Civitai tells of a version of a model, as JSON; {} for what it does not have
+X.civitai.info            Civitai's record of a version of a model, as JSON; {} for a model that it does not have
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _MAX_TEXT_BYTES = 65_536
 _MAX_JSON_BYTES = 2**20
 _MAX_WORDS = 50
 _BLOCKS = {"p", "br", "div", "li", "ul", "ol", "h1", "h2", "h3", "h4", "h5", "h6", "tr", "pre", "blockquote"}
-_UNSEEN = {"script", "style", "template"}
+_HIDDEN = {"script", "style", "template"}
 _COMMENT = "!--"
 _TAG = re.compile(r"[!?]|/?[a-zA-Z][a-zA-Z0-9]*")
 
 
 @dataclass(frozen=True)
 class About:
-    """What is kept beside an embedding, as plain text of its author: escape it before it becomes HTML.
+    """The contents of an embedding's sidecars, as plain text of their authors: escape it before it becomes HTML.
 
     Attributes:
-        description: what it is.
+        description: what the embedding is.
         notes: how to use it.
-        base_model: what it was made for, such as `SD 1.5`; it is not checked.
-        preferred_weight: strength to use it with; None where nothing is said.
-        negative_text: what belongs into the negative prompt with it.
+        base_model: the model that it was made for, such as `SD 1.5`; not checked.
+        preferred_weight: strength to use it with; None where no file says one.
+        negative_text: words for the negative prompt that go with it.
         model_name: its name in the gallery that it is from.
-        trained_words: what the gallery says to put into a prompt.
+        trained_words: the words that the gallery recommends for a prompt.
         problems: a sentence for each file that cannot be read.
     """
 
@@ -70,17 +70,17 @@ class About:
 
 
 def read_sidecars(paths: Sequence[Path]) -> About:
-    """What the files at `paths` tell; of two that tell the same thing the first counts. One that is broken is a problem, no error."""
+    """Read the files at `paths`. For each field the first file that has it counts; a broken file becomes one of the `problems`."""
     about = About()
     for path in paths:
         try:
-            found = _read(path)
+            values = _read(path)
         except FileNotFoundError:
             continue  # gone since the folder was listed
         except (OSError, ValueError, RecursionError) as error:
             about = replace(about, problems=(*about.problems, _problem(path, error)))
             continue
-        about = replace(about, **{key: value for key, value in found.items() if value and not getattr(about, key)})
+        about = replace(about, **{key: value for key, value in values.items() if value and not getattr(about, key)})
     return about
 
 
@@ -114,7 +114,7 @@ def _from_metadata(tree: Mapping[str, Any]) -> dict[str, Any]:
         "description": _text(tree.get("description")),
         "notes": _text(tree.get("notes")),
         "base_model": _line(tree.get("sd version")),
-        "preferred_weight": float(weight) if finite and weight else None,  # A1111 writes 0 where nothing was chosen
+        "preferred_weight": float(weight) if finite and weight else None,  # A1111 writes 0 where the user chose none
         "negative_text": _text(tree.get("negative text")),
     }
 
@@ -150,27 +150,32 @@ def _line(value: object) -> str:
 def _plain(value: object) -> str:
     """HTML as text, a line for each block; in one pass, because Python's own parser takes minutes over tags that never end."""
     first, *parts = _text(value).split("<")
-    found, unseen = [first], ""
+    texts, hidden_by = [first], ""
     for part in parts:
-        text, unseen = _seen(part, unseen)
-        found.append(text)
-    lines = (re.sub(r"\s+", " ", line).strip() for line in unescape("".join(found)).split("\n"))
+        text, hidden_by = _visible(part, hidden_by)
+        texts.append(text)
+    lines = (re.sub(r"\s+", " ", line).strip() for line in unescape("".join(texts)).split("\n"))
     return "\n".join(line for line in lines if line)
 
 
-def _seen(part: str, unseen: str) -> tuple[str, str]:
-    """What `part`, which begins behind a `<`, shows; and what it leaves open that shows nothing. `unseen` was left open before it."""
-    if unseen == _COMMENT or (not unseen and part.startswith(_COMMENT)):
+def _visible(part: str, hidden_by: str) -> tuple[str, str]:
+    """The visible text of one part of some HTML, and the element that hides the text after it.
+
+    Args:
+        part: the HTML from behind a `<` up to the next one.
+        hidden_by: the element that is open before it and hides its text: a comment or one of `_HIDDEN`; empty for none.
+    """
+    if hidden_by == _COMMENT or (not hidden_by and part.startswith(_COMMENT)):
         _, ends, text = part.partition("-->")
         return text, "" if ends else _COMMENT
     inside, ends, text = part.partition(">")
     tag = _TAG.match(inside) if ends else None
     name = tag[0].lower() if tag else ""
-    if unseen:
-        return (text, "") if name == f"/{unseen}" else ("", unseen)
+    if hidden_by:
+        return (text, "") if name == f"/{hidden_by}" else ("", hidden_by)
     if not tag:
         return f"<{part}", ""
-    if name in _UNSEEN:
+    if name in _HIDDEN:
         return "", name
     return ("\n" if name.strip("/") in _BLOCKS else "") + text, ""
 
@@ -179,5 +184,5 @@ def _problem(path: Path, error: Exception) -> str:
     name = legible(path.name)
     if isinstance(error, OSError):
         return f"{name} cannot be read: {error.strerror or error}."
-    told = "it is not valid JSON" if isinstance(error, (json.JSONDecodeError, RecursionError)) else str(error)
-    return f"{name} is left out because {told}."
+    reason = "it is not valid JSON" if isinstance(error, (json.JSONDecodeError, RecursionError)) else str(error)
+    return f"{name} is left out because {reason}."
