@@ -79,8 +79,9 @@ def test_a_folder_that_is_no_blip_is_one_sentence(tmp_path: Path) -> None:
 def test_nothing_is_downloaded_unasked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nobody/nothing is not on this machine; allow its download"):
         load_blip("nobody/nothing", models=tmp_path)
-    with pytest.raises(ConfigError, match="No caption model is given"):
+    with pytest.raises(ConfigError) as error:
         load_blip(" ", models=tmp_path)
+    assert error.value.setting == "blip_model"
     with pytest.raises(ConfigError, match="neither a folder nor a name"):
         load_blip("../nothing", models=tmp_path, may_download=True)
     assert list(tmp_path.iterdir()) == []
@@ -123,11 +124,11 @@ def hub(blip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_a_download_that_was_asked_for_makes_a_folder_that_works(hub: Any, tmp_path: Path) -> None:
-    told: list[tuple[int, int, str]] = []
-    blip = load_blip("somebody/blip", may_download=True, models=tmp_path, progress=lambda *args: told.append(args))
+    calls: list[tuple[int, int, str]] = []
+    blip = load_blip("somebody/blip", may_download=True, models=tmp_path, progress=lambda *args: calls.append(args))
     assert blip(picture())
-    assert told[-1][0] == told[-1][1] > 0
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert calls[-1][0] == calls[-1][1] > 0
+    assert [done for done, _, _ in calls] == sorted(done for done, _, _ in calls)
     assert not any(name.startswith("/words") for name in hub.served)  # only what a model needs
     hub.served.clear()
     assert load_blip("somebody/blip", models=tmp_path)(picture())
@@ -139,13 +140,15 @@ def test_a_download_that_was_asked_for_makes_a_folder_that_works(hub: Any, tmp_p
 
 
 def test_a_download_can_be_stopped_and_leaves_nothing_half_done(hub: Any, tmp_path: Path) -> None:
+    (tmp_path / "somebody--blip").mkdir()
+    (tmp_path / "somebody--blip" / ".0123.tmp").write_text("of a program that was ended")
     with pytest.raises(ConfigError, match="was stopped; start it again"):
         download("somebody/blip", tmp_path, should_stop=lambda: True)
     assert downloaded("somebody/blip", tmp_path) is None
     assert list((tmp_path / "somebody--blip").iterdir()) == []
 
 
-def test_what_cannot_be_downloaded_says_why(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_says_why(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="somebody/else could not be downloaded: there is no such model"):
         download("somebody/else", tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -182,14 +185,14 @@ def test_tags_are_those_that_are_sure_enough_surest_first(tmp_path: Path) -> Non
     (tmp_path / "selected_tags.csv").write_text(TAGS)
     tags = read_tags(tmp_path / "selected_tags.csv")
     session = Session([0.99, 0.6, 0.7, 0.9, 0.2])
-    assert Tagger(session, tags)(picture()) == r"miku \(vocaloid\), ^_^, blue eyes"
+    assert Tagger(session, tags, 0.5)(picture()) == r"miku \(vocaloid\), ^_^, blue eyes"
     assert Tagger(session, tags, 0.95)(picture()) == ""
     assert Tagger(session, tags, 0.0)(picture()).endswith("blue eyes, outdoors")
 
 
 def test_the_tagger_sees_the_whole_picture_on_white_blue_first() -> None:
     session = Session([0.0])
-    Tagger(session, (("x", "0"),))(Image.new("RGB", (80, 40), (10, 20, 200)))
+    Tagger(session, (("x", "0"),), 0.5)(Image.new("RGB", (80, 40), (10, 20, 200)))
     assert session.seen.shape == (1, 8, 8, 3)
     assert session.seen.dtype == np.float32
     assert session.seen[0, 4, 4].tolist() == [200, 20, 10]
@@ -197,22 +200,25 @@ def test_the_tagger_sees_the_whole_picture_on_white_blue_first() -> None:
 
 
 def test_a_tagger_that_cannot_be_had_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="No folder for the tagger"):
-        load_tagger("")
-    with pytest.raises(ConfigError, match=r"has no model\.onnx"):
-        load_tagger(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        load_tagger("", 0.5)
+    assert error.value.setting == "tagger_folder"
+    with pytest.raises(ConfigError, match=r"has no model\.onnx") as error:
+        load_tagger(tmp_path, 0.5)
+    assert error.value.path == tmp_path
     (tmp_path / "model.onnx").write_bytes(b"none")
     (tmp_path / "selected_tags.csv").write_text("a,b\n1,2\n")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match="needs onnxruntime, which is not installed"):
-        load_tagger(tmp_path)
+        load_tagger(tmp_path, 0.5)
     stand_in = types.SimpleNamespace(InferenceSession=lambda *_, **__: Session([0.1, 0.2]), get_available_providers=list)
     monkeypatch.setitem(sys.modules, "onnxruntime", stand_in)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="is no list of tags"):
-        load_tagger(tmp_path)
+    with pytest.raises(ConfigError, match="is no list of tags") as error:
+        load_tagger(tmp_path, 0.5)
+    assert error.value.path == tmp_path / "selected_tags.csv"
     (tmp_path / "selected_tags.csv").write_text(TAGS)
     with pytest.raises(ConfigError, match="gives 2 values for 5 tags"):
-        load_tagger(tmp_path)
+        load_tagger(tmp_path, 0.5)
 
 
 @pytest.mark.skipif(not (importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime")), reason="onnx is not installed")
@@ -238,7 +244,7 @@ def test_a_real_onnx_model(tmp_path: Path) -> None:
     assert tagger(Image.new("RGB", (30, 30), (255, 100, 10))) == "red, green"
     (tmp_path / "model.onnx").write_bytes(b"damaged")
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        load_tagger(tmp_path)
+        load_tagger(tmp_path, 0.5)
 
 
 def test_captioners_are_loaded_by_name(blip_folder: Path) -> None:
@@ -250,5 +256,6 @@ def test_captioners_are_loaded_by_name(blip_folder: Path) -> None:
 
     assert list(load_captioners(config("Deepbooru", "blip"), {"Deepbooru": offered})) == ["Deepbooru", "blip"]
     assert load_captioners(config()) == {}
-    with pytest.raises(ConfigError, match="There is no captioner 'BLIP'; choose among blip, tagger, Deepbooru"):
+    with pytest.raises(ConfigError, match="There is no captioner 'BLIP'; choose among blip, tagger, Deepbooru") as error:
         load_captioners(config("BLIP"), {"Deepbooru": offered})
+    assert error.value.setting == "captioners"

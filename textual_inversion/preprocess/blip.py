@@ -1,4 +1,4 @@
-"""Captions by a BLIP model, through transformers. Knows nothing of files of pictures, or of how captions are put together."""
+"""Captions by a BLIP model, through transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from textual_inversion.preprocess.download import Progress, download, downloaded
 _LONGEST = 48  # tokens, as A1111
 _SHORTEST = 5
 _BEAMS = 3
-# CLIP's, with which BLIP was trained; a folder may say otherwise.
+# Mean and deviation of CLIP's pictures, with which BLIP was trained; a model folder may have others.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -43,7 +43,9 @@ class Blip:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
-                f"No BLIP model can be read from {folder} ({reason}); it needs config.json, model.safetensors and a tokenizer."
+                f"No BLIP model can be read from {folder} ({reason}); it needs config.json, model.safetensors and a tokenizer.",
+                path=folder,
+                setting="blip_model",
             ) from error
         half = torch.device(device).type == "cuda"
         self._device, self._type = device, torch.float16 if half else torch.float32
@@ -79,8 +81,8 @@ def load_blip(
     Args:
         model: a folder, or a name such as `Salesforce/blip-image-captioning-base`.
         may_download: bring it from the hub when it is not on this machine (about 1 GB); nothing is downloaded without this.
-        progress: told (bytes done, bytes in all, file name) meanwhile.
-        models: where downloaded models lie; None = the user's cache folder.
+        progress: called with (bytes done, bytes in all, file name) during the download.
+        models: folder of downloaded models; None = the one in the user's cache folder.
         should_stop: asked during the download.
 
     Raises:
@@ -89,7 +91,8 @@ def load_blip(
     folder = find_blip(model, models)
     if folder is None:
         if not may_download:
-            raise ConfigError(f"The caption model {model} is not on this machine; allow its download (about 1 GB), or give its folder.")
+            sentence = f"The caption model {model} is not on this machine; allow its download (about 1 GB), or give its folder."
+            raise ConfigError(sentence, setting="blip_model")
         folder = download(model, models or models_folder(), progress, should_stop)
     return Blip(folder, device)
 
@@ -97,7 +100,7 @@ def load_blip(
 def find_blip(model: str, models: Path | None = None) -> Path | None:
     """The folder of a model on this machine: named itself, downloaded before, or in the Hugging Face cache; None when it is not here."""
     if not model.strip():
-        raise ConfigError("No caption model is given; name a folder or a model on the Hugging Face hub.")
+        raise ConfigError("No caption model is given; name a folder or a model on the Hugging Face hub.", setting="blip_model")
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
@@ -108,15 +111,15 @@ def _in_hub_cache(model: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        found = Path(snapshot_download(model, local_files_only=True))
+        folder = Path(snapshot_download(model, local_files_only=True))
     except (OSError, ValueError):
         return None
-    return found if (found / "model.safetensors").is_file() else None
+    return folder if (folder / "model.safetensors").is_file() else None
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     try:
-        told = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return settings if isinstance(settings, dict) else {}

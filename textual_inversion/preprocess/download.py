@@ -1,4 +1,4 @@
-"""Brings a model folder from the Hugging Face hub, when a person has asked for it. Knows nothing of what is in the files."""
+"""Brings a model folder from the Hugging Face hub, when a person has asked for it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from textual_inversion.errors import ConfigError
+from textual_inversion.files import remove_quietly, replace_file
 
 Progress = Callable[[int, int, str], None]
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _BLOCK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
-#: What is taken of a repository; the last one is the sign that all others are there.
+#: Files that are taken of a repository; the last one comes last, and shows that all others are there.
 _FILES = (
     "preprocessor_config.json",
     "tokenizer.json",
@@ -38,7 +40,7 @@ def models_folder() -> Path:
 
 
 def downloaded(name: str, models: Path) -> Path | None:
-    """Folder of a model that `download` has brought; None when it has not, or not to the end."""
+    """Folder of a model that `download` has brought; None when there is none or it is not complete."""
     folder = _folder(name, models)
     return folder if folder and (folder / _FILES[-1]).is_file() else None
 
@@ -48,7 +50,7 @@ def download(name: str, models: Path, progress: Progress | None = None, should_s
 
     Args:
         models: folder of all models; the model gets one of its own in it.
-        progress: told (bytes done, bytes in all, file name) after each mebibyte.
+        progress: called with (bytes done, bytes in all, file name) after each mebibyte.
         should_stop: asked as often; files that are complete stay, and the next call goes on from there.
 
     Raises:
@@ -56,20 +58,26 @@ def download(name: str, models: Path, progress: Progress | None = None, should_s
     """
     folder = _folder(name, models)
     if folder is None:
-        raise ConfigError(f"{name!r} is neither a folder nor a name on the Hugging Face hub, such as owner/model; correct it.")
+        sentence = f"{name!r} is neither a folder nor a name on the Hugging Face hub, such as owner/model; correct it."
+        raise ConfigError(sentence, setting="blip_model")
     try:
         sizes = _sizes(name)
         folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(".*.tmp"):  # of a program that was ended: up to a gigabyte
+            remove_quietly(unfinished)
         total, before = sum(sizes.values()), 0
         for file in [file for file in _FILES if file in sizes]:
-            for done in _bring(name, folder / file, sizes[file], before):
+
+            def report(done: int, file: str = file, before: int = before) -> None:
                 if should_stop and should_stop():
-                    raise ConfigError(f"The download of {name} was stopped; start it again to go on.")
+                    raise ConfigError(f"The download of {name} was stopped; start it again to go on.", setting="blip_model")
                 if progress:
-                    progress(done, total, file)
+                    progress(before + done, total, file)
+
+            _fetch(name, folder / file, sizes[file], report)
             before += sizes[file]
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ConfigError(f"{name} could not be downloaded: {_reason(error)}.") from error
+        raise ConfigError(f"{name} could not be downloaded: {_reason(error)}.", setting="blip_model") from error
     return folder
 
 
@@ -77,42 +85,38 @@ def _folder(name: str, models: Path) -> Path | None:
     return models / name.replace("/", "--") if _NAME.fullmatch(name) and ".." not in name else None
 
 
-def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+def _sizes(name: str) -> dict[str, int]:
+    """Wanted file -> bytes."""
+    with _open(f"api/models/{name}?blobs=true") as answer:
+        files = json.load(answer)["siblings"]
+    sizes = {str(file["rfilename"]): int(file.get("size") or 0) for file in files if file["rfilename"] in _FILES}
+    if missing := [file for file in _NEEDED if file not in sizes]:
+        raise ValueError(f"it has no {' and no '.join(missing)}, which a caption model needs")
+    return sizes
 
 
-def _open(address: str) -> http.client.HTTPResponse:
+def _fetch(name: str, target: Path, size: int, report: Callable[[int], None]) -> None:
+    """Write one file whole or not at all, unless it is there; `report` is called with its bytes so far, and its error ends the download."""
+    if target.is_file() and target.stat().st_size == size:
+        report(size)
+        return
+
+    def write(file: BinaryIO) -> None:
+        with _open(f"{name}/resolve/main/{target.name}") as answer:
+            while block := answer.read(_BLOCK):
+                file.write(block)
+                report(file.tell())
+        if size and file.tell() != size:
+            raise ValueError(f"{target.name} ended after {file.tell()} of {size} bytes; try again")
+
+    replace_file(target, write, durable=False)
+
+
+def _open(path: str) -> http.client.HTTPResponse:
+    address = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{path}"
     if not address.startswith(("http://", "https://")):
         raise ValueError(f"{address} is no web address")
     return urllib.request.urlopen(urllib.request.Request(address, headers={"User-Agent": "textual-inversion"}), timeout=_TIMEOUT)
-
-
-def _sizes(name: str) -> dict[str, int]:
-    """Wanted file -> bytes."""
-    with _open(f"{_endpoint()}/api/models/{name}?blobs=true") as answer:
-        told = json.load(answer)
-    found = {str(item["rfilename"]): int(item.get("size") or 0) for item in told["siblings"] if item["rfilename"] in _FILES}
-    if missing := [file for file in _NEEDED if file not in found]:
-        raise ValueError(f"it has no {' and no '.join(missing)}, which a caption model needs")
-    return found
-
-
-def _bring(name: str, target: Path, size: int, done: int) -> Iterator[int]:
-    """Write one file whole or not at all; yields the bytes done so far, all files counted."""
-    if target.is_file() and target.stat().st_size == size:
-        yield done + size
-        return
-    part = target.with_name(f".{target.name}.part")
-    try:
-        with _open(f"{_endpoint()}/{name}/resolve/main/{target.name}") as answer, part.open("wb") as file:
-            while block := answer.read(_BLOCK):
-                file.write(block)
-                yield done + file.tell()
-        if size and part.stat().st_size != size:
-            raise ValueError(f"{target.name} ended after {part.stat().st_size} of {size} bytes; try again")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Tags by an ONNX tagger of the WD14 kind, through onnxruntime where that is installed. Knows nothing of how captions are put together."""
+"""Tags by an ONNX tagger of the WD14 kind, through onnxruntime where that is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from textual_inversion.errors import ConfigError
 
 MODEL, TAGS = "model.onnx", "selected_tags.csv"
-_RATING = "9"  # its category in the list of tags; it says nothing of the picture
+_RATING = "9"  # category of ratings in the list of tags; they do not describe the picture
 _EMPHASIS = re.compile(r"([\\()])")
 
 
@@ -31,7 +31,7 @@ class Tagger:
 
     session: Any
     tags: tuple[tuple[str, str], ...]
-    threshold: float = 0.5
+    threshold: float
 
     def __call__(self, image: Image.Image, /) -> str:
         """Tags of an RGB picture; none when nothing is sure enough."""
@@ -51,31 +51,35 @@ class Tagger:
         return np.asarray(square, dtype=np.float32)[None, :, :, ::-1].copy()
 
 
-def load_tagger(folder: str | Path, threshold: float = 0.5) -> Tagger:
+def load_tagger(folder: str | Path, threshold: float) -> Tagger:
     """Load `model.onnx` and `selected_tags.csv` from a folder.
 
     Raises:
         ConfigError: onnxruntime is not installed, or the folder does not hold such a tagger.
     """
     if not str(folder).strip():
-        raise ConfigError(f"No folder for the tagger is given; name the one that holds {MODEL} and {TAGS}.")
+        raise ConfigError(f"No folder for the tagger is given; name the one that holds {MODEL} and {TAGS}.", setting="tagger_folder")
     path = Path(folder).expanduser()
     for name in (MODEL, TAGS):
         if not (path / name).is_file():
-            raise ConfigError(f"The tagger's folder {path} has no {name}; choose one with {MODEL} and {TAGS}.")
+            sentence = f"The tagger's folder {path} has no {name}; choose one with {MODEL} and {TAGS}."
+            raise ConfigError(sentence, path=path, setting="tagger_folder")
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise ConfigError("The tagger needs onnxruntime, which is not installed; `pip install onnxruntime` adds it.") from error
+        sentence = "The tagger needs onnxruntime, which is not installed; `pip install onnxruntime` adds it."
+        raise ConfigError(sentence, setting="captioners") from error
     try:
         session = onnxruntime.InferenceSession(str(path / MODEL), providers=onnxruntime.get_available_providers())
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"The tagger {path / MODEL} cannot be loaded ({reason}); download it again.") from error
+        sentence = f"The tagger {path / MODEL} cannot be loaded ({reason}); download it again."
+        raise ConfigError(sentence, path=path / MODEL, setting="tagger_folder") from error
     tags = read_tags(path / TAGS)
     outputs = session.get_outputs()[0].shape[-1]
     if isinstance(outputs, int) and outputs != len(tags):
-        raise ConfigError(f"The tagger in {path} gives {outputs} values for {len(tags)} tags; take both files from one download.")
+        sentence = f"The tagger in {path} gives {outputs} values for {len(tags)} tags; take both files from one download."
+        raise ConfigError(sentence, path=path, setting="tagger_folder")
     return Tagger(session, tags, threshold)
 
 
@@ -89,13 +93,14 @@ def read_tags(path: Path) -> tuple[tuple[str, str], ...]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             tags = tuple((row["name"], row["category"]) for row in csv.DictReader(file))
     except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise ConfigError(f"{path} is no list of tags ({error}); it needs the columns name and category.") from error
+        sentence = f"{path} is no list of tags ({error}); it needs the columns name and category."
+        raise ConfigError(sentence, path=path, setting="tagger_folder") from error
     if not tags:
-        raise ConfigError(f"{path} has no tags; download it again.")
+        raise ConfigError(f"{path} has no tags; download it again.", path=path, setting="tagger_folder")
     return tags
 
 
 def _spelled(tag: str) -> str:
-    """A tag as it stands in prompts: spaces for underscores, but not in faces such as `^_^`, and brackets that mean no emphasis."""
+    """A tag as it is written in prompts: spaces for underscores, except in faces such as `^_^`, and brackets escaped."""
     words = tag.replace("_", " ") if any(char.isalpha() for char in tag) and len(tag) > 3 else tag
     return _EMPHASIS.sub(r"\\\1", words)
