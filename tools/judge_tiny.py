@@ -39,7 +39,7 @@ def main() -> None:
         drawn = [draw(scene) for scene in scenes[: args.drawn]]
         print(f"checker on {args.drawn} drawn pictures:", shares(scenes[: args.drawn], drawn))
         print("the same through the VAE:", shares(scenes[:200], through_vae(model, drawn[:200])))
-    pictures = asked_for(model, scenes[: args.pictures], rng, args.seed)
+    pictures = pictures_of(model, scenes[: args.pictures], args.seed)
     print(f"{args.pictures} prompts:", shares(scenes[: args.pictures], pictures))
     if args.sheet:
         contact_sheet(pictures[:60]).save(args.sheet)
@@ -68,7 +68,7 @@ def through_vae(model: StableDiffusion, pictures: list[Image.Image]) -> list[Ima
     return done
 
 
-def asked_for(model: StableDiffusion, scenes: list[Scene], rng: random.Random, seed: int) -> list[Image.Image]:
+def pictures_of(model: StableDiffusion, scenes: list[Scene], seed: int) -> list[Image.Image]:
     """One picture for each scene's caption."""
     settings = GenerationSettings(prompt="", steps=20, cfg_scale=4.0, width=SIZE, height=SIZE)
     prompts = [(caption(scene), seed + index) for index, scene in enumerate(scenes)]

@@ -1,8 +1,7 @@
-"""Reads checkpoint files in the LDM layout: memory-mapped, sizes and family read off the shapes. Knows nothing of forwards or training."""
+"""Reads checkpoint files in the LDM layout: memory-mapped, with sizes and family read off the shapes."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from textual_inversion.errors import CheckpointError, UnsupportedCheckpointError
-from textual_inversion.files import FileStamp
+from textual_inversion.files import FileStamp, sha256_of
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 _MAX_HEADER = 100 * 2**20
@@ -31,28 +30,6 @@ _TOKEN_TABLES = {
 }
 # the first SD1 files were written before transformers put `text_model.` in front of these
 _OLD_TEXT = tuple(TEXT + part for part in ("embeddings.", "encoder.", "final_layer_norm."))
-# what training scripts leave in a checkpoint and nobody needs to draw or train
-_IGNORED = ("model_ema.", "embeddings.position_ids")
-_SCHEDULE_KEYS = frozenset(
-    [
-        "betas",
-        "alphas_cumprod",
-        "alphas_cumprod_prev",
-        "sqrt_alphas_cumprod",
-        "sqrt_one_minus_alphas_cumprod",
-        "log_one_minus_alphas_cumprod",
-        "sqrt_recip_alphas_cumprod",
-        "sqrt_recipm1_alphas_cumprod",
-        "posterior_variance",
-        "posterior_log_variance_clipped",
-        "posterior_mean_coef1",
-        "posterior_mean_coef2",
-        "logvar",
-        "lvlb_weights",
-        "scale_factor",
-    ]
-)
-
 # part of a tensor's name that tells a checkpoint of another kind -> what that is
 _FOREIGN = {
     "double_blocks.": "is a Flux checkpoint",
@@ -63,7 +40,7 @@ _FOREIGN = {
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A checkpoint file and the shapes in it; no weights are read before they are asked for.
+    """A checkpoint file and the shapes in it; weights are read on demand.
 
     Attributes:
         path: the file.
@@ -84,13 +61,16 @@ class CheckpointFile:
         """
         path = Path(path)
         if not path.is_file():
-            raise CheckpointError(f"There is no checkpoint file {path}; give the path of a .safetensors file.")
+            raise CheckpointError(f"There is no checkpoint file {path}; give the path of a .safetensors file.", path=path)
         if path.suffix.lower() == ".gguf":
             raise UnsupportedCheckpointError(
-                f"{path.name} is a GGUF file, whose weights are quantized; choose a Stable Diffusion 1.x checkpoint as .safetensors."
+                f"{path.name} is a GGUF file, whose weights are quantized; choose a Stable Diffusion 1.x checkpoint as .safetensors.",
+                path=path,
             )
         if path.suffix.lower() != ".safetensors":
-            raise CheckpointError(f"{path.name} is not a .safetensors file; convert it to .safetensors, the only kind read so far.")
+            raise CheckpointError(
+                f"{path.name} is not a .safetensors file; convert it to .safetensors, the only kind read so far.", path=path
+            )
         stored = _read_header(path)
         renamed = {TEXT + "text_model." + key[len(TEXT) :]: key for key in stored if key.startswith(_OLD_TEXT)}
         old = set(renamed.values())
@@ -109,7 +89,9 @@ class CheckpointFile:
             return file
         if "encoder.conv_in.weight" not in file.shapes:
             sample = ", ".join(sorted(file.shapes)[:3]) or "nothing"
-            raise CheckpointError(f"{file.path.name} is no VAE: it holds {sample}; expected encoder.conv_in.weight; choose another VAE.")
+            raise CheckpointError(
+                f"{file.path.name} is no VAE: it holds {sample}; expected encoder.conv_in.weight; choose another VAE.", path=file.path
+            )
         return cls(file.path, {VAE + key: shape for key, shape in file.shapes.items()}, {VAE + key: key for key in file.shapes})
 
     @property
@@ -119,18 +101,16 @@ class CheckpointFile:
 
     @cached_property
     def hash(self) -> str:
-        """First 10 hex digits of the file's sha256, as A1111 shows it. Reads the whole file, once while it stays the same."""
-        status = self.path.stat()
-        return _short_hash(str(self.path), status.st_size, status.st_mtime_ns)
+        """First 10 hex digits of the file's sha256, as A1111 shows it. Reads the whole file, once while it stays the same.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return _hash(self.path, FileStamp.of(self.path))
 
     def under(self, prefix: str) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors whose names start with `prefix`, by the rest of the name."""
         return {key[len(prefix) :]: shape for key, shape in self.shapes.items() if key.startswith(prefix)}
-
-    def unexpected(self) -> list[str]:
-        """Names in the file that belong to no part of the model."""
-        known = (UNET, VAE, TEXT)
-        return sorted(k for k in self.shapes if not k.startswith(known) and k not in _SCHEDULE_KEYS and not any(i in k for i in _IGNORED))
 
     @contextmanager
     def reader(self) -> Iterator[TensorReader]:
@@ -142,18 +122,14 @@ class CheckpointFile:
         try:
             opened = safe_open(self.path, framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path.name} is damaged or cut off ({error}); download it again.") from error
+            raise CheckpointError(f"{self.path.name} is damaged or cut off ({error}); download it again.", path=self.path) from error
         with opened as file:
             yield TensorReader(self, file)
 
 
 @lru_cache(maxsize=64)
-def _short_hash(path: str, _size: int, _modified: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()[:10]
+def _hash(path: Path, _stamp: FileStamp | None) -> str:
+    return sha256_of(path)[:10]
 
 
 @dataclass(frozen=True)
@@ -169,10 +145,12 @@ class TensorReader:
         try:
             return self.file.get_tensor(stored)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.source.path.name}: {stored} cannot be read ({error}); download the file again.") from error
+            raise CheckpointError(
+                f"{self.source.path.name}: {stored} cannot be read ({error}); download the file again.", path=self.source.path
+            ) from error
 
-    def fill(self, module: nn.Module, prefix: str, *, device: torch.device | str, dtype: torch.dtype) -> list[str]:
-        """Give a module built on the meta device its weights, frozen, and return the names in the file that it has no place for.
+    def fill(self, module: nn.Module, prefix: str, *, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Give a module built on the meta device its weights, frozen; what else the file holds under `prefix` is not read.
 
         Raises:
             CheckpointError: tensors that the module needs and the file lacks, or that have another shape, listed by key.
@@ -182,19 +160,19 @@ class TensorReader:
         problems = _problems(wanted, found, prefix)
         if problems:
             listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-            raise CheckpointError(f"{self.source.path.name} does not fit its own layout: {listed}. Download it again or take another.")
+            raise CheckpointError(
+                f"{self.source.path.name} does not fit its own layout: {listed}. Download it again or take another.", path=self.source.path
+            )
         state = {key: self._weight(prefix + key, shape, device, dtype) for key, shape in wanted.items()}
         module.load_state_dict(state, strict=True, assign=True)
         module.requires_grad_(False).eval()
-        return sorted(prefix + key for key in set(found) - set(wanted) if not any(part in key for part in _IGNORED))
 
     def _weight(self, name: str, shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
         stored = self.tensor(name).reshape(shape)
         if not stored.is_floating_point():
             kind = str(stored.dtype).removeprefix("torch.")
-            raise UnsupportedCheckpointError(
-                f"{self.source.path.name} stores {name} as {kind}; quantized checkpoints cannot be trained on, so take one in fp16 or fp32."
-            )
+            advice = "quantized checkpoints cannot be trained on, so take one in fp16 or fp32"
+            raise UnsupportedCheckpointError(f"{self.source.path.name} stores {name} as {kind}; {advice}.", path=self.source.path)
         # a tensor that already has the right type would keep the file mapped: copy it
         return stored.to(device=device, dtype=dtype, copy=True)
 
@@ -226,9 +204,11 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
             raise ValueError("its header lists no tensors")
         return {key: _shape(key, entry) for key, entry in header.items() if key != "__metadata__"}
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read ({error.strerror}); check the file and its folder.") from error
+        raise CheckpointError(f"{path.name} cannot be read ({error.strerror}); check the file and its folder.", path=path) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is not a .safetensors checkpoint, or damaged ({error}); download it again.") from error
+        raise CheckpointError(
+            f"{path.name} is not a .safetensors checkpoint, or damaged ({error}); download it again.", path=path
+        ) from error
 
 
 def _shape(key: str, entry: object) -> tuple[int, ...]:
@@ -248,22 +228,31 @@ def check_family(file: CheckpointFile) -> str:
     keys = file.shapes
     name = file.path.name
     if any(key.startswith("conditioner.embedders.") for key in keys):
-        raise UnsupportedCheckpointError(f"{name} is an SDXL checkpoint; this version trains SD1 checkpoints only, so choose one of those.")
+        raise UnsupportedCheckpointError(
+            f"{name} is an SDXL checkpoint; this version trains SD1 checkpoints only, so choose one of those.", path=file.path
+        )
     if any(key.startswith("cond_stage_model.model.") for key in keys):
-        raise UnsupportedCheckpointError(f"{name} is an SD2 checkpoint; this version trains SD1 checkpoints only, so choose one of those.")
+        raise UnsupportedCheckpointError(
+            f"{name} is an SD2 checkpoint; this version trains SD1 checkpoints only, so choose one of those.", path=file.path
+        )
     _check_native(file)
     parts = {"UNet": UNET, "VAE": VAE, "text encoder": TEXT}
     missing = [part for part, prefix in parts.items() if not file.under(prefix)]
     if len(missing) == len(parts):
         sample = ", ".join(sorted(keys)[:3]) or "nothing"
-        raise CheckpointError(f"{name} is no Stable Diffusion checkpoint: it holds {len(keys)} tensors such as {sample}; expected {UNET}….")
+        raise CheckpointError(
+            f"{name} is no Stable Diffusion checkpoint: it holds {len(keys)} tensors such as {sample}; expected {UNET}….", path=file.path
+        )
     if missing:
-        raise CheckpointError(f"{name} has no {' and no '.join(missing)}; a whole checkpoint with UNet, VAE and text encoder is needed.")
+        raise CheckpointError(
+            f"{name} has no {' and no '.join(missing)}; a whole checkpoint with UNet, VAE and text encoder is needed.", path=file.path
+        )
     channels = keys.get(UNET + "input_blocks.0.0.weight", (0, 4))[1:2]
     if channels != (4,):
         found = f"{channels[0]} channels" if channels else "no channels"
         raise UnsupportedCheckpointError(
-            f"{name} has a UNet for {found}, as inpainting checkpoints do; this version needs one for 4, so choose another checkpoint."
+            f"{name} has a UNet for {found}, as inpainting checkpoints do; this version needs one for 4, so choose another checkpoint.",
+            path=file.path,
         )
     return "SD1"
 
@@ -271,7 +260,9 @@ def check_family(file: CheckpointFile) -> str:
 def _check_native(file: CheckpointFile) -> None:
     for part, kind in _FOREIGN.items():
         if any(part in key for key in file.shapes):
-            raise UnsupportedCheckpointError(f"{file.path.name} {kind}, which is not handled; choose a Stable Diffusion 1.x checkpoint.")
+            raise UnsupportedCheckpointError(
+                f"{file.path.name} {kind}, which is not handled; choose a Stable Diffusion 1.x checkpoint.", path=file.path
+            )
 
 
 def token_tables(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
@@ -286,13 +277,17 @@ def token_tables(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     found = {encoder: key for key, encoder in reversed(_TOKEN_TABLES.items()) if key in file.shapes}
     if not found:
         sample = ", ".join(sorted(file.shapes)[:3])[:200] or "nothing"
-        raise CheckpointError(f"{file.path.name} holds no token table of a text encoder, but {sample}; give a whole checkpoint.")
+        raise CheckpointError(
+            f"{file.path.name} holds no token table of a text encoder, but {sample}; give a whole checkpoint.", path=file.path
+        )
     with file.reader() as reader:
         tables = {encoder: reader.tensor(key) for encoder, key in found.items()}
     for encoder, table in tables.items():
         if table.ndim != 2 or 0 in table.shape or not table.is_floating_point():
             kind = f"{str(table.dtype).removeprefix('torch.')} of shape {list(table.shape)}"
-            raise CheckpointError(f"{file.path.name} has a token table for {encoder} that is {kind}; expected floats of [tokens, width].")
+            raise CheckpointError(
+                f"{file.path.name} has a token table for {encoder} that is {kind}; expected floats of [tokens, width].", path=file.path
+            )
     return tables
 
 
@@ -301,6 +296,11 @@ class CheckpointFacts(NamedTuple):
 
     widths: dict[str, int]
     picture_size: int
+
+
+def picture_size(model_channels: int) -> int:
+    """Side in pixels of the pictures that an SD1 checkpoint was made for, by the channels of its UNet's first level."""
+    return 512 if model_channels >= 320 else 128  # the tiny checkpoints have fewer
 
 
 def checkpoint_facts(path: Path) -> CheckpointFacts:
@@ -314,13 +314,13 @@ def checkpoint_facts(path: Path) -> CheckpointFacts:
 
 @lru_cache(maxsize=32)
 def _facts(path: Path, _stamp: FileStamp | None) -> CheckpointFacts:
-    from textual_inversion.embedding import encoder_for_width
-
     file = CheckpointFile.open(path)
     check_family(file)
     try:
         width = file.shapes[TEXT + _TABLE][1]
         channels = file.shapes[f"{UNET}input_blocks.0.0.weight"][0]
     except (KeyError, IndexError) as error:
-        raise CheckpointError(f"{path.name} misses a tensor or has one of another shape ({error}); download it again.") from error
-    return CheckpointFacts({encoder_for_width(width): width}, 128 if channels < 320 else 512)
+        raise CheckpointError(
+            f"{path.name} misses a tensor or has one of another shape ({error}); download it again.", path=path
+        ) from error
+    return CheckpointFacts({_TOKEN_TABLES[TEXT + _TABLE]: width}, picture_size(channels))

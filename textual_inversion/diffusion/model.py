@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from textual_inversion.diffusion.checkpoint import TEXT, UNET, VAE, CheckpointFile, TensorReader, check_family
+from textual_inversion.diffusion.checkpoint import TEXT, UNET, VAE, CheckpointFile, TensorReader, check_family, picture_size
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder
 from textual_inversion.diffusion.conditioning import TextConditioner
 from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS, Epsilon, NoiseSchedule, Prediction
@@ -26,7 +26,6 @@ from textual_inversion.prompts.tokenizer import default_tokenizer
 
 TINY_CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "tiny" / "tiny.safetensors"
 _LEAST_SIGNAL = 4.9e-8  # A1111's value where a checkpoint ends in pure noise, whose sigma would be infinite
-_NATIVE_SIZE = {True: 128, False: 512}  # of tiny checkpoints, of the others
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -41,7 +40,6 @@ class StableDiffusion:
         conditioner: prompts to hidden states.
         schedule: the noise schedule, on the model's device.
         prediction: what the UNet predicts.
-        unexpected: names in the file that were not used.
     """
 
     file: CheckpointFile
@@ -52,7 +50,6 @@ class StableDiffusion:
     conditioner: TextConditioner
     schedule: NoiseSchedule
     prediction: Prediction
-    unexpected: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -82,7 +79,7 @@ class StableDiffusion:
     @property
     def default_size(self) -> int:
         """Side in pixels of the pictures that the checkpoint was made for."""
-        return _NATIVE_SIZE[self.unet.config.model_channels < 320]
+        return picture_size(self.unet.config.model_channels)
 
 
 def best_device() -> str:
@@ -162,16 +159,15 @@ def load_checkpoint(
     vae_file = file if vae is None else CheckpointFile.open_vae(vae)
     with file.reader() as reader, vae_file.reader() as vae_reader:
         loader = _Loader(reader, device)
-        unet, more = loader.part(UNET, lambda shapes: UNet(UNetConfig.from_shapes(shapes)), dtype)
-        autoencoder, more_vae = _Loader(vae_reader, device).part(VAE, _build_vae, torch.float32)
-        text, more_text = loader.part(TEXT, lambda shapes: CLIPTextEncoder(CLIPConfig.from_shapes(shapes)), dtype)
+        unet = loader.part(UNET, lambda shapes: UNet(UNetConfig.from_shapes(shapes)), dtype)
+        autoencoder = _Loader(vae_reader, device).part(VAE, _build_vae, torch.float32)
+        text = loader.part(TEXT, lambda shapes: CLIPTextEncoder(CLIPConfig.from_shapes(shapes)), dtype)
         schedule = _read_schedule(reader).to(device)
     if torch.device(device).type == "cuda":
         for module in (unet, autoencoder):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     conditioner = TextConditioner(text, default_tokenizer())
-    unexpected = tuple(file.unexpected() + more + more_vae + more_text)
-    return StableDiffusion(file, family, unet, autoencoder, text, conditioner, schedule, Epsilon(), unexpected)
+    return StableDiffusion(file, family, unet, autoencoder, text, conditioner, schedule, Epsilon())
 
 
 def _build_vae(shapes: Mapping[str, tuple[int, ...]]) -> AutoEncoder:
@@ -183,16 +179,21 @@ class _Loader:
     reader: TensorReader
     device: str
 
-    def part(self, prefix: str, build: Callable[[Mapping[str, tuple[int, ...]]], Module], dtype: torch.dtype) -> tuple[Module, list[str]]:
+    def part(self, prefix: str, build: Callable[[Mapping[str, tuple[int, ...]]], Module], dtype: torch.dtype) -> Module:
         source = self.reader.source
         try:
             with torch.device("meta"):
                 module = build(source.under(prefix))
         except KeyError as error:
-            raise CheckpointError(f"{source.path.name} misses {prefix}{error.args[0]}; download it again or take another.") from error
+            raise CheckpointError(
+                f"{source.path.name} misses {prefix}{error.args[0]}; download it again or take another.", path=source.path
+            ) from error
         except (IndexError, ValueError, ZeroDivisionError) as error:
-            raise CheckpointError(f"{source.path.name} has tensors of unusual shapes under {prefix} ({error}); take another.") from error
-        return module, self.reader.fill(module, prefix, device=self.device, dtype=dtype)
+            raise CheckpointError(
+                f"{source.path.name} has tensors of unusual shapes under {prefix} ({error}); take another.", path=source.path
+            ) from error
+        self.reader.fill(module, prefix, device=self.device, dtype=dtype)
+        return module
 
 
 def _read_schedule(reader: TensorReader) -> NoiseSchedule:
@@ -202,6 +203,7 @@ def _read_schedule(reader: TensorReader) -> NoiseSchedule:
     if not (bool((alphas.diff() <= 0).all()) and 0 < alphas[0] < 1 and alphas[-1] >= 0):
         name, first, last = reader.source.path.name, float(alphas[0]), float(alphas[-1])
         raise CheckpointError(
-            f"{name}: alphas_cumprod runs from {first:g} to {last:g}; expected it to fall from about 1 to 0; take another."
+            f"{name}: alphas_cumprod runs from {first:g} to {last:g}; expected it to fall from about 1 to 0; take another.",
+            path=reader.source.path,
         )
     return NoiseSchedule(alphas.clamp(min=_LEAST_SIGNAL))

@@ -14,7 +14,6 @@ from textual_inversion.prompts.names import rewrite_names
 from textual_inversion.prompts.tokenizer import END, START, Tokenizer
 
 CHUNK_TOKENS = 75
-CHUNK_LENGTH = CHUNK_TOKENS + 2
 COMMA_BACKTRACK = 20  # A1111's default: words this close behind a comma move to the next chunk together
 
 
