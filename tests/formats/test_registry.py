@@ -53,18 +53,31 @@ TREES = st.recursive(
     lambda inner: st.dictionaries(KEYS, inner, max_size=5) | st.lists(inner, max_size=3),
     max_leaves=8,
 )
-# trees with what one layout needs and what another needs: they may fit both
-XTI_TREES = st.fixed_dictionaries(dict.fromkeys(XTI.keys[0].has, TENSORS))
-PARAMS = st.dictionaries(st.sampled_from(["*", "<t>"]), TENSORS, max_size=2)
-WORDS = st.fixed_dictionaries({"string_to_param": PARAMS | PARAMS.map(Parameters)})
-SDXL = st.fixed_dictionaries({"clip_l": TENSORS, "clip_g": TENSORS})
-MORE = st.dictionaries(KEYS, TENSORS | st.text(max_size=3), max_size=3)
+ROWS, WIDE = _stored((2, 768), "fp32"), _stored((2, 1280), "fp32")
+#: Trees that fit a layout each; two of them joined may fit both layouts.
+SAMPLES = [
+    {"emb_params": ROWS},
+    {"clip_l": ROWS, "clip_g": WIDE},
+    {"clip_l": ROWS, "clip_g": WIDE, "clip_g_out": WIDE},
+    {"clip_l": ROWS},
+    {"emp_params": ROWS},
+    {"emp_params_out": ROWS},
+    {"string_to_param": {"*": ROWS}},
+    {"string_to_param": Parameters({"*": ROWS})},
+    {"string_to_param": {"a": ROWS, "b": ROWS}},
+    {"text_encoders_0": ROWS},
+    {"bundle_emb.cat.clip_l": ROWS},
+    {"lora_unet_a.lora_up.weight": ROWS},
+    dict.fromkeys(XTI.keys[0].has, ROWS),
+    {"<cat>": ROWS},
+]
 
 
 @st.composite
 def contents(draw: st.DrawFn) -> Contents:
     container = draw(st.sampled_from(["pickle", "safetensors", "picture chunk", "picture data"]))
-    tree = draw(TREES | XTI_TREES | st.builds(lambda known, more: {**more, **known}, WORDS | SDXL | st.dictionaries(KEYS, TENSORS), MORE))
+    joined = st.builds(lambda *trees: {key: value for tree in trees for key, value in tree.items()}, *[st.sampled_from(SAMPLES)] * 2)
+    tree = draw(TREES | joined)
     if container == "safetensors":
         tree = {str(key): value for key, value in tree.items() if isinstance(value, StoredTensor)} if isinstance(tree, dict) else {}
     return Contents(container, tree)
