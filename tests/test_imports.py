@@ -25,9 +25,9 @@ BELOW = {
     "files": set(),
     "description": {"text"},
     "settings": {"errors"},
-    "embedding": {"errors", "text", "description"},
-    "formats": _BASE | {"embedding"},
-    "prompts": _BASE | {"embedding", "formats"},
+    "embedding": {"errors", "text", "description", "settings"},
+    "formats": _BASE | {"embedding", "settings"},
+    "prompts": _BASE | {"embedding", "formats", "settings"},
     "diffusion": _BASE | {"settings", "embedding", "formats", "prompts"},
     "pictures": _BASE,
     "library": _MODEL,
@@ -104,7 +104,7 @@ def test_imports_point_down() -> None:
     assert wrong == []
 
 
-@pytest.mark.xfail(reason="app still takes the forms from ui")
+@pytest.mark.xfail(reason="app still takes the check's words from ui")
 def test_layers_have_no_cycle() -> None:
     done: set[str] = set()
     while waiting := set(BELOW) - done:
@@ -176,7 +176,7 @@ def run_probe(modules: list[str], folder: Path) -> dict[str, object]:
     return json.loads(done.stderr)  # more than the report on stderr does not parse, and fails
 
 
-@pytest.mark.xfail(reason="app still takes the forms from ui")
+@pytest.mark.xfail(reason="app still takes the check's words from ui")
 def test_importing_has_no_effect(tmp_path: Path) -> None:
     modules = [module for module in sorted(KNOWN) if layer_of(module) not in {"ui", *PROGRAMS, "__main__"}]
     assert run_probe(modules, tmp_path) == {"heavy": [], "handlers": 0, "threads": 1}

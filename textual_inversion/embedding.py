@@ -14,6 +14,7 @@ import torch
 
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import EmbeddingError, InvalidNameError
+from textual_inversion.settings.creation import MAX_VECTORS
 
 #: Width of a token table -> the text encoder that has it, and the families that use it.
 ENCODER_BY_WIDTH = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
@@ -28,7 +29,6 @@ _FAMILIES = {
     frozenset({"t5"}): "PixArt or Chroma",
     frozenset({"gemma"}): "Sana",
 }
-MAX_VECTORS = 75  # one chunk of a prompt
 MAX_NAME_LENGTH = 100
 _ODD = re.compile(r"[^\w.\- ]")
 _BREAK = re.compile(r"\bBREAK\b")  # prompts are cut there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -11,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textual_inversion.errors import ConfigError
+from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.generation import GenerationSettings
 from textual_inversion.settings.preprocessing import PreprocessConfig
 from textual_inversion.settings.schema import Setting, Settings, cleaned, folder_text, grouped, setting, setting_of, settings_of
 from textual_inversion.settings.training import TrainingConfig
 
-CLASSES: tuple[type[Settings], ...] = (TrainingConfig, GenerationSettings, PreprocessConfig)
+CLASSES: tuple[type[Settings], ...] = (TrainingConfig, GenerationSettings, PreprocessConfig, NewEmbedding)
 ALL = [each for settings in CLASSES for each in settings_of(settings)]
 NUMBERS = [each for each in ALL if each.type in (int, float)]
 WHOLE = [each for each in NUMBERS if each.type is int]
@@ -161,5 +163,9 @@ def test_a_form_that_holds_no_number_is_told_by_its_label(value: Any, reason: st
     assert (caught.value.reason, caught.value.setting) == (reason, "steps")
 
 
-def test_folders_are_taken_as_they_are_pasted() -> None:
-    assert [folder_text(text) for text in ('"/a b/c"', " /a ", "'/a'", None, "/it's")] == ["/a b/c", "/a", "/a", "", "/it's"]
+PASTED = [('"/a b/c"', "/a b/c"), (" /a ", "/a"), ("'/a'", "/a"), (None, ""), ("/it's", "/it's"), ("~", str(Path.home()))]
+
+
+@pytest.mark.parametrize(("pasted", "meant"), PASTED)
+def test_folders_are_taken_as_they_are_pasted(pasted: str | None, meant: str) -> None:
+    assert folder_text(pasted) == meant

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from textual_inversion.app.actions import Actions, folder_text, name_problem
-from textual_inversion.app.port import Card, NewEmbedding
+from textual_inversion.app.actions import Actions, name_problem
+from textual_inversion.app.port import Card
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import DatasetError
 from textual_inversion.hosts.fake import FakeHost
 from textual_inversion.hosts.standalone.adapter import StandaloneHost
-from textual_inversion.ui import form, pictures, preprocess_form, render
+from textual_inversion.settings.creation import NewEmbedding
+from textual_inversion.settings.schema import folder_text
+from textual_inversion.ui import form, pictures, render
 from textual_inversion.ui.page import starting_values
 
 
@@ -199,11 +201,10 @@ def _until(stop: Callable[[], bool]) -> None:
 
 
 def test_the_form_has_every_training_setting_once() -> None:
-    keys = [setting.key for setting in form.train_settings()]
-    assert sorted(keys) == sorted(form.training_defaults())
-    rows = [row for _, group in form.TRAIN_GROUPS for row in group]
-    rows += [*preprocess_form.SOURCE, *preprocess_form.RESULT, *(row for _, group in preprocess_form.GROUPS for row in group)]
-    labels = [setting.label for row in (*form.CREATE, *form.TRAIN_ESSENTIALS, *form.TRAIN_BASICS, *rows) for setting in row]
+    rows = [row for section in form.train_sections().values() for row in section]
+    assert sorted(setting.name for row in rows for setting in row) == sorted(form.training_defaults())
+    rows += [*form.create_rows(), *(row for section in form.preprocess_sections().values() for row in section)]
+    labels = [setting.label for row in rows for setting in row]
     assert len(labels) == len(set(labels)), "a WebUI remembers values by label"
 
 
@@ -222,14 +223,6 @@ def test_the_form_offers_the_latest_embedding(host: FakeHost) -> None:
         path = host.folders().embeddings / f"{name}.json"
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime + (10 if name == "new" else 0)))
     assert starting_values(host, actions)["train"]["name"] == "new"
-
-
-PASTED = [('"/a b/c"', "/a b/c"), (" /a ", "/a"), ("'/a'", "/a"), (None, ""), ("/it's", "/it's"), ("~", str(Path.home()))]
-
-
-@pytest.mark.parametrize(("pasted", "meant"), PASTED)
-def test_folders_are_taken_as_they_are_pasted(pasted: str | None, meant: str) -> None:
-    assert folder_text(pasted) == meant
 
 
 def test_the_home_of_nobody_is_a_folder_that_does_not_exist(host: FakeHost) -> None:

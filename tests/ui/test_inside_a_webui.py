@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from textual_inversion.app.port import NewEmbedding
 from textual_inversion.app.previews import DRAWING_SETTINGS, preview_settings
 from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.ui.page import build_train_page
 from textual_inversion.ui.tabs import TAB_ID, TrainBlocks, draw_train_tab

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from textual_inversion.app.port import NewEmbedding
 from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.settings.creation import NewEmbedding
 
 pytestmark = pytest.mark.browser
 

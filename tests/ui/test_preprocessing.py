@@ -15,11 +15,11 @@ from PIL import Image
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from textual_inversion.app.preprocessing import Preprocessing, write
+from textual_inversion.app.preprocessing import Preprocessing, config_of, values_of, write
 from textual_inversion.app.review import ALL, LEFT_OUT, Looking, looking_of, sent_for
 from textual_inversion.hosts.fake import FakeHost
 from textual_inversion.preprocess.run import PreprocessConfig
-from textual_inversion.ui import gallery, preprocess_form
+from textual_inversion.ui import form, gallery
 from textual_inversion.ui.routes import add_routes
 
 
@@ -48,7 +48,7 @@ def noise(seed: int, size: tuple[int, int]) -> Image.Image:
 
 def values(source: Path, target: Path, **changed: Any) -> dict[str, Any]:
     """The form as gradio hands it over: whole numbers as floats, choices as lists."""
-    given = preprocess_form.starting_values(str(target), 128, 128, ["colours"])
+    given = form.preprocess_values(str(target), 128, 128, ["colours"])
     given = {key: float(value) if type(value) is int else value for key, value in given.items() if not key.endswith("_options")}
     return {**given, "use_result": True, "may_download": False, "source": f" {source} ", **changed}
 
@@ -73,20 +73,19 @@ def place_of(looking: Looking, name: str) -> int:
 
 
 def test_the_form_has_every_setting_and_its_defaults(tmp_path: Path) -> None:
-    drawn = {s.key for rows in (preprocess_form.SOURCE, preprocess_form.RESULT) for row in rows for s in row}
-    drawn |= {s.key for _, rows in preprocess_form.GROUPS for row in rows for s in row}
+    drawn = {setting.name for rows in form.preprocess_sections().values() for row in rows for setting in row}
     assert drawn == {field.name for field in fields(PreprocessConfig)} | {"use_result", "may_download"}
-    config = preprocess_form.config_of(values(tmp_path, tmp_path / "out"))
+    config = config_of(values(tmp_path, tmp_path / "out"))
     assert config == PreprocessConfig(str(tmp_path), str(tmp_path / "out"), width=128, height=128)
 
 
 def test_a_new_page_is_filled_with_what_was_looked_at(tmp_path: Path) -> None:
     config = PreprocessConfig(str(tmp_path), str(tmp_path / "out"), flips=("both",), captioners=("colours",), caption_prefix="photo,")
-    assert preprocess_form.config_of(preprocess_form.values_of(config)) == config
+    assert config_of(values_of(config)) == config
 
 
 def test_a_join_of_one_space_stays_and_ticks_have_no_order(tmp_path: Path) -> None:
-    config = preprocess_form.config_of(values(tmp_path, tmp_path / "out", flips=["both", "horizontal"], caption_join=" "))
+    config = config_of(values(tmp_path, tmp_path / "out", flips=["both", "horizontal"], caption_join=" "))
     assert (config.flips, config.caption_join) == (("horizontal", "both"), " ")
 
 
@@ -312,7 +311,7 @@ def test_an_interrupted_look_changes_nothing(host: FakeHost, photos: Path, tmp_p
         asked.append(1)
         return len(asked) > 2
 
-    said = looking.look(preprocess_form.config_of(values(photos, tmp_path / "out")), {}, lambda event: None, stop)
+    said = looking.look(config_of(values(photos, tmp_path / "out")), {}, lambda event: None, stop)
     assert said.startswith("Stopped after")
     assert looking.id == ""
 
@@ -322,7 +321,7 @@ def test_an_interrupted_write_keeps_what_was_changed(host: FakeHost, photos: Pat
     actions, looking = looked(host, photos, target)
     a, b = place_of(looking, "a.jpg"), place_of(looking, "b.jpg")
     looking.take(sent(looking, {"do": "caption", "item": a, "part": 0, "text": "by hand"}, {"do": "choose", "item": b, "chosen": False}))
-    planned = looking.for_writing(preprocess_form.config_of(values(photos, target)))
+    planned = looking.for_writing(config_of(values(photos, target)))
     told, whole = write(looking.config, planned, {}, lambda event: None, lambda: True)  # type: ignore[arg-type]
     assert (whole, "still to be done" in told) == (False, True)
     assert not actions.write(values(photos, target)).failed

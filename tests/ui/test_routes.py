@@ -13,9 +13,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from textual_inversion.app.port import NewEmbedding
 from textual_inversion.errors import CheckpointError, ConfigError
 from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message, PreviewDrawn
 from textual_inversion.ui.routes import add_routes, addressed_to_us

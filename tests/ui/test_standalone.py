@@ -12,7 +12,9 @@ from textual_inversion.app.drawing import Drawing
 from textual_inversion.errors import CheckpointError, ConfigError
 from textual_inversion.hosts.fake import FakeHost
 from textual_inversion.hosts.standalone import app
-from textual_inversion.ui.txt2img import _DEFAULTS, _Page, checked, drawing_values
+from textual_inversion.settings.generation import GenerationSettings
+from textual_inversion.settings.schema import defaults_of
+from textual_inversion.ui.txt2img import _Page, checked, drawing_values
 
 
 def make(folder: Path) -> Path:
@@ -85,9 +87,10 @@ def test_a_checkpoint_that_cannot_be_chosen_leaves_the_list_at_the_one_before(
 
 @pytest.fixture
 def generate(host: FakeHost) -> Any:
-    keys = ["prompt", "negative_prompt", *_DEFAULTS]
+    keys = list(defaults_of(GenerationSettings))
     page = _Page(host, Drawing(), keys)
-    values = {"prompt": "a cat", "negative_prompt": "", **_DEFAULTS, **drawing_values(host), "steps": 2, "width": 64, "height": 64}
+    small = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "count": 1, "seed": 0}
+    values = {**defaults_of(GenerationSettings), **drawing_values(host), **small}
     return page, lambda: page.generate(*[values[key] for key in keys])
 
 
@@ -121,5 +124,5 @@ def test_an_error_while_drawing_is_one_sentence_and_the_next_click_works(generat
 
 
 def test_a_seed_below_zero_is_another_one_each_time(host: FakeHost) -> None:
-    values = {"prompt": "", "negative_prompt": None, **_DEFAULTS, **drawing_values(host), "seed": -1}
-    assert checked(values, host.samplers)["seed"] != checked(values, host.samplers)["seed"]
+    values = {"prompt": "", "negative_prompt": None, **defaults_of(GenerationSettings), **drawing_values(host), "seed": -1}
+    assert checked(values)["seed"] != checked(values)["seed"]

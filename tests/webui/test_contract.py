@@ -17,13 +17,14 @@ from safetensors.torch import save_file
 
 from tests.support import webui_hosts
 from textual_inversion.app.job import Job
-from textual_inversion.app.port import Host, NewEmbedding
+from textual_inversion.app.port import Host
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import CheckpointError, DatasetError, NameTakenError
 from textual_inversion.formats import save
 from textual_inversion.hosts import entry
 from textual_inversion.hosts.fake import FakeHost
 from textual_inversion.hosts.standalone.adapter import TINY, StandaloneHost
+from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Started, StepDone, Stopped
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from textual_inversion.app.job import JobRunningError, Listener, ShouldStop, user_message
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError
+from textual_inversion.settings.creation import NewEmbedding
+from textual_inversion.settings.schema import cleaned, folder_text, settings_of
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message
-from textual_inversion.ui import form
 
 if TYPE_CHECKING:
-    from textual_inversion.app.port import Card, Host, NewEmbedding
+    from textual_inversion.app.port import Card, Host
     from textual_inversion.training.preflight import Preflight
 
 _STOPPING = "Stopping after this step; what was learned is kept."
@@ -75,17 +74,30 @@ class Actions:
 
     @answered
     def train(self, values: Mapping[str, Any], new_values: Mapping[str, Any]) -> Outcome:
-        """Start training in the background; an embedding that does not exist yet is created first."""
+        """Start training with the values of the Train and Create tabs; an embedding that does not exist yet is created first."""
+        self._require_idle()
+        config = self.config(values)
+        new = None if self.card(config.name) else new_embedding({**new_values, "name": config.name, "overwrite": False})
+        return self._start(config, new)
+
+    @answered
+    def start(self, config: TrainingConfig) -> Outcome:
+        """Start training an embedding that exists, with settings that `settings` has made."""
+        self._require_idle()
+        return self._start(config, None)
+
+    def _require_idle(self) -> None:
         if self.host.job.running:
             about = self.host.job.snapshot()["name"]
             raise JobRunningError(f"{about!r} is still at work; interrupt it or wait until it is done.")
-        config = self.config(values)
+
+    def _start(self, config: TrainingConfig, new: NewEmbedding | None) -> Outcome:
         card = self.card(config.name)
         if card and (reason := card.reason or card.untrainable):
-            raise ConfigError(f"{config.name!r} cannot be trained here: {reason}")
+            raise ConfigError(f"{config.name!r} cannot be trained here: {reason}", setting="name")
         if card and card.description.step and card.description.step >= config.steps:
-            raise ConfigError(f"{config.name!r} is at step {card.description.step} already; raise Max steps above that to go on.")
-        new = None if card else new_embedding({**new_values, "name": config.name, "overwrite": False})
+            reason = f"{config.name!r} is at step {card.description.step} already; raise Max steps above that to go on."
+            raise ConfigError(reason, setting="steps")
         self.host.job.start("train", config.name, lambda listener, stop: self._train(config, new, listener, stop), Path(config.log_dir))
         origin = f"“{new.initializer_text}”" if new and new.initializer_text else "zeros"
         return Outcome(f"“{config.name}” did not exist and is created first, from {origin}." if new else "", name=config.name)
@@ -127,23 +139,23 @@ class Actions:
 
     def config(self, values: Mapping[str, Any]) -> TrainingConfig:
         """The Train tab's values as settings, checked; the log folder is this run's own."""
+        return self.settings(cleaned(TrainingConfig, values))
+
+    def settings(self, values: Mapping[str, Any]) -> TrainingConfig:
+        """Values of the right types as settings, checked; paths are this host's, and the log folder is this run's own."""
         from textual_inversion.embedding import check_name
         from textual_inversion.pictures.folder import require_images
         from textual_inversion.prompts.templates import read_template
 
-        defaults = form.training_defaults()
-        labels = {setting.key: setting.label for setting in form.train_settings()}
-        cleaned = {key: clean(values[key], default, labels.get(key, key)) for key, default in defaults.items() if key in values}
-        check_name(cleaned["name"])
-        cleaned["images"] = folder_text(cleaned["images"])
-        require_images(cleaned["images"])
-        if cleaned.get("template"):
-            cleaned["template"] = str(self.host.folders().templates / Path(cleaned["template"]).name)
-            read_template(cleaned["template"])  # told now rather than after a checkpoint was loaded
-        cleaned["latent_cache"] = folder_text(cleaned.get("latent_cache", ""))
-        log = folder_text(cleaned.get("log_dir", "")) or str(self.host.folders().outputs / "training")
-        cleaned["log_dir"] = str(Path(log).expanduser() / cleaned["name"] / time.strftime(FOLDER_STAMP))
-        return TrainingConfig.from_dict(cleaned)
+        paths = {each.name: folder_text(values.get(each.name)) for each in settings_of(TrainingConfig) if each.folder}
+        name, folders = check_name(values["name"]), self.host.folders()
+        require_images(paths["images"])
+        if template := values.get("template"):
+            paths["template"] = str(folders.templates / Path(template).name)
+            read_template(paths["template"])  # told now rather than after a checkpoint was loaded
+        log = Path(paths["log_dir"] or folders.outputs / "training").expanduser()
+        paths["log_dir"] = str(log / name / time.strftime(FOLDER_STAMP))
+        return TrainingConfig.from_dict({**values, **paths})
 
     def _train(self, config: TrainingConfig, new: NewEmbedding | None, listener: Listener, should_stop: ShouldStop) -> None:
         if new:
@@ -158,16 +170,11 @@ def new_embedding(values: Mapping[str, Any]) -> NewEmbedding:
     Raises:
         InvalidNameError, ConfigError: what cannot be a name or a number of vectors.
     """
-    from textual_inversion.app.port import NewEmbedding
-    from textual_inversion.embedding import MAX_VECTORS, check_name
+    from textual_inversion.embedding import check_name
 
-    name = check_name(str(values["name"] or "").strip())
-    count: int | str = str(values["num_vectors"] or "").strip().lower()
-    if count != "auto":
-        count = _whole(count, "Number of vectors per token")
-        if not 1 <= count <= MAX_VECTORS:
-            raise ConfigError(f"Number of vectors per token is {count}; it must be from 1 to {MAX_VECTORS}, or auto.")
-    return NewEmbedding(name, str(values["initializer_text"] or "").strip(), count, bool(values["overwrite"]))
+    given = cleaned(NewEmbedding, values)
+    check_name(given["name"])
+    return NewEmbedding.from_dict(given)
 
 
 def _vectors(new: NewEmbedding | None) -> int:
@@ -188,35 +195,3 @@ def name_problem(name: str) -> str:
     except InvalidNameError as error:
         return str(error)
     return ""
-
-
-def clean(value: Any, default: Any, label: str) -> Any:
-    """What a component holds as the type of its setting: gradio hands whole numbers over as floats and empty ones as None."""
-    if isinstance(default, bool):
-        return bool(value)
-    if isinstance(default, int):
-        return _whole(value, label)
-    if isinstance(default, float):
-        return _number(value, label)
-    text = str(value if value is not None else "")
-    return text if default and not str(default).strip() else text.strip()  # a space is a setting where a space is the default
-
-
-def folder_text(value: Any) -> str:
-    """A folder as people paste it, without spaces or quotation marks around it, `~` resolved."""
-    text = os.path.expanduser(re.sub(r"^([\"'])(.*)\1$", r"\2", str(value or "").strip()).strip())
-    return os.path.abspath(text) if text.startswith("~") else text  # the home of nobody: pathlib would raise, this does not exist
-
-
-def _number(value: Any, label: str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{label} is {'empty' if value in (None, '') else repr(value)}; it must be a number.") from None
-
-
-def _whole(value: Any, label: str) -> int:
-    number = _number(value, label)
-    if number != number or not float(number).is_integer():
-        raise ConfigError(f"{label} is {value!r}; it must be a whole number.")
-    return int(number)

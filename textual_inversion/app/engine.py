@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from textual_inversion.app.job import Job, JobEvent, Listener, ShouldStop, never, silent
 from textual_inversion.app.memory import enough_memory, give_memory_back, nothing_kept
-from textual_inversion.app.port import Card, Checkpoint, Folders, NewEmbedding
+from textual_inversion.app.port import Card, Checkpoint, Folders
 from textual_inversion.errors import TextualInversionError
+from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.text import legible
 from textual_inversion.training.events import Message, PreviewDrawn
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from textual_inversion.description import EmbeddingDescription
+from textual_inversion.settings.creation import NewEmbedding
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,16 +53,6 @@ class Card:
     negative: str = ""
     is_negative: bool = False
     untrainable: str = ""
-
-
-@dataclass(frozen=True)
-class NewEmbedding:
-    """What Create asks for; `num_vectors` is 1 to 75, or `auto` for as many as the text has tokens."""
-
-    name: str
-    initializer_text: str = "*"
-    num_vectors: int | str = "auto"
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 from textual_inversion.app.actions import Outcome, answered
 from textual_inversion.app.job import Advanced, Listener, ShouldStop, left_out
 from textual_inversion.app.review import JOB, Looking, looking_of
+from textual_inversion.settings.preprocessing import PreprocessConfig
+from textual_inversion.settings.schema import cleaned
 from textual_inversion.text import counted
 from textual_inversion.training.events import Message
-from textual_inversion.ui.preprocess_form import config_of
 
 if TYPE_CHECKING:
     from textual_inversion.app.port import Host
     from textual_inversion.preprocess.captioning import Captioner
     from textual_inversion.preprocess.plan import Planned
-    from textual_inversion.preprocess.run import PreprocessConfig, PreprocessReport
+    from textual_inversion.preprocess.run import PreprocessReport
 
 OURS = ("blip", "tagger")  # captioners that need no WebUI
 _TOLD = 50 * 2**20  # bytes of a download between two messages
@@ -87,6 +88,24 @@ class Preprocessing:
         offered = self.host.captioners(should_stop, listener)
         device = self.host.device() or best_device()
         return load_captioners(config, offered, device=device, may_download=may_download, progress=progress, should_stop=should_stop)
+
+
+def config_of(values: Mapping[str, Any]) -> PreprocessConfig:
+    """The Preprocess tab's values as settings.
+
+    Raises:
+        ConfigError: with the name of the first setting that cannot be used.
+    """
+    given = cleaned(PreprocessConfig, values)
+    if given.get("captions_only"):
+        given["destination"] = ""  # the form is never empty there
+    return PreprocessConfig.from_dict(given)
+
+
+def values_of(config: PreprocessConfig) -> dict[str, Any]:
+    """What the form's components show for these settings; an empty destination leaves the form's own."""
+    values = config.to_dict().items()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values if name != "destination" or value}
 
 
 def write(

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from textual_inversion.settings.generation import SAMPLERS
+from textual_inversion.settings.schema import Setting, setting_of
+from textual_inversion.settings.training import TrainingConfig
 
 #: What a WebUI's txt2img page hands over, in this order, as fields of `TrainingConfig`.
 DRAWING_SETTINGS = (
@@ -30,23 +31,19 @@ def preview_settings(drawn_with: Sequence[Any], fixed_seed: int) -> dict[str, An
         fixed_seed: instead of a random seed, so that previews can be compared.
     """
     given = dict(zip(DRAWING_SETTINGS, drawn_with))
-    seed = int(given["preview_seed"] if given["preview_seed"] not in (None, "") else -1)
-    return {
-        "preview_prompt": _NETWORKS.sub("", str(given["preview_prompt"] or "")).strip(),
-        "preview_negative_prompt": _NETWORKS.sub("", str(given["preview_negative_prompt"] or "")).strip(),
-        "preview_steps": int(_within(given["preview_steps"], 1, 150)),
-        "preview_sampler": _sampler(str(given["preview_sampler"] or "")),
-        "preview_cfg_scale": float(_within(given["preview_cfg_scale"], 1, 30)),
-        "preview_seed": seed if 0 <= seed < 2**32 else fixed_seed,
-        "preview_width": int(_within(given["preview_width"], 64, 2048)) // 8 * 8,
-        "preview_height": int(_within(given["preview_height"], 64, 2048)) // 8 * 8,
-    }
+    return {name: _usable(setting_of(TrainingConfig, name), given[name], fixed_seed) for name in DRAWING_SETTINGS}
 
 
-def _within(value: Any, low: float, high: float) -> float:
-    return min(high, max(low, float(value or low)))
-
-
-def _sampler(name: str) -> str:
-    known = {sampler.lower(): sampler for sampler in SAMPLERS}
-    return known.get(name.lower(), SAMPLERS[-1])
+def _usable(setting: Setting, value: Any, fixed_seed: int) -> Any:
+    """`value` as the setting allows it: a number within its range, a sampler that is here, a prompt without networks."""
+    if setting.choices:
+        known = {choice.lower(): choice for choice in setting.choices}
+        return known.get(str(value or "").lower(), setting.choices[-1])
+    if setting.type is str:
+        return _NETWORKS.sub("", str(value or "")).strip()
+    low, high = setting.minimum or 0, setting.maximum or 0
+    if setting.name == "preview_seed":
+        seed = int(value if value not in (None, "") else -1)
+        return seed if low <= seed <= high else fixed_seed
+    number = min(high, max(low, float(value or low)))
+    return setting.type(number) // setting.multiple * setting.multiple if setting.type is int else number

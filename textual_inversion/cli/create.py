@@ -9,22 +9,25 @@ from textual_inversion.cli.common import (
     Result,
     add_checkpoint,
     add_folder,
-    add_switch,
-    add_value,
+    add_setting,
     checkpoint_path,
     command,
     embeddings_folder,
+    option_help,
     tell,
 )
+from textual_inversion.settings.creation import NewEmbedding
+from textual_inversion.settings.schema import settings_of
 
 
 def add_create(commands: Any) -> None:
     """Add the command."""
     parser = command(commands, "create", _create, "make a new embedding that starts from the meaning of some words")
-    parser.add_argument("name", help="the new word; letters, digits, '.', '_', '-' and spaces")
-    add_value(parser, "--init", "*", "words to start from, such as 'cat'; empty = zeros")
-    add_value(parser, "--vectors", "auto", "how many, 1 to 75, or auto: as many as TEXT has tokens", metavar="N")
-    add_switch(parser, "--overwrite", "replace an embedding of that name, a .pt or .bin of that name too")
+    texts = option_help(NewEmbedding)
+    parser.add_argument("name", help=texts["name"])
+    for each in settings_of(NewEmbedding):
+        if not each.required:
+            add_setting(parser, each, texts[each.name])
     add_folder(parser)
     add_checkpoint(parser)
 
@@ -36,8 +39,9 @@ def _create(options: argparse.Namespace) -> Result:
 
     check_name(options.name)
     folder = embeddings_folder(options)
-    path = create_embedding(checkpoint_path(options), options.name, options.init, options.vectors, folder, overwrite=options.overwrite)
+    text, count = options.initializer_text, options.num_vectors
+    path = create_embedding(checkpoint_path(options), options.name, text, count, folder, overwrite=options.overwrite)
     description = formats.describe(path).description
-    hint = f"; {STARTS_FROM_ZEROS}" if starts_from_zeros(path, options.init) else ""
-    tell(options, f"{path}: {description.vectors} from {options.init!r}{hint}")
+    hint = f"; {STARTS_FROM_ZEROS}" if starts_from_zeros(path, text) else ""
+    tell(options, f"{path}: {description.vectors} from {text!r}{hint}")
     return {"embedding": str(path), "name": options.name, "num_vectors": description.num_vectors}

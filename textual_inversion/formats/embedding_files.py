@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from textual_inversion.description import EmbeddingDescription
-from textual_inversion.embedding import MAX_VECTORS, Embedding, Provenance, clean_name, family_of, word_name
+from textual_inversion.embedding import Embedding, Provenance, clean_name, family_of, word_name
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.files import short_hash
 from textual_inversion.formats.containers import read_container
@@ -20,6 +20,7 @@ from textual_inversion.formats.containers.file_bytes import FileBytes, file_sha2
 from textual_inversion.formats.containers.tensors import MAX_VALUES
 from textual_inversion.formats.layout import Layout, Parsed
 from textual_inversion.formats.registry import LAYOUTS, parse, writable_layouts
+from textual_inversion.settings.creation import MAX_VECTORS
 
 #: Endings of files that may hold an embedding; what a file is, its bytes decide.
 READ_ENDINGS = (".safetensors", ".pt", ".bin", ".pti", ".png", ".webp")

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.app.job import Job, Listener, ShouldStop, never, silent
-from textual_inversion.app.port import Card, Checkpoint, Folders, NewEmbedding, Suggestions
+from textual_inversion.app.port import Card, Checkpoint, Folders, Suggestions
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import DatasetError, EmbeddingError, InvalidNameError, NameTakenError
+from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.training.events import CopySaved, Message, PreviewDrawn, Started, StepDone, Stopped
 
 if TYPE_CHECKING:

@@ -26,9 +26,11 @@ class GenerationSettings(Settings):
     """
 
     prompt: str = setting(
-        label="Prompt", kind="lines", help="what to draw; emphasis, names of embeddings and `<name:weight>` have a meaning"
+        label="Prompt", kind="lines", verbatim=True, help="what to draw; emphasis, names of embeddings and `<name:weight>` have a meaning"
     )
-    negative_prompt: str = setting("", label="Negative prompt", kind="lines", option="negative", help="what to lead away from")
+    negative_prompt: str = setting(
+        "", label="Negative prompt", kind="lines", verbatim=True, option="negative", help="what to lead away from"
+    )
     steps: int = setting(20, **SAMPLER_STEPS, label="Sampling steps", hint="More is finer and slower.", help="sampler steps ({range})")
     sampler: str = setting(
         "DPM++ 2M Karras", choices=SAMPLERS, label="Sampling method", metavar="NAME", help="`Euler`, `Euler a` or `DPM++ 2M Karras`"

@@ -12,10 +12,11 @@ import torch
 from textual_inversion import formats
 from textual_inversion.diffusion.checkpoint import CheckpointFile, token_tables
 from textual_inversion.diffusion.model import StableDiffusion
-from textual_inversion.embedding import MAX_VECTORS, Embedding, Provenance, check_name
+from textual_inversion.embedding import Embedding, Provenance, check_name
 from textual_inversion.errors import ConfigError, EmbeddingError, InvalidNameError, NameTakenError, TextualInversionError
 from textual_inversion.files import FileStamp
 from textual_inversion.prompts.tokenizer import default_tokenizer
+from textual_inversion.settings.creation import MAX_VECTORS
 
 _WRITTEN = (".safetensors", ".pt")  # the first one counts where both are there
 #: What to tell of an embedding for which `starts_from_zeros` is true; a part of a sentence.

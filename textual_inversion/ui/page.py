@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from textual_inversion.app import previews
-from textual_inversion.app.actions import Actions, Outcome, folder_text, name_problem
+from textual_inversion.app.actions import Actions, Outcome, name_problem
 from textual_inversion.app.checking import Checking
 from textual_inversion.app.job import user_message
 from textual_inversion.app.preprocessing import Preprocessing
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
+from textual_inversion.settings.schema import folder_text
 from textual_inversion.text import counted
-from textual_inversion.ui import compat, form, pictures, preprocess_form, preprocess_tab, render
+from textual_inversion.ui import compat, form, pictures, preprocess_tab, render
 
 if TYPE_CHECKING:
     from textual_inversion.app.port import Checkpoint, Host
@@ -125,7 +126,7 @@ def starting_values(host: Host, actions: Actions, *, list_names: bool = True) ->
     train["template_options"] = {"choices": templates}
     create = {"name": new.name, "initializer_text": new.initializer_text, "num_vectors": str(new.num_vectors)}
     describers = Preprocessing(host).captioners()
-    preprocess = preprocess_form.starting_values(str(outputs / "preprocessed"), train["width"], train["height"], describers)
+    preprocess = form.preprocess_values(str(outputs / "preprocessed"), train["width"], train["height"], describers)
     return {"create": create, "preprocess": preprocess, "train": train}
 
 
@@ -196,27 +197,28 @@ def _create_tab(values: Mapping[str, Any], parts: Parts) -> Parts:
     gr.HTML(
         render.intro("A new word", "Its vectors start from words that the model knows; training then moves them towards your pictures.")
     )
-    drawn = form.draw(form.CREATE, values, "create")
+    drawn = form.draw(form.create_rows(), values, "create")
     parts["create_button"] = gr.Button("Create embedding", variant="primary", elem_id="ti_create_button")
     parts["create_note"] = gr.HTML("", elem_id="ti_create_note")
     return drawn
 
 
 def _train_tab(values: Mapping[str, Any], parts: Parts, *, can_follow: bool) -> Parts:
-    drawn = form.draw(form.TRAIN_ESSENTIALS[:1], values, "train")
+    sections = form.train_sections()
+    drawn = form.draw(sections.pop("word"), values, "train")
     parts["standing"] = gr.HTML("", elem_id="ti_standing")
-    drawn.update(form.draw(form.TRAIN_ESSENTIALS[1:], values, "train"))
+    drawn.update(form.draw(sections.pop("pictures"), values, "train"))
     parts["strip"] = gr.HTML("", elem_id="ti_strip")
     with gr.Accordion("Drop pictures here instead", open=False, elem_id="ti_drop"):
         parts["files"] = gr.File(label="Pictures, with .txt captions if you have them", file_count="multiple", elem_id="ti_files")
         parts["files_note"] = gr.HTML("", elem_id="ti_files_note")
-    drawn.update(form.draw(form.TRAIN_BASICS, values, "train"))
+    drawn.update(form.draw(sections.pop("basics"), values, "train"))
     with gr.Row(elem_classes=["ti-buttons"]):
         parts["train_button"] = gr.Button("Train embedding", variant="primary", elem_id="ti_train_button")
         parts["train_stop"] = gr.Button("Interrupt", elem_id="ti_train_stop", elem_classes=["ti-stop"])
         parts["train_check"] = gr.Button("Check", elem_id="ti_train_check", elem_classes=["ti-stop"])
     parts["train_note"] = gr.HTML("", elem_id="ti_train_note")
-    for title, rows in form.TRAIN_GROUPS:
+    for title, rows in sections.items():
         with gr.Accordion(title, open=False, elem_classes=["ti-group"]):
             drawn.update(form.draw(rows, values, "train"))
             if can_follow and title == form.PREVIEWS:

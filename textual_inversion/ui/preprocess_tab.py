@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from textual_inversion.app.actions import Outcome, folder_text
+from textual_inversion.app.actions import Outcome
 from textual_inversion.app.job import user_message
-from textual_inversion.app.preprocessing import Preprocessing
+from textual_inversion.app.preprocessing import Preprocessing, values_of
 from textual_inversion.app.review import client_of, sent_for
 from textual_inversion.errors import TextualInversionError
-from textual_inversion.ui import compat, form, gallery, pictures, preprocess_form, render
+from textual_inversion.settings.schema import folder_text
+from textual_inversion.ui import compat, form, gallery, pictures, render
 
 if TYPE_CHECKING:
     from textual_inversion.app.port import Host
@@ -28,15 +29,16 @@ def draw(values: Parts, parts: Parts) -> Parts:
             "Look shows what becomes of each picture before anything is written: crops, captions, what is blurred or there twice.",
         )
     )
-    drawn = form.draw(preprocess_form.SOURCE, values, "preprocess")
+    sections = form.preprocess_sections()
+    drawn = form.draw(sections.pop("source"), values, "preprocess")
     parts["source_strip"] = gr.HTML("", elem_id="ti_source_strip")
     with gr.Accordion("Drop pictures here instead", open=False, elem_id="ti_source_drop"):
         parts["source_files"] = gr.File(
             label="Pictures, with .txt captions if you have them", file_count="multiple", elem_id="ti_source_files"
         )
         parts["source_files_note"] = gr.HTML("", elem_id="ti_source_files_note")
-    drawn.update(form.draw(preprocess_form.RESULT, values, "preprocess"))
-    for title, rows in preprocess_form.GROUPS:
+    drawn.update(form.draw(sections.pop("result"), values, "preprocess"))
+    for title, rows in sections.items():
         with gr.Accordion(title, open=False, elem_classes=["ti-group"]):
             drawn.update(form.draw(rows, values, "preprocess"))
     with gr.Row(elem_classes=["ti-buttons"]):
@@ -82,7 +84,7 @@ def wire(settings: Parts, parts: Parts, host: Host, images: Any, interrupt: Call
         looking = actions.looking
         other = looking.take(sent) or sent_for(sent) != looking.id
         config = None if sent_for(sent) else looking.config
-        filled = preprocess_form.values_of(config) if config else {}
+        filled = values_of(config) if config else {}
         form_now = [compat.update(value=filled[key]) if key in filled else compat.update() for key in keys]
         return *_shown(actions, sent, tiles=other), *form_now
 

@@ -11,34 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from textual_inversion.app.actions import clean
 from textual_inversion.app.drawing import Drawing
 from textual_inversion.app.job import user_message
-from textual_inversion.errors import ConfigError, TextualInversionError
+from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.names import about_unknown, unknown_names
+from textual_inversion.settings.generation import GenerationSettings
+from textual_inversion.settings.schema import cleaned, settings_of
 from textual_inversion.ui import cards, compat, form, render
-from textual_inversion.ui.form import Setting
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from textual_inversion.app.port import PictureHost
 
-PROMPT = Setting("prompt", "lines", "Prompt", "")
-NEGATIVE = Setting("negative_prompt", "lines", "Negative prompt", "")
-SETTINGS: tuple[form.Row, ...] = (
-    (Setting("sampler", "choice", "Sampling method", ""), Setting("seed", "whole", "Seed, −1 for a new one each time", "", -1)),
-    (
-        Setting("steps", "slider", "Sampling steps", "More is finer and slower.", 20, form.STEPS),
-        Setting("cfg_scale", "slider", "CFG Scale", "How close to the prompt.", 7.0, form.GUIDANCE),
-    ),
-    (
-        Setting("width", "slider", "Picture width", "", options={"minimum": 64, "maximum": 2048, "step": 8}),
-        Setting("height", "slider", "Picture height", "", options={"minimum": 64, "maximum": 2048, "step": 8}),
-    ),
-    (Setting("count", "slider", "Pictures", "", 4, {"minimum": 1, "maximum": 16, "step": 1}),),
-)
-_DEFAULTS: dict[str, Any] = {"sampler": "", "steps": 20, "width": 512, "height": 512, "cfg_scale": 7.0, "count": 1, "seed": 0}
+_MOST_PICTURES = 16  # that the slider offers
 _GALLERY: dict[str, Any] = {
     "show_label": False,
     "columns": 2,
@@ -46,30 +32,29 @@ _GALLERY: dict[str, Any] = {
     "format": "png",
     "buttons": ["download", "fullscreen"],
 }
-MOST_PICTURES = 64
 
 
 def build_txt2img_page(host: PictureHost, drawing: Drawing) -> dict[str, Any]:
     """Draw the page inside the open gradio context; returns key -> component."""
-    values = drawing_values(host)
+    values, sections = drawing_values(host), form.txt2img_sections()
     parts: dict[str, Any] = {}
     with gr.Row(elem_classes=["ti-page"]):
         with gr.Column(scale=5, min_width=320, elem_classes=["ti-forms"]):
             with gr.Group(elem_classes=["ti-prompts"]):
-                parts["prompt"] = form.component(PROMPT, values, "txt2img")
+                parts.update(form.draw(sections.pop("prompt"), values, "txt2img"))
                 parts["tokens"] = gr.HTML(_counted(host, values.get("prompt", "")), elem_id="ti_tokens")
-                parts["negative_prompt"] = form.component(NEGATIVE, values, "txt2img")
+                parts.update(form.draw(sections.pop("negative prompt"), values, "txt2img"))
                 parts["negative_tokens"] = gr.HTML(_counted(host, ""), elem_id="ti_negative_tokens")
             with gr.Row(elem_classes=["ti-buttons"]):
                 generate = gr.Button("Generate", variant="primary", elem_id="ti_generate")
                 stop = gr.Button("Interrupt", elem_id="ti_generate_stop", elem_classes=["ti-stop"])
-            parts.update(form.draw(SETTINGS, values, "txt2img"))
+            parts.update(form.draw(sections.pop("settings"), values, "txt2img"))
         with gr.Column(scale=6, min_width=320, elem_classes=["ti-stage"]):
             gr.HTML('<div class="ti-drawing" hidden></div>', elem_id="ti_drawing")
             parts["gallery"] = gr.Gallery(elem_id="ti_gallery", **compat.known(gr.Gallery, **_GALLERY))
             parts["note"] = gr.HTML(_EMPTY, elem_id="ti_generate_note")
     parts["cards"] = cards.build_cards(host)
-    keys = ["prompt", "negative_prompt", *_DEFAULTS]
+    keys = [each.name for each in settings_of(GenerationSettings) if each.name in parts]
     pages = _Page(host, drawing, keys)
     compat.on(generate.click, pages.generate, [parts[key] for key in keys], [parts["gallery"], parts["note"]])
     compat.on(stop.click, drawing.interrupt, queue=False)
@@ -93,7 +78,7 @@ class _Page:
             return compat.update(), render.note("Something is being drawn already; interrupt it or wait.", "error")
         begun, drawn, folder = time.monotonic(), [], self.host.folders().outputs / "txt2img"
         try:
-            values = checked(dict(zip(self.keys, given, strict=True)), self.host.samplers)
+            values = checked(dict(zip(self.keys, given, strict=True)))
             drawn = self.host.generate(values, self.drawing.progress, self.drawing.should_stop)
             keep(drawn, folder, values["seed"])
             said = self._unknown(values) + render.made(_parameters(drawn), time.monotonic() - begun, str(folder))
@@ -120,22 +105,16 @@ def _counted(host: PictureHost, prompt: str) -> str:
         return render.note(str(error), "error")
 
 
-def checked(values: Mapping[str, Any], samplers: tuple[str, ...]) -> dict[str, Any]:
+def checked(values: Mapping[str, Any]) -> dict[str, Any]:
     """The form's values as the fields of `GenerationSettings`; seed -1 becomes a random one.
 
     Raises:
-        ConfigError: an empty number, an unknown sampler, too many pictures.
+        ConfigError: an empty number.
     """
-    labels = {setting.key: setting.label for row in SETTINGS for setting in row}
-    cleaned = {key: clean(values[key], default, labels[key]) for key, default in _DEFAULTS.items()}
-    cleaned["prompt"], cleaned["negative_prompt"] = (str(values[key] or "") for key in ("prompt", "negative_prompt"))
-    if cleaned["sampler"] not in samplers:
-        raise ConfigError(f"Sampling method is {cleaned['sampler']!r}; it must be one of {', '.join(samplers)}.")
-    if not 1 <= cleaned["count"] <= MOST_PICTURES:
-        raise ConfigError(f"Pictures is {cleaned['count']}; it must be from 1 to {MOST_PICTURES}.")
-    if cleaned["seed"] < 0:
-        cleaned["seed"] = random.SystemRandom().randrange(2**32)
-    return cleaned
+    given = cleaned(GenerationSettings, values)
+    if given["seed"] < 0:
+        given["seed"] = random.SystemRandom().randrange(2**32)
+    return given
 
 
 def keep(drawn: list[Image.Image], folder: Path, seed: int) -> None:
@@ -166,5 +145,8 @@ def drawing_values(host: PictureHost) -> dict[str, Any]:
         "sampler_options": {"choices": list(host.samplers)},
         "width": side,
         "height": side,
+        "seed": -1,
+        "count": 4,
+        "count_options": {"maximum": _MOST_PICTURES},
         **host.suggestions().drawing,
     }

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 from textual_inversion.app.engine import EngineHost
-from textual_inversion.app.port import Checkpoint, Folders, NewEmbedding, Suggestions
+from textual_inversion.app.port import Checkpoint, Folders, Suggestions
 from textual_inversion.diffusion.checkpoint import checkpoint_facts
 from textual_inversion.diffusion.model import TINY_CHECKPOINT
 from textual_inversion.errors import CheckpointError
+from textual_inversion.settings.creation import NewEmbedding
 
 TINY = TINY_CHECKPOINT
 DEMO_PICTURES = Path(__file__).resolve().parents[2] / "assets" / "demo" / "pictures"

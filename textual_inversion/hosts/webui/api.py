@@ -91,7 +91,7 @@ class _Api:
         self._host = host
         self._actions = Actions(host)
 
-    def create(self, body: CreateRequest) -> Any:
+    def create(self, body: CreateRequest) -> Any:  # type: ignore[valid-type]  # made of NewEmbedding's fields
         """Make a new embedding.
 
         409 when the name is taken and `overwrite` is false, or while that embedding is being trained.
@@ -113,11 +113,11 @@ class _Api:
         values = values_of(body)
         wait = values.pop("wait")
         with _told():
-            values["log_dir"] = self._log_folder(values.get("log_dir", ""))
-            self._actions.config(values)  # so that a wrong setting is told before a missing embedding
-        if self._actions.card(values["name"]) is None:
-            raise HTTPException(404, f"There is no embedding {values['name']!r}; create it first.")
-        outcome = self._actions.train(values, {})
+            values["log_dir"] = self._log_folder(values["log_dir"])
+            config = self._actions.settings(values)  # a wrong setting is told before a missing embedding
+        if self._actions.card(config.name) is None:
+            raise HTTPException(404, f"There is no embedding {config.name!r}; create it first.")
+        outcome = self._actions.start(config)
         if outcome.failed:
             raise HTTPException(409 if self._host.job.running else 400, outcome.text)
         job = self._host.job.id

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, Stric
 
 from textual_inversion.files import short_hash
 from textual_inversion.hosts.webui.tables import path_below
+from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.schema import Settings, settings_of
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import legible
@@ -86,7 +87,7 @@ class _Strict(BaseModel):
             extra = "forbid"
 
 
-def _request_fields(settings: type[Settings], other_words: Mapping[str, str]) -> dict[str, Any]:
+def _request_fields(settings: type[Settings], other_words: Mapping[str, str] = {}) -> dict[str, Any]:
     """The fields of a request that takes these settings, for `create_model`; strict, since a slip of the pen is no number."""
     return {
         each.name: (
@@ -108,13 +109,8 @@ TrainRequest = create_model(
 TrainRequest.__doc__ = "All settings of one training run."
 
 
-class CreateRequest(_Strict):
-    """A new embedding."""
-
-    name: StrictStr = Field(..., description="The new word: letters, digits, '.', '_', '-' and spaces, at most 100.")
-    initializer_text: StrictStr = Field("*", description="Words whose vectors it starts from; empty = zeros.")
-    num_vectors: StrictInt | StrictStr = Field("auto", description="1 to 75, or `auto` for one for each token of the words.")
-    overwrite: StrictBool = Field(False, description="Begin anew if the name is taken; what it has learned is lost.")
+CreateRequest = create_model("CreateRequest", __base__=_Strict, __module__=__name__, **_request_fields(NewEmbedding))
+CreateRequest.__doc__ = "A new embedding."
 
 
 class CreateAnswer(BaseModel):

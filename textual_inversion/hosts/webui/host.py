@@ -13,13 +13,14 @@ from modules import paths, shared
 
 from textual_inversion.app.engine import EngineHost
 from textual_inversion.app.job import never, silent
-from textual_inversion.app.port import Folders, NewEmbedding, Suggestions
+from textual_inversion.app.port import Folders, Suggestions
 from textual_inversion.errors import ConfigError
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS
 from textual_inversion.hosts.webui import options
 from textual_inversion.hosts.webui.interrogators import interrogators
 from textual_inversion.hosts.webui.turn import StoppedWaitingError, queue_if_free, queue_turn, running, tensorboard
 from textual_inversion.prompts.templates import template_folder
+from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.training.events import Stopped
 
 if TYPE_CHECKING:

@@ -1,0 +1,53 @@
+"""What a new embedding starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual_inversion.settings.schema import Settings, setting
+
+MAX_VECTORS = 75  # one chunk of a prompt
+
+
+@dataclass(frozen=True)
+class NewEmbedding(Settings):
+    """What Create asks for.
+
+    Raises:
+        ConfigError: with the name of the first setting that cannot be used.
+    """
+
+    name: str = setting(
+        label="Name",
+        hint="The new word. Letters, digits, . _ - and spaces; best one that means nothing yet.",
+        help="the new word: letters, digits, '.', '_', '-' and spaces, at most 100",
+        saved=False,
+    )
+    initializer_text: str = setting(
+        "*",
+        label="Initialization text",
+        hint="Words to start from. Few and related: “girl” for a character, “tree” for a tree; every further word teaches something too.",
+        help="words whose vectors it starts from, such as 'cat'; empty = zeros",
+        option="init",
+        saved=False,
+    )
+    num_vectors: int | str = setting(
+        "auto",
+        minimum=1,
+        maximum=MAX_VECTORS,
+        word="auto",
+        offered=("auto", "1", "2", "3", "4", "6", "8", "12", "16"),
+        label="Number of vectors per token",
+        title="Number of vectors per token",
+        hint="1–4 for simple things, 8–16 for complex characters. Each takes one of a prompt’s 75 places. auto = one for each word above.",
+        help="how many vectors: {range}, or `auto` for one for each token of the words",
+        option="vectors",
+        metavar="N",
+    )
+    overwrite: bool = setting(
+        False,
+        label="Overwrite Old Embedding",
+        hint="Begin anew if the name is taken; what it has learned is lost.",
+        help="begin anew if the name is taken, by a .pt or .bin too; what that embedding has learned is lost",
+        saved=False,
+    )
