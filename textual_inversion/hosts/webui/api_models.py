@@ -87,7 +87,7 @@ class _Strict(BaseModel):
             extra = "forbid"
 
 
-def _request_fields(settings: type[Settings], other_words: Mapping[str, str] = {}) -> dict[str, Any]:
+def request_fields(settings: type[Settings], other_words: Mapping[str, str] = {}) -> dict[str, Any]:
     """The fields of a request that takes these settings, for `create_model`; strict, since a slip of the pen is no number."""
     return {
         each.name: (
@@ -103,13 +103,13 @@ TrainRequest = create_model(
     "TrainRequest",
     __base__=_Strict,
     __module__=__name__,
-    **_request_fields(TrainingConfig, _OTHER_WORDS),
+    **request_fields(TrainingConfig, _OTHER_WORDS),
     wait=(StrictBool, _WAIT),
 )
 TrainRequest.__doc__ = "All settings of one training run."
 
 
-CreateRequest = create_model("CreateRequest", __base__=_Strict, __module__=__name__, **_request_fields(NewEmbedding))
+CreateRequest = create_model("CreateRequest", __base__=_Strict, __module__=__name__, **request_fields(NewEmbedding))
 CreateRequest.__doc__ = "A new embedding."
 
 
