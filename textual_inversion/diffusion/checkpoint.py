@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from textual_inversion.errors import CheckpointError, UnsupportedCheckpointError
-from textual_inversion.files import FileStamp, sha256_of
+from textual_inversion.errors import CheckpointError, EmbeddingError, UnsupportedCheckpointError
+from textual_inversion.files import FileStamp, os_error_words, sha256_of
+from textual_inversion.formats import MAX_READ_BYTES, open_file, read_header
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
-_MAX_HEADER = 100 * 2**20
 _TABLE = "text_model.embeddings.token_embedding.weight"
 #: The tensors that hold the token tables of SD1, SD2 and SDXL, best placed first -> their text encoders.
 _TOKEN_TABLES = {
@@ -71,7 +70,7 @@ class CheckpointFile:
             raise CheckpointError(
                 f"{path.name} is not a .safetensors file; convert it to .safetensors, the only kind read so far.", path=path
             )
-        stored = _read_header(path)
+        stored = _read_shapes(path)
         renamed = {TEXT + "text_model." + key[len(TEXT) :]: key for key in stored if key.startswith(_OLD_TEXT)}
         old = set(renamed.values())
         shapes = {key: shape for key, shape in stored.items() if key not in old}
@@ -192,30 +191,19 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
-def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape, from the header of a safetensors file: 8 bytes of length, then JSON."""
+def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape, from the header of a safetensors file."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(_MAX_HEADER, path.stat().st_size - 8):
-                raise ValueError("its first bytes are no header")
-            header = json.loads(file.read(length))
-        if not isinstance(header, dict):
-            raise ValueError("its header lists no tensors")
-        return {key: _shape(key, entry) for key, entry in header.items() if key != "__metadata__"}
-    except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read ({error.strerror}); check the file and its folder.", path=path) from error
-    except (ValueError, RecursionError) as error:
+        with open_file(path) as source:
+            header = read_header(source, max_bytes=MAX_READ_BYTES)
+    except EmbeddingError as error:
+        if isinstance(error.__cause__, OSError):
+            words = os_error_words(error.__cause__)
+            raise CheckpointError(f"{path.name} cannot be read ({words}); check the file and its folder.", path=path) from error
         raise CheckpointError(
-            f"{path.name} is not a .safetensors checkpoint, or damaged ({error}); download it again.", path=path
+            f"{path.name} is not a .safetensors checkpoint, or damaged; download it again: {error.reason}", path=path
         ) from error
-
-
-def _shape(key: str, entry: object) -> tuple[int, ...]:
-    shape = entry.get("shape") if isinstance(entry, dict) else None
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"its header describes {key[:60]!r} without a shape")
-    return tuple(shape)
+    return {key: entry.shape for key, entry in header.tensors.items()}
 
 
 def check_family(file: CheckpointFile) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from textual_inversion.formats.containers.file_bytes import MAX_READ_BYTES, FileBytes, file_sha256, open_file, write_atomic
-from textual_inversion.formats.containers.safetensors_file import is_safetensors, read_safetensors, write_safetensors
+from textual_inversion.formats.containers.safetensors_file import is_safetensors, read_header, read_safetensors, write_safetensors
 from textual_inversion.formats.containers.tensors import StoredTensor
 from textual_inversion.formats.containers.torch_file import ZIP_START, is_torch_file, read_torch_file
 from textual_inversion.formats.containers.unpickler import may_import, walk_pickle
@@ -40,6 +40,7 @@ __all__ = [
     "may_import",
     "open_file",
     "read_all",
+    "read_header",
     "read_safetensors",
     "read_torch_file",
     "save",

@@ -1,8 +1,8 @@
-"""The safetensors container, read and written byte by byte. Knows nothing of embeddings.
+"""The safetensors container, read and written byte by byte.
 
-An own reader because the bytes that are checked are then the bytes that are used, and because a WebUI may replace the
-library's functions; an own writer because the library's orders metadata at random, so equal embeddings would differ in hash.
-The format: https://github.com/huggingface/safetensors#format
+The library's reader is not used for embeddings, because a WebUI may replace its functions, and because here the bytes that were
+checked are the bytes that are used. Its writer is not used because it orders metadata at random, so that equal embeddings would
+differ in hash. The format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -36,9 +36,54 @@ _DTYPES = {
 }
 
 
+class TensorEntry(NamedTuple):
+    """A tensor as the header describes it: type as shown, shape, and the bytes from `begin` up to `end` of the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Header(NamedTuple):
+    """The header of a safetensors file: its tensors by name, its metadata, and where in the file the data begins."""
+
+    tensors: dict[str, TensorEntry]
+    metadata: dict[str, str]
+    start: int
+
+
 def is_safetensors(source: FileBytes) -> bool:
     """Whether the file begins as a safetensors file does: eight bytes of length, then a JSON object."""
     return source.read(8, 9) == b"{"
+
+
+def read_header(source: FileBytes, *, max_bytes: int = MAX_HEADER_BYTES) -> Header:
+    """The header; each of its entries is checked by itself, none against the data or the others.
+
+    Raises:
+        EmbeddingError: the header is damaged, or larger than `max_bytes`.
+    """
+    if source.size < 8:
+        raise EmbeddingError("it has no safetensors header; the file is cut off or damaged.")
+    (length,) = struct.unpack("<Q", source.read(0, 8))
+    if length > source.size - 8:
+        raise EmbeddingError(f"the safetensors header claims {length} bytes, the file has {source.size}; the file is cut off or damaged.")
+    if length > max_bytes:
+        raise EmbeddingError(f"the safetensors header has {length} bytes; an embedding's has some hundreds, {max_bytes} are read.")
+    text = source.read(8, 8 + length)
+    if text.count(b"{") + text.count(b"[") > _MAX_BRACKETS:
+        raise EmbeddingError(f"the safetensors header holds more than {_MAX_BRACKETS} objects and lists; an embedding's has a few.")
+    try:
+        entries = _JSON.decode(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise EmbeddingError("the safetensors header is not valid JSON; the file is damaged.") from error
+    if not isinstance(entries, dict):
+        raise EmbeddingError("the safetensors header is not a JSON object; the file is damaged.")
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise EmbeddingError("the safetensors header has metadata that is not text; the file is damaged.")
+    return Header({key: _tensor_entry(key, entry) for key, entry in entries.items()}, metadata, 8 + length)
 
 
 def read_safetensors(source: FileBytes) -> Contents:
@@ -47,22 +92,19 @@ def read_safetensors(source: FileBytes) -> Contents:
     Raises:
         EmbeddingError: the header is damaged, too large, or promises other data than the file holds.
     """
-    header, start = _read_header(source)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise EmbeddingError("the safetensors header has metadata that is not text; the file is damaged.")
-    if len(header) > MAX_TENSORS:
-        raise EmbeddingError(f"the file holds {len(header)} tensors; an embedding has a few.")
-    spans = {key: _span(key, entry) for key, entry in header.items()}
+    header = read_header(source)
+    if len(header.tensors) > MAX_TENSORS:
+        raise EmbeddingError(f"the file holds {len(header.tensors)} tensors; an embedding has a few.")
     end = 0
-    for begin, stop in sorted((span.begin, span.end) for span in spans.values()):
+    for begin, stop in sorted((entry.begin, entry.end) for entry in header.tensors.values()):
         if begin != end:
             raise EmbeddingError("the safetensors header lists tensors that overlap or leave gaps; the file is damaged.")
         end = stop
-    if start + end != source.size:
-        found = source.size - start
-        raise EmbeddingError(f"the safetensors header promises {end} bytes of data but {found} follow; the file is cut off or damaged.")
-    return Contents("safetensors", {key: _stored(source, start, span) for key, span in spans.items()}, metadata)
+    if header.start + end != source.size:
+        rest = source.size - header.start
+        raise EmbeddingError(f"the safetensors header promises {end} bytes of data but {rest} follow; the file is cut off or damaged.")
+    tree = {key: _stored(source, header.start, entry) for key, entry in header.tensors.items()}
+    return Contents("safetensors", tree, header.metadata)
 
 
 def write_safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
@@ -79,54 +121,26 @@ def write_safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str]
     return struct.pack("<Q", len(text)) + text + b"".join(parts)
 
 
-def _read_header(source: FileBytes) -> tuple[dict[str, Any], int]:
-    """The header as a dict, and where the data after it begins."""
-    (length,) = struct.unpack("<Q", source.read(0, 8))
-    if length > source.size - 8:
-        raise EmbeddingError(f"the safetensors header claims {length} bytes, the file has {source.size}; the file is cut off or damaged.")
-    if length > MAX_HEADER_BYTES:
-        raise EmbeddingError(f"the safetensors header has {length} bytes; an embedding's has some hundreds, {MAX_HEADER_BYTES} are read.")
-    text = source.read(8, 8 + length)
-    if text.count(b"{") + text.count(b"[") > _MAX_BRACKETS:
-        raise EmbeddingError(f"the safetensors header holds more than {_MAX_BRACKETS} objects and lists; an embedding's has a few.")
-    try:
-        header = _JSON.decode(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise EmbeddingError("the safetensors header is not valid JSON; the file is damaged.") from error
-    if not isinstance(header, dict):
-        raise EmbeddingError("the safetensors header is not a JSON object; the file is damaged.")
-    return header, 8 + length
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a key occurs twice")
     return result
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_unique)  # made once, because a library has thousands of headers
+_JSON = json.JSONDecoder(object_pairs_hook=_refuse_twice)  # made once, because a library has thousands of headers
 
 
-class _Span(NamedTuple):
-    """One header entry: type as shown, shape, and the bytes from `begin` up to `end` of the data."""
-
-    dtype: str
-    shape: list[int]
-    begin: int
-    end: int
-
-
-def _span(key: str, entry: object) -> _Span:
+def _tensor_entry(key: str, entry: object) -> TensorEntry:
     values = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = values.get("dtype"), values.get("shape"), values.get("data_offsets")
     if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise EmbeddingError(f"the safetensors header describes {key[:60]!r} wrongly; the file is damaged.")
+        raise EmbeddingError(f"the safetensors header describes {key[:60]!r} wrongly; the file is damaged.", field=key)
     begin, end = offsets
     known = _DTYPES.get(dtype)
     if known is not None and end - begin != math.prod(shape) * ELEMENT_SIZES[known]:
-        raise EmbeddingError(f"{key[:60]!r} has shape {shape[:4]} as {dtype} but {end - begin} bytes; the file is damaged.")
-    return _Span(known or dtype[:20].lower(), shape, begin, end)
+        raise EmbeddingError(f"{key[:60]!r} has shape {shape[:4]} as {dtype} but {end - begin} bytes; the file is damaged.", field=key)
+    return TensorEntry(known or dtype[:20].lower(), tuple(shape), begin, end)
 
 
 def _counts(value: object) -> TypeGuard[list[int]]:
@@ -134,8 +148,8 @@ def _counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and len(value) <= 8 and all(type(item) is int and 0 <= item < 2**40 for item in value)
 
 
-def _stored(source: FileBytes, start: int, span: _Span) -> StoredTensor:
+def _stored(source: FileBytes, start: int, entry: TensorEntry) -> StoredTensor:
     def read() -> torch.Tensor:
-        return tensor_from(source.read(start + span.begin, start + span.end), span.dtype, span.shape)
+        return tensor_from(source.read(start + entry.begin, start + entry.end), entry.dtype, entry.shape)
 
-    return StoredTensor(tuple(span.shape), span.dtype, read)
+    return StoredTensor(entry.shape, entry.dtype, read)
