@@ -14,8 +14,8 @@ _BAND_PIXELS = 8_000_000  # converted at a time, so that a large picture is in m
 def eight_bit_colours(image: Image.Image) -> Image.Image:
     """RGBA where something shows through, else RGB; greyscale of 16 and 32 bits is scaled to 8. It may be `image` itself."""
     if image.mode[0] in "IF":
-        scale = _scale(image)
-        return _by_bands(image, lambda band: _grey(band, scale).convert("RGB"))
+        scale = _scale_to_8_bits(image)
+        return _by_bands(image, lambda band: Image.fromarray((_values(band) * scale).round().clip(0, 255).astype(np.uint8)).convert("RGB"))
     if not (image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info):
         return image if image.mode == "RGB" else image.convert("RGB")
     colours = image if image.mode == "RGBA" else image.convert("RGBA")
@@ -50,16 +50,12 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def _scale(image: Image.Image) -> float:
+def _scale_to_8_bits(image: Image.Image) -> float:
     """Factor that brings deep greyscale to 8 bits; Pillow would clip it at 255 instead of scaling it."""
     peak = max(float(_values(band).max()) for _, band in _bands(image))
     if image.mode == "F":
         return 255.0 if peak <= 1 else 1.0
     return 255 / 65535 if peak <= 65535 else 255 / (2**31 - 1)
-
-
-def _grey(image: Image.Image, scale: float) -> Image.Image:
-    return Image.fromarray((_values(image) * scale).round().clip(0, 255).astype(np.uint8))
 
 
 def _values(image: Image.Image) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -30,11 +30,11 @@ def find_images(folder: str | Path) -> list[Path]:
     """
     path = _existing_folder(folder)
     try:
-        files = [entry for entry in path.iterdir() if _is_picture(entry)]
+        files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()]
     except OSError as error:
         raise DatasetError(f"The folder {path} cannot be listed ({os_error_words(error)}); check its permissions.", path=path) from error
-    names = {file.stem.casefold() for file in files}
-    return sorted((file for file in files if not _is_mask(file, names)), key=natural_key)
+    masks = {(file.stem + MASK_ENDING).casefold() for file in files}
+    return sorted((file for file in files if file.name.casefold() not in masks), key=natural_key)
 
 
 def require_images(folder: str | Path) -> list[Path]:
@@ -75,12 +75,3 @@ def _existing_folder(folder: str | Path) -> Path:
         return path
     fault = "is a file, not a folder" if os.path.exists(path) else "does not exist"
     raise DatasetError(f"The folder of pictures {path} {fault}; choose a folder with pictures in it.", path=path)
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def _is_mask(path: Path, names: set[str]) -> bool:
-    name = path.name.casefold()
-    return name.endswith(MASK_ENDING) and name[: -len(MASK_ENDING)] in names

@@ -37,7 +37,9 @@ class Blip:
         from transformers import AutoTokenizer, BlipForConditionalGeneration
 
         try:
-            settings = _settings(folder)
+            file = folder / "preprocessor_config.json"
+            contents = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+            options: dict[str, Any] = contents if isinstance(contents, dict) else {}
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = BlipForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
@@ -51,7 +53,10 @@ class Blip:
         self._device, self._type = device, torch.float16 if half else torch.float32
         self._model: Any = model.to(device=device, dtype=self._type).eval()
         self._side = int(self._model.config.vision_config.image_size)
-        self._mean, self._std = (np.array(settings.get(name, usual)) for name, usual in (("image_mean", _MEAN), ("image_std", _STD)))
+        self._mean, self._std = (
+            np.array(options.get(name, usual))
+            for name, usual in (("image_mean", _MEAN), ("image_std", _STD))
+        )
 
     def __call__(self, image: Image.Image, /) -> str:
         """A sentence of at most 48 tokens about an RGB picture."""
@@ -115,11 +120,3 @@ def _in_hub_cache(model: str) -> Path | None:
     except (OSError, ValueError):
         return None
     return folder if (folder / "model.safetensors").is_file() else None
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return settings if isinstance(settings, dict) else {}

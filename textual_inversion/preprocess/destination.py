@@ -69,8 +69,15 @@ class Destination:
 
     def _source_stem(self, name: str) -> str:
         """Stem of the source of a result; where captions are names, only the note inside the result tells it."""
-        source = _read_note(self.folder / name).get("source") if self.config.caption_place == "name" else None
-        return Path(source).stem if isinstance(source, str) else stem_of(name)
+        if self.config.caption_place == "name":
+            try:
+                with Image.open(self.folder / name, formats=["PNG"]) as image:
+                    source = _parse_note(image.info.get(_CHUNK)).get("source")
+            except (OSError, SyntaxError, ValueError):
+                source = None
+            if isinstance(source, str):
+                return Path(source).stem
+        return stem_of(name)
 
     def target(self, number: int, source: Path, view: PlannedView, flip: str) -> Path:
         """Where a result goes."""
@@ -131,16 +138,8 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _read_note(path: Path) -> dict[str, Any]:
-    """The note about its source that lies in a result; empty where there is none."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return _parse_note(image.info.get(_CHUNK))
-    except (OSError, SyntaxError, ValueError):
-        return {}
-
-
 def _parse_note(text: object) -> dict[str, Any]:
+    """The note about its source that lies in a result; empty where there is none."""
     try:
         note = json.loads(text) if isinstance(text, str) else {}
     except (ValueError, RecursionError):

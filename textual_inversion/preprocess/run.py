@@ -84,40 +84,32 @@ def preprocess(
         ConfigError: a captioner that is not there, or a plan of other settings.
         DatasetError: no such source, no pictures in it, or the destination cannot be written (no permission, disk full).
     """
-    todo, writer = _prepare(config, planned, captioners or {})
+    if planned is not None and any(item.settings != config.fingerprint for item in planned):
+        raise ConfigError("These pictures were looked at with other settings; look at them again before writing.")
+    describer, destination = Describer(config, None if planned is not None else captioners or {}), Destination(config)
+    if planned is None:
+        sources = require_images(config.source_path)
+        planned = [Planned(source, number) for source, number in zip(sources, destination.number(sources))]
+    destination.prepare()
+    writer = Writer(Planner(config, describer, destination))
     report = PreprocessReport(notes=notes(config))
     done = 0
-    with one_thread(), closing(in_order(writer.process, todo, workers or default_workers(), should_stop)) as outcomes:
+    with one_thread(), closing(in_order(writer.process, planned, workers or default_workers(), should_stop)) as outcomes:
         try:
             for outcome in outcomes:
                 report.add(outcome)
                 done += 1
                 if progress:
-                    progress(done, len(todo), todo[done - 1].source.name)
+                    progress(done, len(planned), planned[done - 1].source.name)
         except OSError as error:
             raise write_error(config.destination_path, error, len(report.written)) from error
-    return replace(report, stopped=done < len(todo))
+    return replace(report, stopped=done < len(planned))
 
 
 def notes(config: PreprocessConfig) -> list[str]:
     """Sentences on what this machine cannot do for these settings."""
     faces = why_no_faces() if config.focal_crop and config.face_weight and not config.captions_only else ""
     return [faces] if faces else []
-
-
-def _prepare(
-    config: PreprocessConfig, planned: Sequence[Planned] | None, captioners: Mapping[str, Captioner]
-) -> tuple[list[Planned], Writer]:
-    if planned is None:
-        describer, destination = Describer(config, captioners), Destination(config)
-        sources = require_images(config.source_path)
-        todo = [Planned(source, number) for source, number in zip(sources, destination.number(sources))]
-    elif any(item.settings != config.fingerprint for item in planned):
-        raise ConfigError("These pictures were looked at with other settings; look at them again before writing.")
-    else:
-        describer, destination, todo = Describer(config, None), Destination(config), list(planned)
-    destination.prepare()
-    return todo, Writer(Planner(config, describer, destination))
 
 
 class Writer:

@@ -129,18 +129,16 @@ class _Job:
     def read(self, index: int) -> _Read | DatasetError:
         """Read the picture `index`, or take its tensors from the store; an error is returned, so that the others go on."""
         try:
-            key = self._key(index) if self.store else ""
-            stored = self.store.get(key) if self.store else None
+            if self.store is None:
+                return _Read(views=self.training_set.views(index))
+            picture, options = self.training_set.pictures[index], self.training_set.options
+            files = [picture.path, *([mask_file(picture.path)] if options.weighted else [])]
+            settings = [picture.size, picture.places, self.sides, options.background, options.weighted, options.whole]
+            key = self.store.key(files, settings)
+            stored = self.store.get(key)
             return _Read(key, stored=stored) if stored else _Read(key, self.training_set.views(index))
         except DatasetError as error:
             return error
-
-    def _key(self, index: int) -> str:
-        assert self.store is not None
-        picture, options = self.training_set.pictures[index], self.training_set.options
-        files = [picture.path, *([mask_file(picture.path)] if options.weighted else [])]
-        settings = [picture.size, picture.places, self.sides, options.background, options.weighted, options.whole]
-        return self.store.key(files, settings)
 
 
 class _Bucket:

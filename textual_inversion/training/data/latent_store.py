@@ -63,10 +63,15 @@ class LatentStore:
         except OSError:
             return None
         try:
-            return _parsed(data)
+            source = FileBytes(data)
+            contents = read_safetensors(source) if is_safetensors(source) else None
+            tensors = {name: stored.read() for name, stored in contents.tree.items()} if contents else {}
         except EmbeddingError:
+            contents, tensors = None, {}
+        if contents is None or not {"mean", "std"} <= set(tensors) or _checksum(tensors) != contents.metadata.get(_SUM):
             self._note("damaged", f"Latents kept in {self.folder} were damaged; those pictures are encoded anew.")
             return None
+        return tensors
 
     def put(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
         """Keep fp32 tensors under `key`, all or nothing."""
@@ -115,17 +120,6 @@ def encoder_hash(*modules: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _parsed(data: bytes) -> dict[str, torch.Tensor]:
-    source = FileBytes(data)
-    if not is_safetensors(source):
-        raise EmbeddingError("it is no safetensors file.")
-    contents = read_safetensors(source)
-    tensors = {name: stored.read() for name, stored in contents.tree.items()}
-    if not {"mean", "std"} <= set(tensors) or _checksum(tensors) != contents.metadata.get(_SUM):
-        raise EmbeddingError("the checksum does not fit.")
-    return tensors
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

@@ -35,14 +35,14 @@ class DataOrder:
 
     def next_batch(self) -> list[int]:
         """The next `batch_size` indices, each from 0 to `n_pictures` - 1."""
-        return [self._next() for _ in range(self.batch_size)]
-
-    def _next(self) -> int:
-        if self._position == len(self._order):
-            self._order = torch.randperm(self.n_pictures, generator=self._generator).tolist()
-            self._position = 0
-        self._position += 1
-        return self._order[self._position - 1]
+        batch = []
+        for _ in range(self.batch_size):
+            if self._position == len(self._order):
+                self._order = torch.randperm(self.n_pictures, generator=self._generator).tolist()
+                self._position = 0
+            batch.append(self._order[self._position])
+            self._position += 1
+        return batch
 
 
 class BucketOrder:

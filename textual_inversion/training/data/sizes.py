@@ -44,7 +44,11 @@ class Sizing:
             DatasetError: it is to keep its size, and a side is below 64 or above 2048 pixels.
         """
         if self.method == OWN:
-            return _own_size(original)
+            width, height = (side // DOWNSCALE * DOWNSCALE for side in original)
+            if min(width, height) < MIN_SIDE or max(width, height) > MAX_SIDE:
+                limits = f"pictures that keep their size may have sides of {MIN_SIDE} to {MAX_SIDE}"
+                raise DatasetError(f"it is {original[0]} x {original[1]} pixels, and {limits}")
+            return width, height
         if self.method == BUCKETS:
             return min(
                 bucket_sizes(self.width, self.height, self.step), key=lambda size: (cropped_share(original, size), -size[0] * size[1])
@@ -75,12 +79,3 @@ def bucket_sizes(width: int, height: int, step: int) -> tuple[Size, ...]:
     sizes = {(long, int(area / long // step) * step) for long in sides}
     sizes = {size for size in sizes | {(b, a) for a, b in sizes} if min(size) >= max(MIN_SIDE, step) and max(size) <= MAX_SIDE}
     return tuple(sorted(sizes | {(width, height)}))
-
-
-def _own_size(original: Size) -> Size:
-    width, height = (side // DOWNSCALE * DOWNSCALE for side in original)
-    if min(width, height) < MIN_SIDE or max(width, height) > MAX_SIDE:
-        raise DatasetError(
-            f"it is {original[0]} x {original[1]} pixels, and pictures that keep their size may have sides of {MIN_SIDE} to {MAX_SIDE}"
-        )
-    return width, height

@@ -130,13 +130,12 @@ def _files(folder: str | Path, *, subfolders: bool) -> list[tuple[Path, int]]:
     folders = [Path(place) for place, _, _ in os.walk(Path(folder).expanduser())]
     top = folders[0]
     visible = [place for place in folders if not any(part.startswith(".") for part in place.relative_to(top).parts)]
-    files = [(path, _repeats(place) if place != top else 1) for place in sorted(visible) for path in find_images(place)]
+    files = []
+    for place in sorted(visible):
+        match = _REPEATS.match(place.name) if place != top else None
+        repeats = min(MAX_REPEATS, max(1, int(match[1]))) if match else 1
+        files += [(path, repeats) for path in find_images(place)]
     return files or [(path, 1) for path in require_images(folder)]
-
-
-def _repeats(folder: Path) -> int:
-    match = _REPEATS.match(folder.name)
-    return min(MAX_REPEATS, max(1, int(match[1]))) if match else 1
 
 
 def _entry(path: Path, repeats: int, options: DatasetOptions) -> TrainingPicture | DatasetError:

@@ -54,7 +54,11 @@ def load_views(path: Path, original: Size, size: Size, places: tuple[Place, ...]
     # A JPEG of that size is decoded at a fraction that still covers the crop.
     least = size if original[0] * original[1] > _LARGE and not options.whole else None
     colours = read_colours(path, least)
-    mask = _weight_mask(path, colours) if options.weighted else None
+    mask = read_mask(path) if options.weighted else None
+    if mask is not None and mask.size != colours.size:
+        mask = mask.resize(colours.size, Image.Resampling.BILINEAR)
+    if options.weighted and mask is None and colours.mode == "RGBA":
+        mask = colours.getchannel("A")
     rgb = on_colour(colours, options.background)
     views = []
     for place in places:
@@ -104,11 +108,3 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     """Pixels of an RGB picture as uint8 [3, height, width], 0 to 255, on the CPU."""
     pixels = np.array(image.convert("RGB"), dtype=np.uint8)  # h w 3
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def _weight_mask(path: Path, colours: Image.Image) -> Image.Image | None:
-    """The greyscale of what counts, as large as the picture: its mask, or else its alpha; None where there is neither."""
-    mask = read_mask(path)
-    if mask is not None:
-        return mask if mask.size == colours.size else mask.resize(colours.size, Image.Resampling.BILINEAR)
-    return colours.getchannel("A") if colours.mode == "RGBA" else None
