@@ -1,4 +1,4 @@
-"""The learned artefact: vectors for each text encoder and where they came from. Knows nothing of files or models.
+"""The learned artefact: vectors for each text encoder, their provenance, and the names that an embedding can have.
 
 Legend for shapes in the whole package: b batch, c channels, h w latent size, l tokens, d width, n vectors.
 """
@@ -58,18 +58,18 @@ def check_name(name: str) -> str:
             letters with their accents, digits, `._-` and space.
     """
     if not name or name != name.strip():
-        raise InvalidNameError(f"The name {name!r} is empty or begins or ends with a space; give a word such as 'my-cat'.")
+        raise InvalidNameError(f"The name {name!r} is empty or begins or ends with a space; give a word such as 'my-cat'.", setting="name")
     if len(name) > MAX_NAME_LENGTH:
-        raise InvalidNameError(f"The name has {len(name)} characters; {MAX_NAME_LENGTH} are the most.")
+        raise InvalidNameError(f"The name has {len(name)} characters; {MAX_NAME_LENGTH} are the most.", setting="name")
     if "/" in name or "\\" in name or name.startswith("."):
-        raise InvalidNameError(f"The name {name!r} has a path in it; give a name only, and choose the folder separately.")
+        raise InvalidNameError(f"The name {name!r} has a path in it; give a name only, and choose the folder separately.", setting="name")
     if _without_odd(name) != name or _RESERVED.fullmatch(name) or _BREAK.search(name) or name.endswith("."):
-        raise InvalidNameError(f"The name {name!r} cannot be used; letters, digits, '.', '_', '-' and spaces can.")
+        raise InvalidNameError(f"The name {name!r} cannot be used; letters, digits, '.', '_', '-' and spaces can.", setting="name")
     return name
 
 
 def clean_name(text: str) -> str:
-    """Turn any text, such as a file's stem, into a name that passes `check_name`; what cannot be kept becomes `_`."""
+    """Turn any text, such as a file's stem, into a name that passes `check_name`; characters that no name holds become `_`."""
     name = _BREAK.sub("break", _without_odd(text[:MAX_NAME_LENGTH]).strip(". "))
     if not name:
         return "embedding"
@@ -77,8 +77,8 @@ def clean_name(text: str) -> str:
 
 
 def _without_odd(text: str) -> str:
-    """`text` with `_` for what no name holds; marks stay, as many scripts write vowels by them, and some systems every accent."""
-    return _ODD.sub(lambda found: found[0] if unicodedata.category(found[0]).startswith("M") else "_", text)
+    """`text` with `_` for every character that no name holds; marks stay: many scripts write vowels by them, some systems accents."""
+    return _ODD.sub(lambda match: match[0] if unicodedata.category(match[0]).startswith("M") else "_", text)
 
 
 def word_name(text: str) -> str:
@@ -131,9 +131,11 @@ class Embedding:
             raise EmbeddingError(f"The embedding {self.name!r} holds no vectors.")
         for encoder, tensor in self.vectors.items():
             if tensor.ndim != 2 or 0 in tensor.shape:
-                raise EmbeddingError(f"{self.name!r} has a tensor of shape {list(tensor.shape)} for {encoder}; expected [vectors, width].")
+                raise EmbeddingError(
+                    f"{self.name!r} has a tensor of shape {list(tensor.shape)} for {encoder}; expected [vectors, width].", field=encoder
+                )
             if tensor.shape[0] > MAX_VECTORS:
-                raise EmbeddingError(f"{self.name!r} has {tensor.shape[0]} vectors; a prompt's chunk holds {MAX_VECTORS}.")
+                raise EmbeddingError(f"{self.name!r} has {tensor.shape[0]} vectors; a prompt's chunk holds {MAX_VECTORS}.", field=encoder)
         object.__setattr__(self, "vectors", {key: value.detach().to("cpu", torch.float32) for key, value in self.vectors.items()})
 
     @property

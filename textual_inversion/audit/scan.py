@@ -64,10 +64,10 @@ def scan_folder(folder: str | Path, progress: Progress | None = None) -> Iterato
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
-        raise ConfigError(f"There is no folder {folder}; give the folder of your embeddings.")
+        raise ConfigError(f"There is no folder {folder}; give the folder of your embeddings.", path=folder)
     paths, unreadable = _files(folder)
     if folder in unreadable:
-        raise ConfigError(f"The folder {folder} cannot be listed: {unreadable[folder]}.")
+        raise ConfigError(f"The folder {folder} cannot be listed: {unreadable[folder]}.", path=folder)
     for path, reason in unreadable.items():
         verdict = f"{Kind.UNCHECKED}: the folder cannot be listed: {reason}."
         yield ScannedFile(path, Kind.UNCHECKED, verdict, folder=folder)
@@ -93,7 +93,7 @@ def quarantine(file: ScannedFile, folder: str | Path | None = None) -> Path:
         EmbeddingError: it is not dangerous, changed since it was judged, is or lies behind a link, or cannot be moved; it stays.
     """
     if not file.dangerous:
-        raise EmbeddingError("it is not dangerous, so it stays where it is.")
+        raise EmbeddingError("it is not dangerous, so it stays where it is.", path=file.path)
     return _move(file, Path(folder) if folder else file.folder / QUARANTINE, UNSAFE_ENDING)
 
 
@@ -111,11 +111,11 @@ def to_safetensors(file: ScannedFile, *, replace: bool = False) -> list[Path]:
             lost (with `replace`), or a file cannot be written or moved; the original stays.
     """
     if not file.convertible:
-        raise EmbeddingError("there is nothing to convert.")
+        raise EmbeddingError("there is nothing to convert.", path=file.path)
     _check_same(file)
     infos = [embedding.info for embedding in file.embeddings]
     if replace and (lost := [info.word for info in infos if info.unusable]):
-        raise EmbeddingError(f"{lost[0]!r} in it cannot be converted, so it was not replaced.")
+        raise EmbeddingError(f"{lost[0]!r} in it cannot be converted, so it was not replaced.", path=file.path)
     written = [path for info in infos if not info.unusable and (path := _convert(file.path, info.word))]
     if replace:
         _move(file, file.folder / ORIGINALS, ORIGINAL_ENDING)
@@ -157,15 +157,15 @@ def _check_same(file: ScannedFile) -> None:
     path = file.path
     try:
         if stat.S_ISLNK(os.lstat(path).st_mode):
-            raise EmbeddingError(f"it is a link to {os.path.realpath(path)}, which stays untouched.")
+            raise EmbeddingError(f"it is a link to {os.path.realpath(path)}, which stays untouched.", path=path)
     except OSError as error:
-        raise EmbeddingError(f"it cannot be found any more: {os_error_words(error)}.") from error
+        raise EmbeddingError(f"it cannot be found any more: {os_error_words(error)}.", path=path) from error
     inside = Path(os.path.realpath(path.parent))
     top = Path(os.path.realpath(file.folder))
     if inside != top and top not in inside.parents:
-        raise EmbeddingError(f"a link leads to it in {inside}, outside of the scanned folder; scan that folder itself.")
+        raise EmbeddingError(f"a link leads to it in {inside}, outside of the scanned folder; scan that folder itself.", path=path)
     if file.stamp is None or FileStamp.of(path) != file.stamp:
-        raise EmbeddingError("it changed since it was judged; scan again.")
+        raise EmbeddingError("it changed since it was judged; scan again.", path=path)
 
 
 def _target(path: Path, word: str | None) -> Path:
@@ -173,7 +173,7 @@ def _target(path: Path, word: str | None) -> Path:
 
 
 def _convert(path: Path, word: str | None) -> Path | None:
-    """Write one embedding of the file beside it; None when the same one is there already."""
+    """Write one embedding of the file beside it; None when that file exists already with the same vectors."""
     embedding = load(path, word=word)
     target = _target(path, word)
     try:
@@ -181,9 +181,9 @@ def _convert(path: Path, word: str | None) -> Path | None:
     except NameTakenError as error:
         if _same_vectors(target, embedding):
             return None
-        raise EmbeddingError(f"{target.name} is there already and holds something else; rename one of them.") from error
+        raise EmbeddingError(f"{target.name} is there already and holds something else; rename one of them.", path=target) from error
     if not _same_vectors(target, embedding):
-        raise EmbeddingError(f"{target.name} does not read back as it was written; check the disk.")
+        raise EmbeddingError(f"{target.name} does not read back as it was written; check the disk.", path=target)
     return target
 
 
@@ -199,18 +199,18 @@ def _same_vectors(path: Path, embedding: Embedding) -> bool:
 
 
 def _move(file: ScannedFile, folder: Path, ending: str) -> Path:
-    """Move the judged file below `folder`, its subfolder kept and `ending` added; never overwrites, and all or nothing."""
+    """Move the judged file below `folder`, its subfolder kept and `ending` added. Nothing is overwritten, and a failure changes nothing."""
     _check_same(file)
-    place = folder / file.path.relative_to(file.folder).parent
+    parent = folder / file.path.relative_to(file.folder).parent
     target: Path | None = None
     try:
-        os.makedirs(place, exist_ok=True)
-        target = _reserve(place, file.path.name, ending)
+        os.makedirs(parent, exist_ok=True)
+        target = _reserve(parent, file.path.name, ending)
         _replace(file.path, target)
     except (OSError, ValueError) as error:
         if target is not None and os.path.lexists(file.path):
             target.unlink(missing_ok=True)
-        raise EmbeddingError(f"it was not moved to {place}: {os_error_words(error)}.") from error
+        raise EmbeddingError(f"it was not moved to {parent}: {os_error_words(error)}.", path=file.path) from error
     return target
 
 

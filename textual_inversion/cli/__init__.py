@@ -22,7 +22,11 @@ from textual_inversion.errors import TextualInversionError, TrainingError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 for training that had to stop or bad files, 2 for bad input, 130 after Ctrl+C."""
+    """Run one command.
+
+    Returns:
+        The exit status: 0, 1 for training that had to stop or for bad files, 2 for bad input, 130 after Ctrl+C.
+    """
     options = build_parser().parse_args(arguments)
     try:
         with logged(), enough_memory("do this", "choose a smaller size, batch size or checkpoint, or close other programs"):

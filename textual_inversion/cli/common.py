@@ -1,4 +1,4 @@
-"""What the commands share: their parsers, their lines for people, the folder of embeddings. Knows no command."""
+"""Shared by the commands: options and their help, the checks before slow imports, the folder of embeddings, the checkpoint."""
 
 from __future__ import annotations
 
@@ -26,9 +26,14 @@ _Config = TypeVar("_Config", bound=Settings)
 
 
 def command(commands: Any, name: str, run: Callable[[argparse.Namespace], Result], text: str, usage: str = "") -> argparse.ArgumentParser:
-    """Add a command that `run` does; it may set `status` of its options to another exit status than 0.
+    """Add a command.
 
-    `usage` is what must be given, for a command with too many options to list them twice.
+    Args:
+        commands: argparse's subparsers.
+        name: the command's name.
+        run: does the command and returns its JSON; it may set `status` of the options to another exit status than 0.
+        text: the command in one clause, for `--help`.
+        usage: the required arguments, for a command with too many options to list them in the usage line.
     """
     about = text[0].upper() + text[1:] + "."
     short = f"%(prog)s {usage} [OPTIONS]" if usage else None
@@ -125,25 +130,25 @@ def sized(options: argparse.Namespace, config: _Config, native: int) -> _Config:
 
 
 def check_pictures(folder: str) -> None:
-    """Refuse a folder of pictures that is not there, before anything slow is imported; whoever reads it says the rest.
+    """Refuse a folder of pictures that does not exist, before slow imports; the reader of the pictures checks the rest.
 
     Raises:
         DatasetError: no such folder.
     """
     path = Path(os.path.expanduser(folder))
     if folder.strip() and not os.path.isdir(path):  # not Path.is_dir, which raises where a parent may not be entered
-        found = "is a file, not a folder" if os.path.exists(path) else "does not exist"
-        raise DatasetError(f"The folder of pictures {path} {found}; choose a folder with pictures in it.")
+        fault = "is a file, not a folder" if os.path.exists(path) else "does not exist"
+        raise DatasetError(f"The folder of pictures {path} {fault}; choose a folder with pictures in it.", path=path)
 
 
 def check_embeddings(folder: str | Path) -> None:
-    """Refuse a folder of embeddings that is not there, likewise.
+    """Refuse a folder of embeddings that does not exist, before slow imports.
 
     Raises:
         ConfigError: no such folder.
     """
     if not os.path.isdir(folder):
-        raise ConfigError(f"There is no folder {folder}; give the folder of your embeddings.")
+        raise ConfigError(f"There is no folder {folder}; give the folder of your embeddings.", path=folder)
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
@@ -152,12 +157,12 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def tell(options: argparse.Namespace, text: str) -> None:
-    """A line for people."""
+    """Print a line for people, on standard error when standard output is for JSON."""
     say(text, as_json=options.json)
 
 
 def embeddings_folder(options: argparse.Namespace) -> Path:
-    """The folder of embeddings that was asked for, or the WebUI's."""
+    """The folder given by `--embeddings`, or the WebUI's."""
     if options.embeddings:
         return Path(options.embeddings).expanduser()
     from textual_inversion.hosts.standalone.adapter import default_data_folder
@@ -166,7 +171,7 @@ def embeddings_folder(options: argparse.Namespace) -> Path:
 
 
 def library_of(options: argparse.Namespace, widths: dict[str, int] | None) -> EmbeddingLibrary:
-    """The embeddings of that folder, judged by a checkpoint's widths; raises `ConfigError` when the folder is not there."""
+    """The library of that folder, judged by a checkpoint's widths; raises `ConfigError` when the folder does not exist."""
     folder = embeddings_folder(options)
     if options.embeddings:
         check_embeddings(folder)
@@ -191,28 +196,28 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def checkpoint_path(options: argparse.Namespace) -> Path:
-    """The checkpoint that was asked for, or the tiny one."""
+    """The checkpoint given by `--checkpoint`, or the tiny one."""
     from textual_inversion.diffusion.model import TINY_CHECKPOINT
 
     return Path(options.checkpoint or TINY_CHECKPOINT).expanduser()
 
 
 def load_model(options: argparse.Namespace) -> StableDiffusion:
-    """The model of that checkpoint on that device."""
+    """The model of that checkpoint, on the device and in the precision of the options."""
     from textual_inversion.diffusion.model import TINY_CHECKPOINT, check_device, load_checkpoint
 
     check_device(options.device)
     return load_checkpoint(options.checkpoint or TINY_CHECKPOINT, device=options.device, precision=options.precision)
 
 
-def named_file(options: argparse.Namespace, given: str) -> tuple[Path, str | None]:
-    """The file that was named by its path, or by an embedding's name; then with its word, where the file holds several."""
+def named_file(options: argparse.Namespace, name: str) -> tuple[Path, str | None]:
+    """The file with the path `name`, or of the embedding called `name`; then also its word, where the file holds several."""
     from textual_inversion.formats import READ_ENDINGS
 
-    if os.path.lexists(given) or Path(given).name != given:
-        return Path(given), None
-    if entry := library_of(options, None).find(given):
+    if os.path.lexists(name) or Path(name).name != name:
+        return Path(name), None
+    if entry := library_of(options, None).find(name):
         return entry.path, entry.info.word if entry.info else None
-    if given.lower().endswith(READ_ENDINGS):
-        return Path(given), None  # that there is none is told as for every file
-    raise ConfigError(f"There is no file {given!r}, and no embedding of that name in {embeddings_folder(options)}; give a path.")
+    if name.lower().endswith(READ_ENDINGS):
+        return Path(name), None  # the reader says that it does not exist
+    raise ConfigError(f"There is no file {name!r}, and no embedding of that name in {embeddings_folder(options)}; give a path.")

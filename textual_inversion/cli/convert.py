@@ -1,9 +1,10 @@
-"""The command `convert`: writes an embedding in another layout, and says what that cannot hold."""
+"""The command `convert`: writes an embedding in another layout, and names the facts for which that has no place."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,17 +31,17 @@ def add_convert(commands: Any) -> None:
 def _convert(options: argparse.Namespace) -> Result:
     from textual_inversion import formats
 
-    source, named = named_file(options, options.source)
-    word, destination = options.word or named, options.destination
+    source, entry_word = named_file(options, options.source)
+    word, destination = options.word or entry_word, options.destination
     words = [info.word for info in formats.describe_all(source) if info.word is not None]
     if len(words) > 1 and word is None:
-        raise ConfigError(f"{source} holds {len(words)} embeddings ({', '.join(words[:8])}); choose one with --word.")
+        raise ConfigError(f"{source} holds {len(words)} embeddings ({', '.join(words[:8])}); choose one with --word.", setting="word")
     embedding = formats.load(source, word=word)
     if os.path.isdir(destination):
         endings = {name.casefold(): endings for name, endings in formats.writable_layouts().items()}
         ending = endings.get((options.layout or "").casefold(), (".safetensors",))[0]
         destination = destination / f"{embedding.name}{ending}"
-    path = formats.save(formats.load(source, destination.stem, word=word), destination, overwrite=options.overwrite, layout=options.layout)
+    path = formats.save(replace(embedding, name=destination.stem), destination, overwrite=options.overwrite, layout=options.layout)
     tell(options, str(path))
     lost = _lost(embedding, formats.load(path))
     if lost:
@@ -49,7 +50,7 @@ def _convert(options: argparse.Namespace) -> Result:
 
 
 def _lost(before: Embedding, after: Embedding) -> list[str]:
-    """What an embedding held and its copy does not."""
+    """The facts and vectors of an embedding that its copy does not have, in words."""
     import torch
 
     lost = [f"the vectors for {key}" for key in before.vectors if key not in after.vectors]

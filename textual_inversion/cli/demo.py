@@ -26,7 +26,7 @@ def _demo(options: argparse.Namespace) -> Result:
     from textual_inversion.demo.run import STEPS, demo_config, run_demo
 
     steps = STEPS if options.steps is None else options.steps
-    demo_config(steps, options.seed)  # bad settings are told before the checkpoint is read
+    demo_config(steps, options.seed)  # refuses bad settings before the checkpoint is read
     report = Report(as_json=options.json)
     try:
         result = run_demo(load_model(options), options.out, steps=steps, seed=options.seed, listener=report)

@@ -42,11 +42,11 @@ def add_generate(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> Result:
-    settings = GenerationSettings(**values_of(options, GenerationSettings))  # bad settings are told before torch is imported
+    settings = GenerationSettings(**values_of(options, GenerationSettings))  # refuses bad settings before torch is imported
     from textual_inversion.diffusion.generate import generate
     from textual_inversion.prompts.names import about_unknown, unknown_names
 
-    options.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told before anything is drawn
+    options.out.mkdir(parents=True, exist_ok=True)  # fails before anything is drawn
     model = load_model(options)
     settings = sized(options, settings, model.default_size)
     embeddings = library_of(options, model.widths).as_mapping()

@@ -1,4 +1,4 @@
-"""The command `preprocess`: reads its options, shows the plan or does it, prints. Knows nothing of pixels."""
+"""The command `preprocess`: shows the plan, or carries it out and reports."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _show_plan(options: argparse.Namespace, config: PreprocessConfig, planned: S
     for note in notes:
         say(note, error=True)
     rows = [row for item in planned for row in _rows(item)]
-    widths = [max(len(row[place]) for row in [_COLUMNS, *rows]) for place in range(len(_COLUMNS) - 1)]
+    widths = [max(len(row[column]) for row in [_COLUMNS, *rows]) for column in range(len(_COLUMNS) - 1)]
     for row in [_COLUMNS, *rows]:
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         tell(options, "  ".join([*cells, row[-1]]).rstrip())
@@ -109,8 +109,8 @@ def _rows(item: Planned) -> list[tuple[str, str, str, str, str]]:
         remarks = [f"“{view.caption}”"] if view.caption else []
         remarks += [problem.text for problem in item.problems] if view.part == 0 else []
         remarks += ["(already there)"] if item.done else []
-        made = "x".join(map(str, view.size))
-        rows.append((item.source.name, size, f"{left},{top} {right - left}x{bottom - top}", made, " ".join(remarks)))
+        result = "x".join(map(str, view.size))
+        rows.append((item.source.name, size, f"{left},{top} {right - left}x{bottom - top}", result, " ".join(remarks)))
     return rows
 
 

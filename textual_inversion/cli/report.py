@@ -1,4 +1,4 @@
-"""What the command line shows and leaves: a progress bar on a terminal, lines elsewhere, pictures. Knows no command."""
+"""Output of the command line: lines for people, a progress bar on a terminal, the events of a run, pictures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with what could steer a terminal shown as an escape such as `\\x1b`: names of files are input too."""
+    """`text` on one line, with control characters as escapes such as `\\x1b`: the name of a file could steer a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def say(text: str, *, as_json: bool = False, error: bool = False) -> None:
-    """A line for people: on standard output, or beside it when that is for JSON or it is an error."""
+    """Print a line for people: on standard output, or on standard error when standard output is for JSON or the line is an error."""
     stream = sys.stderr if as_json or error else sys.stdout
     encoding = stream.encoding or "utf-8"
     shown = printable(text).encode(encoding, errors="backslashreplace").decode(encoding)  # a terminal may know fewer letters
@@ -32,7 +32,7 @@ def say(text: str, *, as_json: bool = False, error: bool = False) -> None:
 
 @contextmanager
 def logged() -> Iterator[None]:
-    """Warnings of the package are lines on standard error inside, printable as all others."""
+    """Inside the context the package's warnings are printed as lines on standard error."""
     handler = _Lines(logging.WARNING)
     logger = logging.getLogger("textual_inversion")
     logger.addHandler(handler)
@@ -50,7 +50,7 @@ class _Lines(logging.Handler):
 
 
 def save_picture(picture: Image.Image, folder: Path, name: str) -> Path:
-    """Write under the first of `name.png`, `name-2.png`, … that is free, because a picture there may be somebody's own."""
+    """Write under the first free name of `name.png`, `name-2.png`, …, so that no other picture is overwritten; returns the path."""
     for number in count(1):
         path = folder / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
         try:
@@ -96,7 +96,7 @@ class Report:
         self._restore: Callable[[], Any] = lambda: None
 
     def interruptible(self) -> Callable[[], bool]:
-        """Make the first Ctrl+C end the run after its step, with everything kept; a second one ends at once."""
+        """Let the first Ctrl+C end the run after its step, with everything kept, and a second one at once; returns whether one came."""
         import signal
 
         before = signal.getsignal(signal.SIGINT)
@@ -110,7 +110,7 @@ class Report:
         return lambda: self.stopped
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
+        """Show an event, and note it for the JSON."""
         if isinstance(event, Started):
             self.result = {"name": event.name, "first_step": event.first_step, "images": event.images, "skipped": len(event.skipped)}
             self.first_step, self.last_step = event.first_step, event.last_step
@@ -119,7 +119,10 @@ class Report:
         elif isinstance(event, StepDone):
             self.result.update(step=event.step, loss=event.loss, vector_norm=event.vector_norm, steps_per_second=event.steps_per_second)
             self.bar.move(event.step, self.last_step, f"loss {event.loss:.4f}")
-            self._tell_now_and_then(event)
+            tenth = max(1, (self.last_step - self.first_step) // 10)
+            if not sys.stderr.isatty() and (event.step - self.first_step) % tenth == 0:  # no bar there, such as in a log
+                speed = f"{event.steps_per_second:.1f} steps/s, {event.seconds_left:.0f} s left"
+                self.line(f"step {event.step} of {self.last_step}, loss {event.loss:.4f}, {speed}")
         elif isinstance(event, (PreviewDrawn, CopySaved)):
             self.result.setdefault("previews" if isinstance(event, PreviewDrawn) else "copies", []).append(event.path)
         elif isinstance(event, Message):
@@ -130,19 +133,12 @@ class Report:
             if not event.failed:
                 self.line(f"{event.path}: step {event.step}, {event.reason}")
 
-    def _tell_now_and_then(self, event: StepDone) -> None:
-        """Where there is no bar, such as in a log, a line at each tenth of the run."""
-        tenth = max(1, (self.last_step - self.first_step) // 10)
-        if not sys.stderr.isatty() and (event.step - self.first_step) % tenth == 0:
-            left = f"{event.seconds_left:.0f} s left"
-            self.line(f"step {event.step} of {self.last_step}, loss {event.loss:.4f}, {event.steps_per_second:.1f} steps/s, {left}")
-
     def line(self, text: str) -> None:
         """Print a line above the bar."""
         self.bar.close()
         say(text, as_json=self.as_json)
 
     def close(self) -> None:
-        """Leave the terminal tidy, and Ctrl+C as it was."""
+        """End the bar's line, and restore the earlier handling of Ctrl+C."""
         self.bar.close()
         self._restore()

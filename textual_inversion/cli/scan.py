@@ -44,7 +44,7 @@ def add_scan(commands: Any) -> None:
 
 def _scan(options: argparse.Namespace) -> Result:
     if options.replace and not options.to_safetensors:
-        raise ConfigError("--replace says what --to-safetensors does with the originals; give both.")
+        raise ConfigError("--replace says what --to-safetensors does with the originals; give both.", setting="replace")
     check_embeddings(options.folder)
 
     from textual_inversion.audit.scan import scan_folder
@@ -67,7 +67,7 @@ def _scan(options: argparse.Namespace) -> Result:
 
 
 def _act(options: argparse.Namespace, file: ScannedFile) -> Result:
-    """Do what was asked for with one file. A failure becomes its `problem`, and the rest goes on."""
+    """Quarantine or convert one file, where the options ask for it; the keys that this adds to its JSON. A failure is a `problem`."""
     from textual_inversion.audit.scan import quarantine, to_safetensors
 
     try:

@@ -43,7 +43,7 @@ def add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> Result:
-    config = TrainingConfig(**values_of(options, TrainingConfig))  # bad settings are told before torch is imported
+    config = TrainingConfig(**values_of(options, TrainingConfig))  # refuses bad settings before torch is imported
     check_pictures(config.images)
 
     from textual_inversion.diffusion.checkpoint import checkpoint_facts
@@ -66,8 +66,8 @@ def _train(options: argparse.Namespace) -> Result:
 def _check(options: argparse.Namespace, config: TrainingConfig, embedding: Embedding) -> Result:
     from textual_inversion.training.preflight import preflight
 
-    found = preflight(config, embedding.num_vectors, checkpoint_path(options), first_step=embedding.provenance.step or 0)
-    for finding in found.findings:
+    result = preflight(config, embedding.num_vectors, checkpoint_path(options), first_step=embedding.provenance.step or 0)
+    for finding in result.findings:
         tell(options, finding.text)
-    options.status = 0 if found.ready else 1
-    return found.to_dict()
+    options.status = 0 if result.ready else 1
+    return result.to_dict()
