@@ -54,7 +54,7 @@ def test_it_is_checked() -> None:
 
 
 def test_it_is_among_the_known_settings() -> None:
-    with pytest.raises(ConfigError, match="the settings are .*, warmup, "):
+    with pytest.raises(ConfigError, match=r"the settings are .*, warmup, "):
         CONFIG.from_dict({**GIVEN, "warmpu": 1})
 
 

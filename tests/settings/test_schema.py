@@ -110,6 +110,15 @@ def test_every_default_is_allowed(settings: type[Settings]) -> None:
             each.check(each.default)
 
 
+@given(st.sampled_from(NUMBERS), st.floats(-1e7, 1e10))
+def test_the_nearest_allowed_number_is_allowed(each: Setting, value: float) -> None:
+    nearest = each.nearest(value)
+    each.check(nearest)
+    low, high = ends(each)
+    if low <= value <= high:
+        assert value - max(each.multiple, 1) < nearest <= value
+
+
 def test_unknown_and_missing_settings_are_named() -> None:
     with pytest.raises(ConfigError, match="'lerning_rate'; the settings are alpha_weight, ") as unknown:
         TrainingConfig.from_dict({"name": "mine", "images": "pictures", "lerning_rate": "1"})

@@ -41,9 +41,7 @@ def _usable(setting: Setting, value: Any, fixed_seed: int) -> Any:
         return known.get(str(value or "").lower(), setting.choices[-1])
     if setting.type is str:
         return _NETWORKS.sub("", str(value or "")).strip()
-    low, high = setting.minimum or 0, setting.maximum or 0
     if setting.name == "preview_seed":
         seed = int(value if value not in (None, "") else -1)
-        return seed if low <= seed <= high else fixed_seed
-    number = min(high, max(low, float(value or low)))
-    return setting.type(number) // setting.multiple * setting.multiple if setting.type is int else number
+        return seed if seed == setting.nearest(seed) else fixed_seed
+    return setting.nearest(float(value or 0))

@@ -99,7 +99,8 @@ def check_device(name: str) -> None:
         torch.zeros(1, device=name or best_device()).tolist()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # an AssertionError where PyTorch has no CUDA at all
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"The device {name!r} cannot be used ({reason}); try cpu, cuda or cuda:0, or leave it out.") from error
+        message = f"The device {name!r} cannot be used ({reason}); try cpu, cuda or cuda:0, or leave it out."
+        raise ConfigError(message, setting="device") from error
 
 
 def compute_dtype(precision: str, device: str | torch.device) -> torch.dtype:
@@ -111,7 +112,7 @@ def compute_dtype(precision: str, device: str | torch.device) -> torch.dtype:
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision != "auto":
         if precision not in named:
-            raise ConfigError(f"Precision is {precision!r}; it must be one of auto, {', '.join(named)}.")
+            raise ConfigError(f"Precision is {precision!r}; it must be one of auto, {', '.join(named)}.", setting="precision")
         return named[precision]
     if torch.device(device).type != "cuda":
         return torch.float32
@@ -132,7 +133,8 @@ def check_half(dtype: torch.dtype, device: str | torch.device) -> None:
         one = torch.ones(1, 1, 1, 1, dtype=dtype)
         torch.nn.functional.conv2d(one, one)
     except RuntimeError as error:
-        raise ConfigError(f"PyTorch {torch.__version__} cannot compute in fp16 on the processor; choose precision auto or fp32.") from error
+        message = f"PyTorch {torch.__version__} cannot compute in fp16 on the processor; choose precision auto or fp32."
+        raise ConfigError(message, setting="precision") from error
 
 
 def load_checkpoint(

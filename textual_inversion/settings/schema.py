@@ -122,6 +122,11 @@ class Setting:
             shown = str(value)[:_LONGEST] if number else repr(value)
             raise ConfigError(f"{self.title or titled(self.name)} is {shown}; it must be {problem}.", setting=self.name)
 
+    def nearest(self, value: float) -> Any:
+        """The allowed number next to one that may lie outside the range; between two multiples the lower one."""
+        number = max(self.minimum or 0, value if self.maximum is None else min(self.maximum, value))
+        return int(number) // self.multiple * self.multiple if self.type is int else float(number)
+
     def clean(self, value: Any) -> Any:
         """A form's value in the type of this setting: gradio hands whole numbers over as floats and empty boxes as None.
 

@@ -52,9 +52,11 @@ def _count(num_vectors: int | str, tokens: int) -> int:
     try:
         count = int(num_vectors)
     except (TypeError, ValueError):
-        raise ConfigError(f"The number of vectors is {num_vectors!r}; give a number from 1 to {MAX_VECTORS}, or 'auto'.") from None
+        reason = f"The number of vectors is {num_vectors!r}; give a number from 1 to {MAX_VECTORS}, or 'auto'."
+        raise ConfigError(reason, setting="num_vectors") from None
     if not 1 <= count <= MAX_VECTORS:
-        raise ConfigError(f"The number of vectors is {count}; it must be from 1 to {MAX_VECTORS}, the places of one chunk of a prompt.")
+        reason = f"The number of vectors is {count}; it must be from 1 to {MAX_VECTORS}, the places of one chunk of a prompt."
+        raise ConfigError(reason, setting="num_vectors")
     return count
 
 

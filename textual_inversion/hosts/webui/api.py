@@ -178,7 +178,7 @@ class _Api:
         outputs = self._host.folders().outputs.resolve()
         folder = (outputs / (given or "training")).resolve()
         if not folder.is_relative_to(outputs):
-            raise ConfigError(f"The log folder {given!r} is not in {outputs.name}; give a folder below that.")
+            raise ConfigError(f"The log folder {given!r} is not in {outputs.name}; give a folder below that.", setting="log_dir")
         return str(folder)
 
 

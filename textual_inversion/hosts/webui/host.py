@@ -21,12 +21,13 @@ from textual_inversion.hosts.webui.interrogators import interrogators
 from textual_inversion.hosts.webui.turn import StoppedWaitingError, queue_if_free, queue_turn, running, tensorboard
 from textual_inversion.prompts.templates import template_folder
 from textual_inversion.settings.creation import NewEmbedding
+from textual_inversion.settings.schema import setting_of
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Stopped
 
 if TYPE_CHECKING:
     from textual_inversion.app.job import Listener, ShouldStop
     from textual_inversion.preprocess.captioning import Captioner
-    from textual_inversion.settings.training import TrainingConfig
 
 _PICKLES = tuple(ending for ending in READ_ENDINGS if ending not in (".safetensors", *PICTURE_ENDINGS))
 
@@ -83,7 +84,7 @@ class WebUIHost(EngineHost):
             "preview_every": 250,
             "copy_every": 500,
             "csv_every": int(options.host_option("training_write_csv_every", 1) or 0),
-            "clip_skip": min(12, max(1, int(options.host_option("CLIP_stop_at_last_layers", 1) or 1))),
+            "clip_skip": setting_of(TrainingConfig, "clip_skip").nearest(int(options.host_option("CLIP_stop_at_last_layers", 1) or 1)),
         }
         return Suggestions(NewEmbedding("my-concept", "*", "auto"), training)
 

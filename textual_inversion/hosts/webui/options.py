@@ -60,4 +60,4 @@ def with_host_options(config: TrainingConfig) -> TrainingConfig:
     try:
         return replace(config, filename_regex=word_regex, filename_join=join, save_optimizer=keeps_state)
     except ConfigError as error:
-        raise ConfigError(f"{error} It is set in Settings, Training.") from error
+        raise ConfigError(f"{error} It is set in Settings, Training.", setting=error.setting) from error
