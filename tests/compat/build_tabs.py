@@ -21,19 +21,19 @@ def main() -> None:
     from starlette.applications import Starlette
     from starlette.testclient import TestClient
 
-    from textual_inversion.hosts.fake import FakeHost
+    from textual_inversion.hosts.fake import FakeEngine, FakeHost
     from textual_inversion.ui.page import build_train_page
     from textual_inversion.ui.routes import add_routes
 
     had_torch = "torch" in sys.modules
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        host = FakeHost(Path(folder))
+        engine = FakeEngine(FakeHost(Path(folder)))
         with gr.Blocks(analytics_enabled=False) as blocks:
-            page = build_train_page(host)
+            page = build_train_page(engine)
         config = blocks.get_config_file()
         app = Starlette()
-        add_routes(app, host)
+        add_routes(app, engine)
         state = TestClient(app, base_url="http://localhost").get("/textual-inversion/state").json()
     unknown = [str(item.message) for item in caught if "unused kwarg" in str(item.message)]  # gradio 3 only warns, later ones raise
     assert not unknown, unknown

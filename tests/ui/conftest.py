@@ -13,24 +13,24 @@ from typing import Any
 
 import pytest
 
-from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.hosts.fake import FakeEngine, FakeHost
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> FakeHost:
-    """A fake host whose steps take no time to speak of."""
-    return FakeHost(tmp_path / "host", pace=0.0005)
+def engine(tmp_path: Path) -> FakeEngine:
+    """A fake engine whose steps take no time to speak of."""
+    return FakeEngine(FakeHost(tmp_path / "host"), pace=0.0005)
 
 
 @contextmanager
-def served(host: Any) -> Iterator[str]:
-    """The WebUI over `host` while the block runs; gives its address."""
+def served(engine: Any) -> Iterator[str]:
+    """The WebUI over `engine`, whose host has a list of checkpoints, while the block runs; gives its address."""
     from textual_inversion.hosts.standalone.app import Server
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(host, "127.0.0.1", port)
+    server = Server(engine, engine.host, "127.0.0.1", port)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60
@@ -45,7 +45,7 @@ def served(host: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def serve() -> Callable[[Any], Any]:
-    """`with serve(host) as address:`."""
+    """`with serve(engine) as address:`."""
     return served
 
 

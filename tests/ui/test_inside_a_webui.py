@@ -8,8 +8,9 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from textual_inversion.app.job import JobKind
 from textual_inversion.app.previews import DRAWING_SETTINGS, preview_settings
-from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.hosts.fake import FakeEngine
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.ui.page import build_train_page
@@ -18,9 +19,9 @@ from textual_inversion.ui.tabs import TAB_ID, TrainBlocks, draw_train_tab
 TXT2IMG = ("a cat <lora:x:1>", "blurry", 25, "Euler a", 7.5, 42, 520, 512)
 
 
-def built(host: FakeHost) -> Any:
+def built(engine: FakeEngine) -> Any:
     with gr.Blocks():
-        return build_train_page(host)
+        return build_train_page(engine)
 
 
 @pytest.mark.parametrize(
@@ -33,17 +34,17 @@ def built(host: FakeHost) -> Any:
         ("fake-512", (320, 320), (None, None)),
     ],
 )
-def test_the_size_follows_the_checkpoint_until_a_person_chooses_one(host: FakeHost, chosen: str, shown: Any, expected: Any) -> None:
-    page = built(host)
-    host.choose_checkpoint(chosen)
+def test_the_size_follows_the_checkpoint_until_a_person_chooses_one(engine: FakeEngine, chosen: str, shown: Any, expected: Any) -> None:
+    page = built(engine)
+    engine.host.choose_checkpoint(chosen)
     *_, width, height = page.refresh("my-concept", "", *shown)
     assert (width.get("value"), height.get("value")) == expected
 
 
-def test_looking_again_leaves_the_name_that_create_has_put_there_meanwhile(host: FakeHost) -> None:
-    page = built(host)
+def test_looking_again_leaves_the_name_that_create_has_put_there_meanwhile(engine: FakeEngine) -> None:
+    page = built(engine)
     for name in ("other", "word"):
-        host.create(NewEmbedding(name, "red", 1))
+        engine.create(NewEmbedding(name, "red", 1))
     named, *_ = page.refresh("other", "", 128, 128)
     assert "value" not in named
     assert {"other", "word"} <= set(named["choices"])
@@ -51,27 +52,27 @@ def test_looking_again_leaves_the_name_that_create_has_put_there_meanwhile(host:
     assert named["value"] in ("other", "word")
 
 
-def test_embeddings_are_listed_when_the_page_is_opened_not_when_it_is_drawn(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    host.create(NewEmbedding("word", "red", 1))
+def test_embeddings_are_listed_when_the_page_is_opened_not_when_it_is_drawn(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.create(NewEmbedding("word", "red", 1))
     listed: list[int] = []
-    cards = host.cards
-    monkeypatch.setattr(host, "cards", lambda **options: listed.append(1) or cards(**options))
+    cards = engine.cards
+    monkeypatch.setattr(engine, "cards", lambda **options: listed.append(1) or cards(**options))
     with gr.Blocks(), gr.Tabs():
-        page = draw_train_tab(host)
+        page = draw_train_tab(engine)
     assert not listed
     named, *_ = page.refresh(page.train["name"].value, "", 128, 128)
     assert (named["value"], named["choices"]) == ("word", ["word"])
 
 
-def test_a_page_that_is_opened_while_pictures_are_preprocessed_shows_the_latest_embedding(host: FakeHost) -> None:
-    host.create(NewEmbedding("word", "red", 1))
+def test_a_page_that_is_opened_while_pictures_are_preprocessed_shows_the_latest_embedding(engine: FakeEngine) -> None:
+    engine.create(NewEmbedding("word", "red", 1))
     with gr.Blocks(), gr.Tabs():
-        page = draw_train_tab(host)
+        page = draw_train_tab(engine)
     done = threading.Event()
-    host.job.start("preprocess", "photos", lambda listener, should_stop: str(done.wait(10)))
+    engine.job.start(JobKind.PREPROCESS, "photos", lambda listener, should_stop: str(done.wait(10)))
     named, *_ = page.refresh(page.train["name"].value, "", 128, 128)
     done.set()
-    assert host.job.wait(10)
+    assert engine.job.wait(10)
     assert named["value"] == "word"
 
 
@@ -110,25 +111,25 @@ def test_what_previews_cannot_do_is_brought_into_range(name: str, value: Any, fi
     TrainingConfig("x", images="y", **settings)
 
 
-def test_the_tab_opens_first_and_is_saved_under_keys_of_its_own(host: FakeHost) -> None:
+def test_the_tab_opens_first_and_is_saved_under_keys_of_its_own(engine: FakeEngine) -> None:
     with gr.Blocks(), gr.Tabs() as around:
         with gr.Tab("Theirs", id="theirs"):
             gr.Number(1, label="Batch size")
-        page = draw_train_tab(host, first=True)
+        page = draw_train_tab(engine, first=True)
     assert around.selected == TAB_ID
     parts = [*page.create.values(), *page.preprocess.values(), *page.train.values()]
     assert all(getattr(part, "custom_script_source", None) or getattr(part, "do_not_save_to_config", False) for part in parts)
 
 
-def test_the_choice_is_offered_where_there_is_a_txt2img_page(host: FakeHost) -> None:
-    assert "as_txt2img" not in built(host).parts
+def test_the_choice_is_offered_where_there_is_a_txt2img_page(engine: FakeEngine) -> None:
+    assert "as_txt2img" not in built(engine).parts
     with gr.Blocks():
         drawing = [gr.Textbox(), gr.Textbox(), gr.Slider(), gr.Dropdown(), gr.Slider(), gr.Number(), gr.Slider(), gr.Slider()]
-        assert "as_txt2img" in build_train_page(host, drawing).parts
+        assert "as_txt2img" in build_train_page(engine, drawing_settings=drawing).parts
 
 
-def test_a_page_that_is_taken_whole_is_drawn_where_it_is_rendered(host: FakeHost) -> None:
-    taken = TrainBlocks(host)
+def test_a_page_that_is_taken_whole_is_drawn_where_it_is_rendered(engine: FakeEngine) -> None:
+    taken = TrainBlocks(engine)
     with gr.Blocks() as around, gr.Tabs(), gr.Tab("Train", elem_id="tab_train") as tab:
         taken.render()
     assert tab.children == taken.children
@@ -136,15 +137,15 @@ def test_a_page_that_is_taken_whole_is_drawn_where_it_is_rendered(host: FakeHost
 
 
 def test_a_page_that_cannot_be_drawn_does_not_cost_the_programs_others(
-    host: FakeHost, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> Any:
         raise OSError("stale file handle")
 
-    monkeypatch.setattr(host, "checkpoint", fail)
+    monkeypatch.setattr(engine.host, "checkpoint", fail)
     with gr.Blocks() as around, gr.Tabs():
         with gr.Tab("Train"):
-            TrainBlocks(host).render()
+            TrainBlocks(engine).render()
         with gr.Tab("Settings"):
             gr.Button("Apply", elem_id="apply")
     assert "apply" in {block.elem_id for block in around.blocks.values()}

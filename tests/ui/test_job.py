@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textual_inversion.app.job import MAX_POINTS, Advanced, Job, JobRunningError, Listener, LossCurve, ShouldStop, left_out
+from textual_inversion.app.job import MAX_POINTS, Advanced, Job, JobKind, JobRunningError, Listener, LossCurve, ShouldStop, left_out
 from textual_inversion.errors import ZeroGradientError
 from textual_inversion.training.events import CopySaved, Message, PreviewDrawn, Started, StepDone, Stopped
 
@@ -20,7 +20,7 @@ def step(number: int, loss: float = 0.1, total: int = 100) -> StepDone:
 
 
 def finished(job: Job, work: object) -> dict[str, object]:
-    job.start("train", "cat", work)  # type: ignore[arg-type]
+    job.start(JobKind.TRAIN, "cat", work)  # type: ignore[arg-type]
     assert job.wait(10)
     return job.snapshot()
 
@@ -67,10 +67,10 @@ def test_one_job_at_a_time_and_interrupt_ends_it() -> None:
             listener(Advanced(1, 2))
 
     assert not job.interrupt()
-    job.start("preprocess", "cats", work)
+    job.start(JobKind.PREPROCESS, "cats", work)
     assert begun.wait(5)
     with pytest.raises(JobRunningError, match="cats"):
-        job.start("train", "dog", work)
+        job.start(JobKind.TRAIN, "dog", work)
     assert job.interrupt()
     assert job.wait(5)
     assert job.snapshot()["phase"] == "interrupted"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.ui.test_preprocessing import noise
-from textual_inversion.app.review import looking_of
-from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.app.review import review_of
+from textual_inversion.hosts.fake import FakeEngine
 
 pytestmark = pytest.mark.browser
 
@@ -39,15 +39,15 @@ def looked_at(tab: Any, photos: Path, target: Path) -> None:
 
 
 def test_look_change_and_write(
-    tmp_path: Path, photos: Path, host: FakeHost, serve: Callable[[Any], Any], open_tab: Callable[..., Any]
+    tmp_path: Path, photos: Path, engine: FakeEngine, serve: Callable[[Any], Any], open_tab: Callable[..., Any]
 ) -> None:
     target = tmp_path / "ready"
-    with serve(host) as address:
+    with serve(engine) as address:
         tab = open_tab(address)
         looked_at(tab, photos, target)
         tab.until(SHOWN)
         assert "27 pictures, 26 results of 128 × 128" in tab.text("#ti_look_head")
-        change_and_come_back(tab, host)
+        change_and_come_back(tab, engine)
         tab.page.locator('.ti-tile[data-item="1"] textarea').fill("typed at the last moment")
         tab.page.click("#ti_preprocess_button")
         tab.until("document.querySelector('.ti-phase')?.textContent === 'Preprocessed'", timeout=60_000)
@@ -59,14 +59,14 @@ def test_look_change_and_write(
     assert captions == ["a dog, sleeping", "typed at the last moment"]
 
 
-def change_and_come_back(tab: Any, host: FakeHost) -> None:
+def change_and_come_back(tab: Any, engine: FakeEngine) -> None:
     """Edit a caption, leave a picture out, see both on the server and after a reload; look at the second page and a filter."""
-    looking = looking_of(host.job)
+    review = review_of(engine.job)
     assert tab.page.locator('.ti-tile[data-item="0"] textarea').input_value() == "a cat"
     tab.page.locator('.ti-tile[data-item="0"] textarea').fill("a dog, sleeping")
     tab.page.click('.ti-tile[data-item="2"] .ti-shot')
     tab.until("document.querySelector('#ti_look_head').innerText.includes('25 results')")
-    assert (looking.planned[0].views[0].caption, looking.planned[2].chosen) == ("a dog, sleeping", False)
+    assert (review.planned[0].views[0].caption, review.planned[2].chosen) == ("a dog, sleeping", False)
     tab.page.reload(wait_until="domcontentloaded")
     tab.page.wait_for_selector("#ti_pages [role=tab]")
     tab.open("Preprocess")
@@ -80,14 +80,14 @@ def change_and_come_back(tab: Any, host: FakeHost) -> None:
     assert "zz.png" in tab.text(".ti-tile")
     tab.page.click('.ti-look-head [data-kind="all"]')
     tab.until(f"{TILES} === 24")
-    assert looking.config is not None
-    assert tab.value("preprocess_source") == looking.config.source, "a new page's form is filled with what was looked at"
+    assert review.config is not None
+    assert tab.value("preprocess_source") == review.config.source, "a new page's form is filled with what was looked at"
 
 
 def test_pictures_are_seen_on_their_own_tab_only(
-    tmp_path: Path, photos: Path, host: FakeHost, serve: Callable[[Any], Any], open_tab: Callable[..., Any]
+    tmp_path: Path, photos: Path, engine: FakeEngine, serve: Callable[[Any], Any], open_tab: Callable[..., Any]
 ) -> None:
-    with serve(host) as address:
+    with serve(engine) as address:
         tab = open_tab(address)
         looked_at(tab, photos, tmp_path / "ready")
         tab.open("Create")
@@ -96,4 +96,4 @@ def test_pictures_are_seen_on_their_own_tab_only(
         tab.until("document.querySelector('.ti-lookout').offsetParent !== null")
         tab.page.click(".ti-look-close")
         tab.until(f"{TILES} === 0")
-        assert looking_of(host.job).id == ""
+        assert review_of(engine.job).id == ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from textual_inversion.app.engine import Engine
 from textual_inversion.hosts.standalone.adapter import DEMO_PICTURES, TINY, StandaloneHost
 
 pytestmark = [
@@ -21,14 +22,14 @@ STRONG = "(document.querySelector('.ti-strong')?.getAttribute('d') || '')"
 
 
 def test_the_main_job(tmp_path: Path, serve: Callable[[Any], Any], open_tab: Callable[..., Any]) -> None:
-    host = StandaloneHost(tmp_path / "data")
-    with serve(host) as address:
+    engine = Engine(StandaloneHost(tmp_path / "data"))
+    with serve(engine) as address:
         tab = open_tab(address)
         create(tab)
         train_fifty_steps(tab)
         interrupt_and_come_back(tab)
         draw_with_the_card(tab)
-    card = host.cards()[0]
+    card = engine.cards()[0]
     assert (card.name, card.reason) == ("my-word", "")
     assert (card.description.step or 0) > 50
 

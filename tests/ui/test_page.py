@@ -1,4 +1,4 @@
-"""The standalone page in a real Chromium, over the fake host: what a person sees and does."""
+"""The standalone page in a real Chromium, over the fake engine: what a person sees and does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.app.job import JobKind
+from textual_inversion.hosts.fake import FakeEngine, FakeHost
 from textual_inversion.settings.creation import NewEmbedding
 
 pytestmark = pytest.mark.browser
@@ -18,26 +19,26 @@ STRONG = "document.querySelector('.ti-strong')?.getAttribute('d')"
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> FakeHost:
-    return FakeHost(tmp_path_factory.mktemp("host"), pace=0.005)
+def engine(tmp_path_factory: pytest.TempPathFactory) -> FakeEngine:
+    return FakeEngine(FakeHost(tmp_path_factory.mktemp("host")), pace=0.005)
 
 
 @pytest.fixture(scope="module")
-def address(host: FakeHost, serve: Callable[[Any], Any]) -> Iterator[str]:
+def address(engine: FakeEngine, serve: Callable[[Any], Any]) -> Iterator[str]:
     """One server for all tests here: gradio takes seconds to start."""
-    with serve(host) as address:
+    with serve(engine) as address:
         yield address
 
 
 @pytest.fixture(autouse=True)
-def fresh(host: FakeHost) -> None:
+def fresh(engine: FakeEngine) -> None:
     """No embedding, no old job, the usual pace."""
-    host.job.interrupt()
-    host.job.wait(20)
-    host.job._reset("", "", None)
-    host.pace = 0.005
-    host.choose_checkpoint("fake-128")
-    for path in host.folders().embeddings.iterdir():
+    engine.job.interrupt()
+    engine.job.wait(20)
+    engine.job._reset(None, "", None)
+    engine.pace = 0.005
+    engine.host.choose_checkpoint("fake-128")
+    for path in engine.host.folders().embeddings.iterdir():
         path.unlink()
 
 
@@ -45,8 +46,8 @@ def prompt(tab: Any) -> str:
     return str(tab.value("txt2img_prompt"))
 
 
-def test_the_first_click_trains_and_the_word_can_be_tried(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
-    host.pace = 0.02  # so that a slow machine sees it at work, too
+def test_the_first_click_trains_and_the_word_can_be_tried(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
+    engine.pace = 0.02  # so that a slow machine sees it at work, too
     tab = open_tab(address)
     tab.until("document.querySelector('.ti-live')?.innerText.includes('Nothing is being trained')")
     tab.until("document.querySelector('#ti_strip')?.innerText.includes('4 pictures')")
@@ -68,8 +69,8 @@ def test_the_first_click_trains_and_the_word_can_be_tried(address: str, open_tab
     tab.until("document.querySelector('.ti-card')?.getAttribute('aria-pressed') === 'true'")
 
 
-def test_interrupt_keeps_what_was_learned_and_a_reload_finds_it(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
-    host.pace = 0.05
+def test_interrupt_keeps_what_was_learned_and_a_reload_finds_it(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
+    engine.pace = 0.05
     tab = open_tab(address)
     tab.page.click("#ti_train_button")
     tab.until(f"{PHASE} === 'working'")
@@ -83,11 +84,11 @@ def test_interrupt_keeps_what_was_learned_and_a_reload_finds_it(address: str, op
     tab.until(f"{PHASE} === 'interrupted'")
     assert "is kept" in tab.text(".ti-notice")
     second.until(f"{PHASE} === 'interrupted'")
-    card = host.cards()[0]
+    card = engine.cards()[0]
     assert 0 < (card.description.step or 0) < 200
 
 
-def test_create_and_what_it_refuses(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
+def test_create_and_what_it_refuses(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
     tab = open_tab(address)
     tab.open("Create")
     tab.page.wait_for_selector("#ti_create_button", state="visible")
@@ -98,17 +99,17 @@ def test_create_and_what_it_refuses(address: str, open_tab: Callable[..., Any], 
     tab.fill("create_initializer_text", "soft flower")
     tab.page.click("#ti_create_button")
     tab.until("document.querySelector('#ti_create_note').innerText.includes('2 vectors')")
-    assert [card.name for card in host.cards()] == ["sakura-b"]
+    assert [card.name for card in engine.cards()] == ["sakura-b"]
     tab.open("Train")
     tab.until("document.querySelector('#ti_train_name input').value === 'sakura-b'")
 
 
-def test_cards_go_into_the_prompt_edited_last_and_out_again(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
+def test_cards_go_into_the_prompt_edited_last_and_out_again(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
     for name in ("cat", "cat-2", "harbour"):
-        host.create(NewEmbedding(name))
-    host.choose_checkpoint("fake-512")
-    host.create(NewEmbedding("large"))
-    host.choose_checkpoint("fake-128")
+        engine.create(NewEmbedding(name))
+    engine.host.choose_checkpoint("fake-512")
+    engine.create(NewEmbedding("large"))
+    engine.host.choose_checkpoint("fake-128")
     tab = open_tab(address)
     tab.open("txt2img")
     tab.until("document.querySelectorAll('.ti-card').length === 4")
@@ -129,13 +130,13 @@ def test_cards_go_into_the_prompt_edited_last_and_out_again(address: str, open_t
     assert "made for 512 px" in card("large").inner_text()
     tab.page.fill(".ti-search", "HARB")
     assert [card(name).is_visible() for name in ("harbour", "cat")] == [True, False]
-    host.create(NewEmbedding("harbour-2"))
+    engine.create(NewEmbedding("harbour-2"))
     tab.page.click(".ti-refresh")
     tab.until("document.querySelector('.ti-card[data-name=\"harbour-2\"]') !== null")
 
 
-def test_cards_are_never_said_to_be_missing_when_they_are_there(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
-    host.create(NewEmbedding("word", "red", 1))  # since the server was started
+def test_cards_are_never_said_to_be_missing_when_they_are_there(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
+    engine.create(NewEmbedding("word", "red", 1))  # since the server was started
     tab = open_tab(address)
     tab.page.evaluate("""() => {
         window.said = "";
@@ -147,9 +148,11 @@ def test_cards_are_never_said_to_be_missing_when_they_are_there(address: str, op
     assert "No embeddings" not in tab.page.evaluate("window.said")
 
 
-def test_a_card_with_a_negative_half_brings_it_into_the_negative_prompt(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
+def test_a_card_with_a_negative_half_brings_it_into_the_negative_prompt(
+    address: str, open_tab: Callable[..., Any], engine: FakeEngine
+) -> None:
     for name in ("cat", "cat-neg", "dog"):
-        host.create(NewEmbedding(name))
+        engine.create(NewEmbedding(name))
     tab = open_tab(address)
     tab.open("txt2img")
     tab.until("document.querySelectorAll('.ti-card').length === 3")
@@ -170,11 +173,11 @@ def test_a_card_with_a_negative_half_brings_it_into_the_negative_prompt(address:
     assert both() == ("a cat", "cat-neg")
 
 
-def test_the_train_tab_tells_what_is_left_out_and_why(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
-    host.create(NewEmbedding("cat"))
-    host.choose_checkpoint("fake-512")
-    host.create(NewEmbedding("large"))
-    host.choose_checkpoint("fake-128")
+def test_the_train_tab_tells_what_is_left_out_and_why(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
+    engine.create(NewEmbedding("cat"))
+    engine.host.choose_checkpoint("fake-512")
+    engine.create(NewEmbedding("large"))
+    engine.host.choose_checkpoint("fake-128")
     tab = open_tab(address)
     tab.open("Train")
     tab.page.fill("#ti_train_name input", "large")
@@ -213,10 +216,10 @@ def test_a_word_is_found_as_it_is_written(address: str, open_tab: Callable[..., 
     assert milliseconds < 400  # asked at every key, of every card
 
 
-def test_generate_shows_progress_pictures_and_how_they_were_made(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
+def test_generate_shows_progress_pictures_and_how_they_were_made(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
     tab = open_tab(address)
     tab.open("txt2img")
-    host.pace = 0.02
+    engine.pace = 0.02
     tab.page.wait_for_selector("#ti_generate", state="visible")
     tab.fill("txt2img_seed", "7")
     tab.fill("txt2img_prompt", "a <typo:1.2> in a field")
@@ -225,13 +228,13 @@ def test_generate_shows_progress_pictures_and_how_they_were_made(address: str, o
     tab.until("document.querySelectorAll('#ti_gallery img').length >= 4")
     assert "Seed: 7" in tab.text("#ti_generate_note")
     assert "<typo:1.2> is no name of an embedding" in tab.text("#ti_generate_note")
-    kept = sorted((host.folders().outputs / "txt2img").rglob("*.png"))
+    kept = sorted((engine.host.folders().outputs / "txt2img").rglob("*.png"))
     assert [path.stem.split("-")[1] for path in kept[-4:]] == ["7", "8", "9", "10"]
 
 
-def test_a_name_is_text_whatever_it_holds(address: str, open_tab: Callable[..., Any], host: FakeHost, tmp_path: Path) -> None:
+def test_a_name_is_text_whatever_it_holds(address: str, open_tab: Callable[..., Any], engine: FakeEngine, tmp_path: Path) -> None:
     nasty = '"><img src=x onerror="window.pwned=1">'.replace("/", "")
-    (host.folders().embeddings / f"{nasty}.json").write_text('{"vectors": 1, "step": 1, "size": 128}')
+    (engine.host.folders().embeddings / f"{nasty}.json").write_text('{"vectors": 1, "step": 1, "size": 128}')
     tab = open_tab(address)
     tab.open("txt2img")
     tab.until("document.querySelectorAll('.ti-card').length === 1")
@@ -239,12 +242,12 @@ def test_a_name_is_text_whatever_it_holds(address: str, open_tab: Callable[..., 
     tab.page.locator(".ti-card").click()
     assert nasty in prompt(tab)
     tab.open("Train")
-    host.job.start("train", nasty, lambda listener, stop: None, tmp_path)
+    engine.job.start(JobKind.TRAIN, nasty, lambda listener, stop: None, tmp_path)
     tab.until("document.querySelector('.ti-job .ti-word')?.textContent.includes('onerror')")
     assert tab.page.evaluate("window.pwned") is None
 
 
-def test_another_checkpoint_changes_what_nobody_has_changed(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
+def test_another_checkpoint_changes_what_nobody_has_changed(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
     tab = open_tab(address)
     tab.page.get_by_role("button", name="Size and device").click()
     width, height = (tab.page.locator(f"#ti_train_{side} input[type=number]") for side in ("width", "height"))
@@ -255,38 +258,38 @@ def test_another_checkpoint_changes_what_nobody_has_changed(address: str, open_t
     tab.page.get_by_role("option", name="fake-512").click()
     tab.until("document.querySelector('#ti_train_width input[type=number]').value === '512'")
     assert height.input_value() == "256"
-    assert host.checkpoint().name == "fake-512"
+    assert engine.host.checkpoint().name == "fake-512"
     second = open_tab(address)
     second.until("document.querySelector('#ti_checkpoint input').value === 'fake-512'")
     second.page.get_by_role("button", name="Size and device").click()
     second.until("document.querySelector('#ti_train_width input[type=number]')?.value === '512'")
-    host.choose_checkpoint("fake-128")  # as a third window would
+    engine.host.choose_checkpoint("fake-128")  # as a third window would
     second.until("document.querySelector('#ti_checkpoint input').value === 'fake-128'")
 
 
-def test_dropped_pictures_become_the_data_set(address: str, open_tab: Callable[..., Any], host: FakeHost, tmp_path: Path) -> None:
+def test_dropped_pictures_become_the_data_set(address: str, open_tab: Callable[..., Any], engine: FakeEngine, tmp_path: Path) -> None:
     (tmp_path / "evil.png").write_text("<script>")
-    good = [str(host.folders().pictures / name) for name in ("0.png", "1.png", "1.txt")]
+    good = [str(engine.host.folders().pictures / name) for name in ("0.png", "1.png", "1.txt")]
     tab = open_tab(address)
     tab.page.get_by_role("button", name="Drop pictures here").click()
     tab.page.locator("#ti_files input[type=file]").set_input_files([*good, str(tmp_path / "evil.png")])
     tab.until("document.querySelector('#ti_strip')?.innerText.includes('2 pictures, 1 with captions')")
-    assert Path(tab.value("train_images")).parent == host.folders().outputs / "pictures"
+    assert Path(tab.value("train_images")).parent == engine.host.folders().outputs / "pictures"
     assert "evil.png" in tab.text("#ti_files_note")
 
 
-def test_check_says_what_would_be_trained(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
+def test_check_says_what_would_be_trained(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
     tab = open_tab(address)
     tab.page.click("#ti_train_check")
     tab.until("document.querySelector('#ti_train_note')?.innerText.includes('Every prompt holds the name')", timeout=60_000)
     assert "Time and memory are not estimated" in tab.text("#ti_train_note")
-    assert not host.job.running
+    assert not engine.job.running
 
 
 @pytest.mark.parametrize("width", [420, 1400])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_nothing_stands_out_of_the_page(address: str, open_tab: Callable[..., Any], host: FakeHost, width: int, theme: str) -> None:
-    host.create(NewEmbedding("a-name-that-is-rather-longer-than-its-card-is-wide"))
+def test_nothing_stands_out_of_the_page(address: str, open_tab: Callable[..., Any], engine: FakeEngine, width: int, theme: str) -> None:
+    engine.create(NewEmbedding("a-name-that-is-rather-longer-than-its-card-is-wide"))
     tab = open_tab(f"{address}/?__theme={theme}", width=width)
     tab.page.click("#ti_train_button")
     tab.until(f"{PHASE} === 'finished'")
@@ -297,8 +300,8 @@ def test_nothing_stands_out_of_the_page(address: str, open_tab: Callable[..., An
     assert tab.page.evaluate("document.body.classList.contains('dark')") is (theme == "dark")
 
 
-def test_a_lost_connection_is_said_and_mended(address: str, open_tab: Callable[..., Any], host: FakeHost) -> None:
-    host.pace = 0.05
+def test_a_lost_connection_is_said_and_mended(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
+    engine.pace = 0.05
     tab = open_tab(address)
     tab.page.click("#ti_train_button")
     tab.until(f"{PHASE} === 'working'")
@@ -306,4 +309,4 @@ def test_a_lost_connection_is_said_and_mended(address: str, open_tab: Callable[.
     tab.until("document.querySelector('.ti-notice').innerText.includes('connection is lost')")
     tab.page.unroute("**/textual-inversion/state**")
     tab.until("document.querySelector('.ti-notice').innerText === ''")
-    assert host.job.running
+    assert engine.job.running

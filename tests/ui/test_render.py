@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textual_inversion.app.port import Card
+from textual_inversion.app.cards import Card
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.ui import render
 

@@ -13,8 +13,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from textual_inversion.app.job import JobKind
 from textual_inversion.errors import CheckpointError, ConfigError
-from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.hosts.fake import FakeEngine, FakeHost
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message, PreviewDrawn
@@ -23,26 +24,26 @@ from textual_inversion.ui.routes import add_routes, addressed_to_us
 STATE = "/textual-inversion/state"
 
 
-def client(host: FakeHost, **app_attributes: object) -> TestClient:
+def client(engine: FakeEngine, **app_attributes: object) -> TestClient:
     app = Starlette()
     for name, value in app_attributes.items():
         setattr(app, name, value)
-    add_routes(app, host)
+    add_routes(app, engine)
     return TestClient(app, base_url="http://localhost:7860")
 
 
-def run(host: FakeHost, tmp_path: Path) -> None:
-    host.create(NewEmbedding("cat"))
+def run(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.create(NewEmbedding("cat"))
     config = TrainingConfig(
-        "cat", str(host.folders().pictures), steps=4, width=64, height=64, preview_every=2, log_dir=str(tmp_path / "log")
+        "cat", str(engine.host.folders().pictures), steps=4, width=64, height=64, preview_every=2, log_dir=str(tmp_path / "log")
     )
-    host.job.start("train", "cat", lambda listener, stop: host.train(config, listener, stop), tmp_path / "log")
-    assert host.job.wait(10)
+    engine.job.start(JobKind.TRAIN, "cat", lambda listener, stop: engine.train(config, listener, stop), tmp_path / "log")
+    assert engine.job.wait(10)
 
 
-def test_the_state_is_whole_once_and_short_while_nothing_changes(host: FakeHost, tmp_path: Path) -> None:
-    run(host, tmp_path)
-    web = client(host)
+def test_the_state_is_whole_once_and_short_while_nothing_changes(engine: FakeEngine, tmp_path: Path) -> None:
+    run(engine, tmp_path)
+    web = client(engine)
     whole = web.get(STATE).json()
     assert len(whole["points"]) == 4
     short = web.get(f"{STATE}?since={whole['job']}-{whole['version']}").json()
@@ -51,10 +52,10 @@ def test_the_state_is_whole_once_and_short_while_nothing_changes(host: FakeHost,
     assert "points" in web.get(f"{STATE}?since={whole['job']}-1").json()
 
 
-def test_a_message_about_a_file_whose_name_is_no_text_is_sent(host: FakeHost, tmp_path: Path) -> None:
-    host.job.start("train", "cat", lambda listener, stop: listener(Message("caf\udce9.png is damaged")), tmp_path / "log")
-    assert host.job.wait(10)
-    assert "damaged" in client(host).get(STATE).text
+def test_a_message_about_a_file_whose_name_is_no_text_is_sent(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.job.start(JobKind.TRAIN, "cat", lambda listener, stop: listener(Message("caf\udce9.png is damaged")), tmp_path / "log")
+    assert engine.job.wait(10)
+    assert "damaged" in client(engine).get(STATE).text
 
 
 @pytest.mark.parametrize(
@@ -71,35 +72,35 @@ def test_a_message_about_a_file_whose_name_is_no_text_is_sent(host: FakeHost, tm
         ("[bad", False),
     ],
 )
-def test_only_our_own_names_are_answered(host: FakeHost, header: str, ours: bool) -> None:
+def test_only_our_own_names_are_answered(engine: FakeEngine, header: str, ours: bool) -> None:
     assert addressed_to_us(header) is ours
-    assert client(host).get(STATE, headers={"host": header}).status_code == (200 if ours else 400)
+    assert client(engine).get(STATE, headers={"host": header}).status_code == (200 if ours else 400)
 
 
-def test_a_name_that_is_allowed_is_answered(host: FakeHost) -> None:
+def test_a_name_that_is_allowed_is_answered(engine: FakeEngine) -> None:
     app = Starlette()
-    add_routes(app, host, allowed_hosts=["Studio.example"])
+    add_routes(app, engine, allowed_hosts=["Studio.example"])
     assert TestClient(app, base_url="http://studio.example").get(STATE).status_code == 200
 
 
-def test_gradios_login_is_required_where_there_is_one(host: FakeHost) -> None:
-    web = client(host, auth={"user": "secret"}, tokens={"token-1": "user"})
+def test_gradios_login_is_required_where_there_is_one(engine: FakeEngine) -> None:
+    web = client(engine, auth={"user": "secret"}, tokens={"token-1": "user"})
     assert web.get(STATE).status_code == 401
     assert web.get(STATE, headers={"cookie": "access-token-abc=wrong"}).status_code == 401
     assert web.get(STATE, headers={"cookie": "other=token-1"}).status_code == 401
     assert web.get(STATE, headers={"cookie": "access-token-abc=token-1"}).status_code == 200
 
 
-def test_nothing_but_get_is_answered(host: FakeHost) -> None:
-    web = client(host)
+def test_nothing_but_get_is_answered(engine: FakeEngine) -> None:
+    web = client(engine)
     for name in ("state", "picture", "cards", "card"):
         assert web.post(f"/textual-inversion/{name}").status_code == 405
 
 
-def test_previews_are_served_and_nothing_else_of_the_folder(host: FakeHost, tmp_path: Path) -> None:
-    run(host, tmp_path)
-    web = client(host)
-    job = host.job.id
+def test_previews_are_served_and_nothing_else_of_the_folder(engine: FakeEngine, tmp_path: Path) -> None:
+    run(engine, tmp_path)
+    web = client(engine)
+    job = engine.job.id
     (tmp_path / "log" / "secret.png").write_bytes(b"x")
     good = web.get("/textual-inversion/picture", params={"job": job, "file": "cat-4.png"})
     assert (good.status_code, good.headers["content-type"]) == (200, "image/png")
@@ -109,21 +110,21 @@ def test_previews_are_served_and_nothing_else_of_the_folder(host: FakeHost, tmp_
 
 
 @pytest.mark.parametrize("name", ["outside.png", "text.txt"])
-def test_a_preview_outside_the_folder_or_of_another_kind_is_not_served(host: FakeHost, tmp_path: Path, name: str) -> None:
+def test_a_preview_outside_the_folder_or_of_another_kind_is_not_served(engine: FakeEngine, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "log"
     folder.mkdir()
     (tmp_path / "outside.png").write_bytes(b"x")
     (folder / "text.txt").write_text("x")
     (folder / "outside.png").symlink_to(tmp_path / "outside.png")
-    host.job.start("train", "cat", lambda listener, stop: listener(PreviewDrawn(1, str(folder / name), "", 0)), folder)
-    assert host.job.wait(5)
-    assert client(host).get("/textual-inversion/picture", params={"job": host.job.id, "file": name}).status_code == 404
+    engine.job.start(JobKind.TRAIN, "cat", lambda listener, stop: listener(PreviewDrawn(1, str(folder / name), "", 0)), folder)
+    assert engine.job.wait(5)
+    assert client(engine).get("/textual-inversion/picture", params={"job": engine.job.id, "file": name}).status_code == 404
 
 
-def test_cards_and_their_pictures(host: FakeHost, tmp_path: Path) -> None:
-    host.create(NewEmbedding("cat"))
-    (host.folders().embeddings / "cat.png").write_bytes((host.folders().pictures / "0.png").read_bytes())
-    web = client(host)
+def test_cards_and_their_pictures(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.create(NewEmbedding("cat"))
+    (engine.host.folders().embeddings / "cat.png").write_bytes((engine.host.folders().pictures / "0.png").read_bytes())
+    web = client(engine)
     answer = web.get("/textual-inversion/cards?rescan=1").json()
     assert answer["count"] == 1
     assert 'data-name="cat"' in answer["html"]
@@ -132,21 +133,21 @@ def test_cards_and_their_pictures(host: FakeHost, tmp_path: Path) -> None:
         assert web.get("/textual-inversion/card", params={"name": name}).status_code == 404
 
 
-def test_adding_twice_replaces_and_comes_before_a_catch_all(host: FakeHost) -> None:
+def test_adding_twice_replaces_and_comes_before_a_catch_all(engine: FakeEngine) -> None:
     from starlette.responses import PlainTextResponse
     from starlette.routing import Route
 
     app = Starlette(routes=[Route("/{path:path}", lambda request: PlainTextResponse("page"))])
-    add_routes(app, host)
-    add_routes(app, host)
+    add_routes(app, engine)
+    add_routes(app, engine)
     assert sum(getattr(route, "path", "") == STATE for route in app.router.routes) == 1
     assert TestClient(app, base_url="http://localhost").get(STATE).json()["phase"] == "idle"
 
 
-def test_the_whole_standalone_page_refuses_foreign_names(host: FakeHost) -> None:
+def test_the_whole_standalone_page_refuses_foreign_names(engine: FakeEngine) -> None:
     from textual_inversion.hosts.standalone import build_app
 
-    web = TestClient(build_app(host))
+    web = TestClient(build_app(engine, engine.host))
     assert web.get("/", headers={"host": "evil.example"}).status_code == 400
     assert web.get("/config", headers={"host": "evil.example"}).status_code == 400
     page = web.get("/", headers={"host": "localhost"})
@@ -154,10 +155,10 @@ def test_the_whole_standalone_page_refuses_foreign_names(host: FakeHost) -> None
     assert "window.textualInversion" in page.text
 
 
-def test_a_foreign_page_cannot_post_through_the_browser(host: FakeHost) -> None:
+def test_a_foreign_page_cannot_post_through_the_browser(engine: FakeEngine) -> None:
     from textual_inversion.hosts.standalone import build_app
 
-    web = TestClient(build_app(host), base_url="http://127.0.0.1:7870")
+    web = TestClient(build_app(engine, engine.host), base_url="http://127.0.0.1:7870")
 
     def upload(**headers: str) -> int:
         return web.post("/gradio_api/upload", files={"files": ("a.png", b"x")}, headers=headers).status_code
@@ -166,24 +167,24 @@ def test_a_foreign_page_cannot_post_through_the_browser(host: FakeHost) -> None:
     assert [upload(origin="http://127.0.0.1:7870"), upload()] == [200, 200]
 
 
-def test_a_host_without_a_checkpoint_still_answers(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_without_a_checkpoint_still_answers(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(self: FakeHost) -> SimpleNamespace:
         raise CheckpointError("There is none.")
 
     monkeypatch.setattr(FakeHost, "checkpoint", none)
-    assert client(host).get(STATE).json()["checkpoint"] == ""
+    assert client(engine).get(STATE).json()["checkpoint"] == ""
 
 
-def test_a_server_that_ends_keeps_what_a_running_job_has_learned(host: FakeHost, tmp_path: Path, serve: Callable[[Any], Any]) -> None:
-    host.pace = 0.01
-    host.create(NewEmbedding("cat"))
-    with serve(host):
-        config = TrainingConfig("cat", str(host.folders().pictures), steps=10_000, log_dir=str(tmp_path))
-        host.job.start("train", "cat", lambda listener, stop: host.train(config, listener, stop), tmp_path)
-        while host.job.snapshot()["step"] < 2:
+def test_a_server_that_ends_keeps_what_a_running_job_has_learned(engine: FakeEngine, tmp_path: Path, serve: Callable[[Any], Any]) -> None:
+    engine.pace = 0.01
+    engine.create(NewEmbedding("cat"))
+    with serve(engine):
+        config = TrainingConfig("cat", str(engine.host.folders().pictures), steps=10_000, log_dir=str(tmp_path))
+        engine.job.start(JobKind.TRAIN, "cat", lambda listener, stop: engine.train(config, listener, stop), tmp_path)
+        while engine.job.snapshot()["step"] < 2:
             time.sleep(0.01)
-    assert host.job.snapshot()["phase"] == "interrupted"
-    assert 2 <= (host.cards()[0].description.step or 0) < 10_000
+    assert engine.job.snapshot()["phase"] == "interrupted"
+    assert 2 <= (engine.cards()[0].description.step or 0) < 10_000
 
 
 def test_a_port_that_is_taken_is_said() -> None:

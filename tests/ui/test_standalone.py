@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from textual_inversion.app.drawing import Drawing
+from textual_inversion.app.job import Drawing
 from textual_inversion.errors import CheckpointError, ConfigError
-from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.hosts.fake import FakeEngine, FakeHost
 from textual_inversion.hosts.standalone import app
 from textual_inversion.settings.generation import GenerationSettings
 from textual_inversion.settings.schema import defaults_of
@@ -50,10 +50,10 @@ def test_a_wheel_is_told_of_every_shared_file() -> None:
 
 
 @pytest.fixture
-def chooser(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> Any:
+def chooser(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Any:
     kept: list[Any] = []
     monkeypatch.setattr(app, "_follow_checkpoint", lambda chooser, *parts: kept.append(chooser))
-    app.build_blocks(host, Drawing(), {})
+    app.build_blocks(engine, engine.host, Drawing(), {})
     return kept[0]
 
 
@@ -62,10 +62,10 @@ def value_of(chooser: Any, updates: list[Any], elem_id: str) -> Any:
     return updates[place].get("value")
 
 
-def test_a_page_opened_after_another_checkpoint_was_chosen_has_its_values(chooser: Any, host: FakeHost) -> None:
+def test_a_page_opened_after_another_checkpoint_was_chosen_has_its_values(chooser: Any, engine: FakeEngine) -> None:
     built = [field.value for field in chooser.fields]
     assert all("value" not in update for update in chooser.afresh(*built)[1:])
-    host.choose_checkpoint("fake-512")
+    engine.host.choose_checkpoint("fake-512")
     listed, *updates = chooser.afresh(*built)
     assert (listed["value"], listed["choices"]) == ("fake-512", ["fake-128", "fake-512"])
     assert value_of(chooser, updates, "ti_train_width") == 512
@@ -73,7 +73,7 @@ def test_a_page_opened_after_another_checkpoint_was_chosen_has_its_values(choose
 
 
 def test_a_checkpoint_that_cannot_be_chosen_leaves_the_list_at_the_one_before(
-    chooser: Any, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+    chooser: Any, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: FakeHost, name: str) -> None:
         raise CheckpointError(f"{name} is no checkpoint.")
@@ -86,23 +86,25 @@ def test_a_checkpoint_that_cannot_be_chosen_leaves_the_list_at_the_one_before(
 
 
 @pytest.fixture
-def generate(host: FakeHost) -> Any:
+def generate(engine: FakeEngine) -> Any:
     keys = list(defaults_of(GenerationSettings))
-    page = _Page(host, Drawing(), keys)
+    page = _Page(engine, Drawing(), keys)
     small = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "count": 1, "seed": 0}
-    values = {**defaults_of(GenerationSettings), **drawing_values(host), **small}
+    values = {**defaults_of(GenerationSettings), **drawing_values(engine), **small}
     return page, lambda: page.generate(*[values[key] for key in keys])
 
 
-def test_pictures_are_shown_although_they_cannot_be_kept(host: FakeHost, generate: Any) -> None:
-    (host.folders().outputs / "txt2img").write_text("a file where the folder should be", encoding="utf-8")
+def test_pictures_are_shown_although_they_cannot_be_kept(engine: FakeEngine, generate: Any) -> None:
+    (engine.host.folders().outputs / "txt2img").write_text("a file where the folder should be", encoding="utf-8")
     drawn, note = generate[1]()
     assert len(drawn) == 1
     assert "ti-note-error" in note
 
 
-def test_an_interrupt_before_the_first_picture_keeps_the_gallery(host: FakeHost, generate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeHost, "generate", lambda *given: [])
+def test_an_interrupt_before_the_first_picture_keeps_the_gallery(
+    engine: FakeEngine, generate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEngine, "generate", lambda *given: [])
     drawn, note = generate[1]()
     assert "value" not in drawn
     assert "Stopped before the first picture" in note
@@ -115,7 +117,7 @@ def test_an_error_while_drawing_is_one_sentence_and_the_next_click_works(generat
         raise RuntimeError("odd")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FakeHost, "generate", broken)
+        patch.setattr(FakeEngine, "generate", broken)
         drawn, note = click()
     assert "value" not in drawn
     assert "Something unexpected happened (RuntimeError: odd)" in note
@@ -123,6 +125,6 @@ def test_an_error_while_drawing_is_one_sentence_and_the_next_click_works(generat
     assert len(click()[0]) == 1
 
 
-def test_a_seed_below_zero_is_another_one_each_time(host: FakeHost) -> None:
-    values = {"prompt": "", "negative_prompt": None, **defaults_of(GenerationSettings), **drawing_values(host), "seed": -1}
+def test_a_seed_below_zero_is_another_one_each_time(engine: FakeEngine) -> None:
+    values = {"prompt": "", "negative_prompt": None, **defaults_of(GenerationSettings), **drawing_values(engine), "seed": -1}
     assert checked(values)["seed"] != checked(values)["seed"]

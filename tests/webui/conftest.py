@@ -13,29 +13,22 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support import webui as stand_ins
-from textual_inversion.app.engine import EngineHost
-from textual_inversion.app.port import Checkpoint, Folders
+from textual_inversion.app.engine import Engine
+from textual_inversion.hosts.standalone.adapter import StandaloneHost
 
 OURS = "textual_inversion.hosts.webui"
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "textual_inversion" / "assets" / "tiny" / "tiny.safetensors"
 
 
-class Host(EngineHost):
-    """The engine over folders of this test and the tiny checkpoint; knows what prompts may say by the library."""
+class Host(StandaloneHost):
+    """Folders of this test and the tiny checkpoint, with what only WebUIs have; `engine` works over it."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__()
-        self.root = root
+        super().__init__(root)
+        self.root, self.engine = root, Engine(self)
         self.options: dict[str, Any] = {"card_as_tag": False, "rewrite_prompts": True}
         self.known: dict[str, int] = {}
-        self.folders().embeddings.mkdir()
-
-    def folders(self) -> Folders:
-        return Folders(self.root / "embeddings", self.root / "outputs", ROOT / "textual_inversion_templates", self.root / "pictures")
-
-    def checkpoint(self) -> Checkpoint:
-        return Checkpoint("tiny", TINY, 128)
 
     def known_names(self) -> dict[str, int]:
         return self.known
@@ -70,9 +63,9 @@ def webui(monkeypatch: pytest.MonkeyPatch, host: Host) -> Iterator[SimpleNamespa
     made = stand_ins.modules()
     for name, module in made.items():
         monkeypatch.setitem(sys.modules, name, module)
-    from textual_inversion.hosts.webui import set_current_host
+    from textual_inversion.hosts.webui import set_current
 
-    set_current_host(host)  # type: ignore[arg-type]
+    set_current(host, host.engine)  # type: ignore[arg-type]
     page = next(page for page in made["modules.ui_extra_networks"].extra_pages if page.name == "textual inversion")
     type(page).folders = [str(host.folders().embeddings)]
     yield SimpleNamespace(**{name.rpartition(".")[2]: module for name, module in made.items()}, page=page)

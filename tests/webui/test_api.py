@@ -31,7 +31,7 @@ def web(webui: SimpleNamespace, host: Host) -> TestClient:
     from textual_inversion.hosts.webui.api import add_api
 
     app = app_with_api()
-    assert add_api(app, host)  # type: ignore[arg-type]
+    assert add_api(app, host.engine)
     return TestClient(app)
 
 
@@ -157,7 +157,7 @@ def test_the_webuis_guard_guards_ours(webui: SimpleNamespace, host: Host) -> Non
 
     app = app_with_api(Depends(HTTPBasic()))
     webui.shared.cmd_opts.api_auth = "ann:sesame"
-    assert add_api(app, host)  # type: ignore[arg-type]
+    assert add_api(app, host.engine)
     web = TestClient(app)
     for method, path in (("get", "state"), ("get", "embeddings"), ("get", "inspect?name=x"), ("post", "create"), ("post", "interrupt")):
         assert getattr(web, method)(f"{API}/{path}").status_code == 401
@@ -168,10 +168,10 @@ def test_without_the_webuis_api_or_its_guard_there_is_none(webui: SimpleNamespac
     from textual_inversion.hosts.webui.api import add_api
 
     plain = FastAPI()
-    assert not add_api(plain, host)  # type: ignore[arg-type]
+    assert not add_api(plain, host.engine)  # type: ignore[arg-type]
     webui.shared.cmd_opts.api_auth = "ann:sesame"
     unguarded = app_with_api()
-    assert not add_api(unguarded, host)  # type: ignore[arg-type]
+    assert not add_api(unguarded, host.engine)  # type: ignore[arg-type]
     for app in (plain, unguarded):
         assert TestClient(app).get(f"{API}/state").status_code == 404
 
@@ -181,9 +181,9 @@ def test_adding_twice_leaves_one_of_each(webui: SimpleNamespace, host: Host) -> 
 
     app = app_with_api()
     for _ in range(2):
-        assert add_api(app, host)  # type: ignore[arg-type]
+        assert add_api(app, host.engine)
     once = app_with_api()
-    add_api(once, host)  # type: ignore[arg-type]
+    add_api(once, host.engine)  # type: ignore[arg-type]
     assert len(app.routes) == len(once.routes)
 
 

@@ -19,7 +19,7 @@ from tests.webui.conftest import Host, write
 def page(webui: SimpleNamespace, host: Host) -> Any:
     from textual_inversion.hosts.webui.cards import replace_page
 
-    assert replace_page(host)  # type: ignore[arg-type]
+    assert replace_page(host, host.engine)  # type: ignore[arg-type]
     return webui.ui_extra_networks.extra_pages[1]
 
 
@@ -40,11 +40,11 @@ def test_it_takes_the_place_of_the_webuis_own_once(page: Any, webui: SimpleNames
     assert [shown.name for shown in pages] == ["lora", "textual inversion", "hypernetworks"]
     assert isinstance(page, type(webui.page))
     assert page.allow_negative_prompt
-    assert replace_page(host)  # type: ignore[arg-type]
+    assert replace_page(host, host.engine)  # type: ignore[arg-type]
     assert pages[1] is page
     assert str(folder(host)) in webui.ui_extra_networks.allowed_dirs
     del pages[1]
-    assert not replace_page(host)  # type: ignore[arg-type]
+    assert not replace_page(host, host.engine)  # type: ignore[arg-type]
 
 
 def test_usable_and_unusable_files_are_there(page: Any, host: Host) -> None:
@@ -128,7 +128,7 @@ def test_when_the_library_fails_the_webuis_own_list_is_shown(page: Any, host: Ho
     def fail() -> Any:
         raise OSError("no such share")
 
-    monkeypatch.setattr(host, "library", fail)
+    monkeypatch.setattr(host.engine, "library", fail)
     assert list(cards(page)) == ["theirs"]
 
 
@@ -169,7 +169,7 @@ def test_refresh_reaches_the_webuis_table_and_the_folder(page: Any, host: Host) 
     write(folder(host), "new")
     page.refresh()
     assert page.refreshed == 1
-    assert [entry.name for entry in host.library().entries()] == ["new"]
+    assert [entry.name for entry in host.engine.library().entries()] == ["new"]
 
 
 def test_without_descriptions_only_the_reason_stays(page: Any, host: Host, webui: SimpleNamespace) -> None:

@@ -16,13 +16,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.support import webui_hosts
+from textual_inversion.app.engine import Engine
 from textual_inversion.app.job import Job
 from textual_inversion.app.port import Host
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import CheckpointError, DatasetError, NameTakenError
 from textual_inversion.formats import save
 from textual_inversion.hosts import entry
-from textual_inversion.hosts.fake import FakeHost
+from textual_inversion.hosts.fake import FakeEngine, FakeHost
 from textual_inversion.hosts.standalone.adapter import TINY, StandaloneHost
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.training import TrainingConfig
@@ -40,11 +41,15 @@ ALL = ("fake", "standalone", *WEBUIS)
 
 @dataclass
 class World:
-    """A host, and for a WebUI what is inside of it."""
+    """A host with the engine over it, and for a WebUI what is inside of it."""
 
     kind: str
-    host: Any
+    engine: Any
     inside: Any = None
+
+    @property
+    def host(self) -> Any:
+        return self.engine.host
 
     def put(self, name: str, width: int = 64, vectors: int = 2) -> Path:
         """A file that somebody else has written."""
@@ -58,7 +63,7 @@ class World:
         return Path(path)
 
     def card(self, name: str) -> Any:
-        return next((card for card in self.host.cards(rescan=True) if card.name == name), None)
+        return next((card for card in self.engine.cards(rescan=True) if card.name == name), None)
 
     def check_at_rest(self) -> None:
         """Nothing of ours is left in the WebUI."""
@@ -76,17 +81,18 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 
     def make_one(kind: str) -> World:
         if kind == "fake":
-            return World(kind, FakeHost(tmp_path / "fake", pace=0))
+            return World(kind, FakeEngine(FakeHost(tmp_path / "fake"), pace=0))
         if kind == "standalone":
-            return World(kind, StandaloneHost(tmp_path / "data"))
+            return World(kind, Engine(StandaloneHost(tmp_path / "data")))
         inside = webui_hosts.stand_ins(kind, tmp_path / kind, TINY, 64)
         for name, module in inside.modules.items():
             monkeypatch.setitem(sys.modules, name, module)
         host = getattr(importlib.import_module(f"textual_inversion.hosts.{kind}"), CLASSES[kind])()
-        host.install()
+        engine = Engine(host)
+        host.install(engine.library)
         webui_hosts.load_model(inside)
         made.append(host)
-        return World(kind, host, inside)
+        return World(kind, engine, inside)
 
     with webui_hosts.forgetting():
         yield make_one
@@ -125,14 +131,24 @@ def three_steps(world: World, root: Path) -> TrainingConfig:
 
 def test_it_is_a_host(world: World) -> None:
     host: Host = world.host
-    assert isinstance(host.job, Job)
-    assert all(isinstance(folder, Path) for folder in vars(host.folders()).values())
-    assert all(isinstance(name, str) for name in host.checkpoints())
+    assert isinstance(host, Host)
+    assert isinstance(world.engine.job, Job)
+    folders = host.folders()
+    assert all(isinstance(folder, Path) for folder in (folders.embeddings, folders.outputs, folders.pictures, *folders.searched))
     chosen = host.checkpoint()
-    assert (chosen.name, chosen.path.name, chosen.size) == (("fake-128" if world.kind == "fake" else "tiny"), chosen.path.name, 128)
-    assert host.folders().embeddings in host.embedding_folders()
-    assert host.folders().templates.is_dir()
-    assert any(host.folders().templates.glob("*.txt"))
+    assert chosen.name == ("fake-128" if world.kind == "fake" else "tiny")
+    assert world.engine.picture_size() == 128
+    assert folders.embeddings in folders.searched
+    assert folders.templates.is_dir()
+    assert any(folders.templates.glob("*.txt"))
+    assert all(callable(captioner) for captioner in host.captioners(lambda event: None, lambda: False).values())
+
+
+def test_the_port_is_small_and_nothing_of_it_is_left_open(world: World) -> None:
+    asked = Host.__abstractmethods__
+    assert len(asked) <= 8
+    assert asked == {name for name in vars(Host) if not name.startswith("_")}
+    assert not type(world.host).__abstractmethods__
 
 
 def test_its_suggestions_are_settings(world: World) -> None:
@@ -142,14 +158,14 @@ def test_its_suggestions_are_settings(world: World) -> None:
 
 
 def test_a_new_embedding_has_a_card_at_once(world: World) -> None:
-    before = world.host.embeddings_version()
-    path = world.host.create(NewEmbedding("word", "red shape", "auto"))
+    before = world.engine.embeddings_version()
+    path = world.engine.create(NewEmbedding("word", "red shape", "auto"))
     assert path.parent == world.host.folders().embeddings
     assert (world.card("word").description.num_vectors, world.card("word").reason) == (2, "")
-    assert world.host.embeddings_version() != before
+    assert world.engine.embeddings_version() != before
     with pytest.raises(NameTakenError):
-        world.host.create(NewEmbedding("word", "red", 1))
-    world.host.create(NewEmbedding("word", "red", 1, overwrite=True))
+        world.engine.create(NewEmbedding("word", "red", 1))
+    world.engine.create(NewEmbedding("word", "red", 1, overwrite=True))
     assert world.card("word").description.num_vectors == 1
     world.check_at_rest()
 
@@ -157,41 +173,29 @@ def test_a_new_embedding_has_a_card_at_once(world: World) -> None:
 def test_what_does_not_fit_has_a_card_with_the_reason(world: World) -> None:
     world.put("word")
     world.put("wide", 1024)
-    cards = world.host.cards(rescan=True)
+    cards = world.engine.cards(rescan=True)
     assert [card.name for card in cards] == ["wide", "word"]
     assert [bool(card.reason) for card in cards] == [True, False]
     assert world.card("wide").reason.count("\n") == 0
 
 
 def test_files_of_others_are_seen_when_it_looks_again(world: World) -> None:
-    world.host.cards(rescan=True)
+    world.engine.cards(rescan=True)
     path = world.put("late")
-    world.host.look_again()
-    assert "late" in {card.name for card in world.host.cards()}
+    world.engine.refresh()
+    assert "late" in {card.name for card in world.engine.cards()}
     path.unlink()
-    world.host.look_again()
-    assert "late" not in {card.name for card in world.host.cards()}
-
-
-def test_a_check_is_offered_until_it_is_answered(world: World) -> None:
-    save_file({"emb_params": torch.zeros(1, 64)}, world.host.folders().embeddings / "safe.safetensors")
-    assert not world.host.offers_check()
-    (world.host.folders().embeddings / "deep").mkdir()
-    (world.host.folders().embeddings / "deep" / "any.PT").write_bytes(b"")
-    assert world.host.offers_check() == (world.inside is not None)
-    world.host.check_answered()
-    assert not world.host.offers_check()
-    if world.inside:
-        assert world.inside.saved == 1
+    world.engine.refresh()
+    assert "late" not in {card.name for card in world.engine.cards()}
 
 
 # training
 
 
 def test_training_tells_its_steps_and_is_kept(world: World, config: TrainingConfig) -> None:
-    world.host.create(NewEmbedding("word", "red", 1))
+    world.engine.create(NewEmbedding("word", "red", 1))
     events: list[Any] = []
-    world.host.train(config, events.append, lambda: False)
+    world.engine.train(config, events.append, lambda: False)
     started = next(event for event in events if isinstance(event, Started))
     assert (started.name, started.first_step, started.last_step) == ("word", 0, 3)
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3]
@@ -201,25 +205,55 @@ def test_training_tells_its_steps_and_is_kept(world: World, config: TrainingConf
 
 
 def test_interrupting_keeps_what_was_learned(world: World, config: TrainingConfig) -> None:
-    world.host.create(NewEmbedding("word", "red", 1))
+    world.engine.create(NewEmbedding("word", "red", 1))
     events: list[Any] = []
-    world.host.train(config, events.append, lambda: any(isinstance(event, StepDone) for event in events))
+    world.engine.train(config, events.append, lambda: any(isinstance(event, StepDone) for event in events))
     stopped = next(event for event in events if isinstance(event, Stopped))
     assert (stopped.step, stopped.reason, world.card("word").description.step) == (1, "interrupted", 1)
     world.check_at_rest()
 
 
 def test_a_failure_is_raised_and_leaves_everything_at_rest(world: World, config: TrainingConfig) -> None:
-    world.host.create(NewEmbedding("word", "red", 1))
+    world.engine.create(NewEmbedding("word", "red", 1))
     for path in Path(config.images).iterdir():
         path.unlink()
     with pytest.raises(DatasetError):
-        world.host.train(config, lambda event: None, lambda: False)
+        world.engine.train(config, lambda event: None, lambda: False)
     world.check_at_rest()
     assert world.card("word").description.step in (0, None)
 
 
 # what a WebUI adds
+
+
+def test_a_check_is_offered_until_it_is_answered(webui: World) -> None:
+    save_file({"emb_params": torch.zeros(1, 64)}, webui.host.folders().embeddings / "safe.safetensors")
+    assert not webui.host.offers_check()
+    (webui.host.folders().embeddings / "deep").mkdir()
+    (webui.host.folders().embeddings / "deep" / "any.PT").write_bytes(b"")
+    assert webui.host.offers_check()
+    webui.host.check_answered()
+    assert not webui.host.offers_check()
+    assert webui.inside.saved == 1
+
+
+def test_a_trained_word_is_read_before_the_next_in_the_queue_draws(webui: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    webui.engine.create(NewEmbedding("word", "red", 1))
+    read, queue_held = webui.host.read_embeddings, list[bool]()
+    monkeypatch.setattr(webui.host, "read_embeddings", lambda: queue_held.append(webui.inside.queue.locked()) or read())
+    webui.engine.train(three_steps(webui, tmp_path), lambda event: None, lambda: False)
+    assert queue_held == [True]
+    assert webui.inside.tables[0].word_embeddings["word"].step == 3
+
+
+def test_a_run_that_is_stopped_in_the_queue_has_changed_nothing(webui: World, tmp_path: Path) -> None:
+    webui.engine.create(NewEmbedding("word", "red", 1))
+    events: list[Any] = []
+    with webui.inside.queue:
+        webui.engine.train(three_steps(webui, tmp_path), events.append, lambda: True)
+    assert [event.reason for event in events if isinstance(event, Stopped)] == ["interrupted"]
+    assert not any(isinstance(event, Started) for event in events)
+    webui.check_at_rest()
 
 
 def test_each_webui_is_told_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,12 +271,12 @@ def test_without_a_checkpoint_there_is_one_sentence(webui: World) -> None:
     webui.inside.modules["modules.sd_models"].model_data.sd_model = None
     with pytest.raises(CheckpointError, match="checkpoint"):
         webui.host.checkpoint()
-    assert webui.host.cards() == []
+    assert webui.engine.cards() == []
     assert webui.host.known_names() == {}
 
 
 def test_prompts_know_a_word_as_soon_as_it_was_made(webui: World) -> None:
-    webui.host.create(NewEmbedding("word", "red shape", "auto"))
+    webui.engine.create(NewEmbedding("word", "red shape", "auto"))
     assert webui.host.known_names() == {"word": 2}
     assert webui.inside.known() == {"word"}
     embedding = webui.inside.tables[0].word_embeddings["word"]
@@ -254,7 +288,7 @@ def test_prompts_know_a_word_as_soon_as_it_was_made(webui: World) -> None:
 def test_a_webui_at_work_is_not_disturbed(webui: World) -> None:
     scans = webui.inside.tables[0].scans
     with webui.inside.queue:
-        webui.host.create(NewEmbedding("word", "red", 1))
+        webui.engine.create(NewEmbedding("word", "red", 1))
         assert webui.inside.tables[0].scans == scans
     assert webui.card("word").reason == ""
     webui.host.before_prompts()
@@ -266,7 +300,7 @@ def test_a_webui_at_work_is_not_disturbed(webui: World) -> None:
 def test_cached_prompts_are_forgotten_when_vectors_change(webui: World) -> None:
     cache = webui.inside.modules["modules.processing"].StableDiffusionProcessing.cached_c
     cache[:] = ["what it is for", "encoded"]
-    webui.host.create(NewEmbedding("word", "red", 1))
+    webui.engine.create(NewEmbedding("word", "red", 1))
     assert cache[0] is None
 
 
@@ -295,7 +329,7 @@ def test_install_and_remove_change_nothing_but_once(webui: World) -> None:
         return [getattr(cls, name) for cls in webui.inside.classes for name in names]
 
     ours = methods()
-    webui.host.install()
+    webui.host.install(webui.engine.library)
     assert methods() == ours
     assert all(method.__module__.startswith("textual_inversion.") for method in ours)
     webui.host.remove()
@@ -312,8 +346,8 @@ def test_a_job_that_ends_while_the_page_is_reloaded_has_no_file_read_by_the_webu
     path = webui.put("word")
     webui.host.embeddings_changed()
     assert webui.inside.tables[0].read_by_host == []
-    webui.host.install()
-    webui.host.look_again()
+    webui.host.install(webui.engine.library)
+    webui.engine.refresh()
     assert webui.inside.known() == {"word"}
     assert path.exists()
 
@@ -365,7 +399,7 @@ def test_every_model_of_a1111_leaves_the_card_and_the_one_in_use_comes_back(make
 def test_training_that_gets_no_memory_is_raised_and_leaves_everything_at_rest(
     webui: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    webui.host.create(NewEmbedding("word", "red", 1))
+    webui.engine.create(NewEmbedding("word", "red", 1))
     monkeypatch.setattr(webui.inside, "device", torch.device("meta"))  # not the processor, and there everywhere
     if hasattr(devices := webui.inside.modules.get("modules.devices"), "device"):
         devices.device = torch.device("meta")
@@ -379,7 +413,7 @@ def test_training_that_gets_no_memory_is_raised_and_leaves_everything_at_rest(
 
     def train() -> list[Any]:
         events: list[Any] = []
-        webui.host.train(config, events.append, lambda: False)
+        webui.engine.train(config, events.append, lambda: False)
         return events
 
     with monkeypatch.context() as broken:
@@ -402,7 +436,7 @@ def test_on_the_processor_nothing_is_moved(webui: World) -> None:
 
 
 def test_the_vae_that_is_chosen(webui: World, tmp_path: Path) -> None:
-    assert webui.host.vae_file() is None
+    assert webui.host.checkpoint().vae is None
     vae, text_encoder = tmp_path / "v.safetensors", tmp_path / "t.safetensors"
     save_file({"encoder.conv_in.weight": torch.zeros(1), "decoder.conv_in.weight": torch.zeros(1)}, vae)
     save_file({"text_model.encoder.layers.0.layer_norm1.bias": torch.zeros(1)}, text_encoder)
@@ -410,18 +444,18 @@ def test_the_vae_that_is_chosen(webui: World, tmp_path: Path) -> None:
         webui.inside.options().forge_additional_modules = [str(text_encoder), str(vae)]
     else:
         webui.inside.modules["modules.sd_vae"].loaded_vae_file = str(vae)
-    assert webui.host.vae_file() == vae
+    assert webui.host.checkpoint().vae == vae
 
 
 def test_what_a_failed_load_leaves_is_no_model(make: Callable[[str], World]) -> None:
     webui = make("reforge")
     data = webui.inside.modules["modules.sd_models"].model_data
-    webui.host.create(NewEmbedding("word", "red", 1))
+    webui.engine.create(NewEmbedding("word", "red", 1))
     data.loaded_sd_models.clear()  # and `sd_model` is still the one that was taken apart
     data.sd_model = SimpleNamespace(sd_checkpoint_info=SimpleNamespace(filename="gone.safetensors", name_for_extra="gone"))
     assert webui.host.checkpoint().name == "tiny"
     scans = webui.inside.tables[0].scans
-    webui.host.create(NewEmbedding("other", "red", 1))
+    webui.engine.create(NewEmbedding("other", "red", 1))
     assert webui.inside.tables[0].scans == scans
 
 

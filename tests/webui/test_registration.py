@@ -44,7 +44,7 @@ def inside(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     with webui_hosts.forgetting():
         from textual_inversion.hosts import webui
 
-        monkeypatch.setattr(webui, "_host", [])
+        monkeypatch.setattr(webui, "_current", [])
         yield inside
         if webui.is_registered():
             webui.current_host().remove()
@@ -56,7 +56,7 @@ def registered() -> Any:
     from textual_inversion.hosts.webui import registration
 
     drawn: list[Any] = []
-    registration.register(A1111Host, drawn.append)
+    registration.register(A1111Host, lambda host, engine: drawn.append(host))
     return drawn[0]
 
 

@@ -1,15 +1,15 @@
-"""What the buttons of the three tabs do, in plain values. Knows nothing of gradio; a host does the work."""
+"""What the buttons of the Create and Train tabs do, in plain values; the engine does the work."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.app.job import JobRunningError, Listener, ShouldStop, user_message
+from textual_inversion.app.job import JobKind, JobRunningError, Listener, ShouldStop, user_message
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError
 from textual_inversion.settings.creation import NewEmbedding
@@ -18,7 +18,8 @@ from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message
 
 if TYPE_CHECKING:
-    from textual_inversion.app.port import Card, Host
+    from textual_inversion.app.cards import Card
+    from textual_inversion.app.engine import Engine
     from textual_inversion.training.preflight import Preflight
 
 _STOPPING = "Stopping after this step; what was learned is kept."
@@ -53,10 +54,10 @@ def answered(click: Callable[..., Outcome]) -> Callable[..., Outcome]:
 
 
 class Actions:
-    """The handlers, over one host; every one answers with a sentence, whatever happens."""
+    """The handlers; every one answers with a sentence, whatever happens."""
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
 
     @answered
     def create(self, values: Mapping[str, Any]) -> Outcome:
@@ -64,9 +65,9 @@ class Actions:
         from textual_inversion.training.embedding_file import STARTS_FROM_ZEROS, starts_from_zeros
 
         new = new_embedding(values)
-        if self.host.job.about("train", new.name):
+        if self.engine.job.about(JobKind.TRAIN, new.name):
             raise JobRunningError(f"“{new.name}” is being trained; interrupt that first, or choose another name.")
-        path = self.host.create(new)
+        path = self.engine.create(new)
         card = self.card(new.name)
         vectors = f" with {card.description.vectors}" if card else ""
         blank = f" {STARTS_FROM_ZEROS[0].upper()}{STARTS_FROM_ZEROS[1:]}." if starts_from_zeros(path, new.initializer_text) else ""
@@ -87,9 +88,8 @@ class Actions:
         return self._start(config, None)
 
     def _require_idle(self) -> None:
-        if self.host.job.running:
-            about = self.host.job.snapshot()["name"]
-            raise JobRunningError(f"{about!r} is still at work; interrupt it or wait until it is done.")
+        if self.engine.job.running:
+            raise JobRunningError(f"{self.engine.job.name!r} is still at work; interrupt it or wait until it is done.")
 
     def _start(self, config: TrainingConfig, new: NewEmbedding | None) -> Outcome:
         card = self.card(config.name)
@@ -98,7 +98,7 @@ class Actions:
         if card and card.description.step and card.description.step >= config.steps:
             reason = f"{config.name!r} is at step {card.description.step} already; raise Max steps above that to go on."
             raise ConfigError(reason, setting="steps")
-        self.host.job.start("train", config.name, lambda listener, stop: self._train(config, new, listener, stop), Path(config.log_dir))
+        self.engine.job.start(JobKind.TRAIN, config.name, partial(self._train, config, new), Path(config.log_dir))
         origin = f"“{new.initializer_text}”" if new and new.initializer_text else "zeros"
         return Outcome(f"“{config.name}” did not exist and is created first, from {origin}." if new else "", name=config.name)
 
@@ -110,7 +110,7 @@ class Actions:
             config = self.config(values)
             card = self.card(config.name)
             new = None if card else new_embedding({**new_values, "name": config.name, "overwrite": False})
-            checkpoint = self.host.checkpoint().path
+            checkpoint = self.engine.host.checkpoint().path
             facts = card.description if card else EmbeddingDescription(_vectors(new))
             return preflight(config, facts.num_vectors, checkpoint, first_step=facts.step or 0)
         except (TextualInversionError, OSError) as error:
@@ -118,8 +118,8 @@ class Actions:
 
     def interrupt(self) -> Outcome:
         """Ask the running job to stop."""
-        job = self.host.job
-        writing, looking = job.about("preprocess"), job.about("look")
+        job = self.engine.job
+        writing, looking = job.about(JobKind.PREPROCESS), job.about(JobKind.LOOK)
         if job.interrupt():
             at_pictures = "Stopping after this picture; " + ("those that are written stay." if writing else "nothing is written.")
             return Outcome(at_pictures if writing or looking else _STOPPING)
@@ -127,15 +127,15 @@ class Actions:
 
     def card(self, name: str) -> Card | None:
         """The embedding of that name, one that can be used before others; None when there is none."""
-        return min((card for card in self.host.cards() if card.name == name), key=lambda card: bool(card.reason), default=None)
+        return min((card for card in self.engine.cards() if card.name == name), key=lambda card: bool(card.reason), default=None)
 
     def names(self) -> list[str]:
         """Embeddings that can be trained here."""
-        return [card.name for card in self.host.cards() if not (card.reason or card.untrainable)]
+        return [card.name for card in self.engine.cards() if not (card.reason or card.untrainable)]
 
     def left_out(self) -> list[Card]:
         """Those that cannot."""
-        return [card for card in self.host.cards() if card.reason or card.untrainable]
+        return [card for card in self.engine.cards() if card.reason or card.untrainable]
 
     def config(self, values: Mapping[str, Any]) -> TrainingConfig:
         """The Train tab's values as settings, checked; the log folder is this run's own."""
@@ -148,7 +148,7 @@ class Actions:
         from textual_inversion.prompts.templates import read_template
 
         paths = {each.name: folder_text(values.get(each.name)) for each in settings_of(TrainingConfig) if each.folder}
-        name, folders = check_name(values["name"]), self.host.folders()
+        name, folders = check_name(values["name"]), self.engine.host.folders()
         require_images(paths["images"])
         if template := values.get("template"):
             paths["template"] = str(folders.templates / Path(template).name)
@@ -160,8 +160,8 @@ class Actions:
     def _train(self, config: TrainingConfig, new: NewEmbedding | None, listener: Listener, should_stop: ShouldStop) -> None:
         if new:
             listener(Message(f"Creating “{new.name}”"))
-            self.host.create(new)
-        self.host.train(config, listener, should_stop)
+            self.engine.create(new)
+        self.engine.train(config, listener, should_stop)
 
 
 def new_embedding(values: Mapping[str, Any]) -> NewEmbedding:

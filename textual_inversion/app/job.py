@@ -1,4 +1,4 @@
-"""One background job at a time and what a page may show of it. Knows nothing of pages, models or hosts."""
+"""One background job at a time and what a page may show of it; how far txt2img is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from textual_inversion.training.events import CopySaved, Event, Message, Preview
 MAX_POINTS = 400
 _KEPT_MESSAGES = 40
 _log = logging.getLogger(__name__)
+
+
+class JobKind(str, Enum):
+    """What a job does; a page has its own words for each."""
+
+    TRAIN = "train"
+    PREPROCESS = "preprocess"
+    LOOK = "look"  # at pictures, before they are preprocessed
+    CHECK = "check"  # embedding files for code
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,10 @@ def silent(event: JobEvent) -> None:
 
 class JobRunningError(TextualInversionError):
     """A job was to start while another one runs."""
+
+
+class StoppedWaitingError(Exception):
+    """A run was interrupted before its turn in the WebUI's queue came; no error to anybody outside of the engine."""
 
 
 class LossCurve:
@@ -94,10 +108,10 @@ class LossCurve:
         self._stride *= 2
         for point, count in zip(points, counts, strict=True):
             if self._counts and self._counts[-1] + count <= self._stride:
-                held = self._counts[-1]
-                mean = (self._points[-1][1] * held + point[1] * count) / (held + count)
+                earlier = self._counts[-1]
+                mean = (self._points[-1][1] * earlier + point[1] * count) / (earlier + count)
                 self._points[-1] = [point[0], mean, *point[2:]]
-                self._counts[-1] = held + count
+                self._counts[-1] = earlier + count
             else:
                 self._points.append(point)
                 self._counts.append(count)
@@ -116,7 +130,7 @@ class Job:
         self._thread: threading.Thread | None = None
         self._version = 0
         self._begun = 0.0
-        self._reset("", "", None)
+        self._reset(None, "", None)
         self._state["phase"] = "idle"
 
     @property
@@ -125,7 +139,7 @@ class Job:
         with self._lock:
             return self._thread is not None and self._thread.is_alive() and not self._over
 
-    def about(self, kind: str, name: str | None = None) -> bool:
+    def about(self, kind: JobKind, name: str | None = None) -> bool:
         """Whether work of that kind, and about that name if one is given, is under way."""
         with self._lock:
             return self.running and self._state["kind"] == kind and name in (None, self._state["name"])
@@ -137,16 +151,22 @@ class Job:
             return self._folder
 
     @property
+    def name(self) -> str:
+        """What the last job is about, such as the embedding's name; empty when there was none."""
+        with self._lock:
+            return str(self._state["name"])
+
+    @property
     def id(self) -> str:
         """Names this job in addresses; empty when there was none."""
         with self._lock:
             return str(self._state["job"])
 
-    def start(self, kind: str, name: str, work: Work, folder: Path | None = None) -> str:
+    def start(self, kind: JobKind, name: str, work: Work, folder: Path | None = None) -> str:
         """Begin `work(listener, should_stop)` in the background and return the job's id.
 
         Args:
-            kind: `train`, `preprocess` or `check`; chooses what a page shows.
+            kind: chooses what a page shows.
             name: what the job is about, such as the embedding's name.
             work: reports through `listener`; a sentence that it returns is shown as the outcome.
             folder: the only folder that `picture` serves files from.
@@ -156,11 +176,11 @@ class Job:
         """
         with self._lock:
             if self.running:
-                raise JobRunningError(f"{self._state['name']!r} is still at work; interrupt it or wait until it is done.")
+                raise JobRunningError(f"{self.name!r} is still at work; interrupt it or wait until it is done.")
             self._reset(kind, name, folder)
             self._stop.clear()
             self._begun = time.monotonic()
-            self._thread = threading.Thread(target=self._run, args=(work,), name=f"textual-inversion-{kind}", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(work,), name=f"textual-inversion-{kind.value}", daemon=True)
             self._thread.start()
             return self.id
 
@@ -196,17 +216,17 @@ class Job:
             known = job == self._state["job"] and any(preview["file"] == file for preview in self._state["previews"])
             return self._preview_paths.get(file) if known else None
 
-    def _reset(self, kind: str, name: str, folder: Path | None) -> None:
+    def _reset(self, kind: JobKind | None, name: str, folder: Path | None) -> None:
         self._curve = LossCurve()
         self._folder = folder
         self._preview_paths: dict[str, Path] = {}
         self._over = False
-        self._told_interrupted = False  # by the work, which a host may have stopped by a button of its own
+        self._work_was_interrupted = False  # perhaps by a button of the WebUI, which is not ours
         self._seconds = 0.0
         self._version += 1
         self._state: dict[str, Any] = {
             "job": uuid.uuid4().hex[:8] if kind else "",
-            "kind": kind,
+            "kind": kind.value if kind else "",
             "name": name,
             "phase": "starting",
             "step": 0,
@@ -241,7 +261,7 @@ class Job:
             if not (state["failed"] and state["reason"]):  # a trainer that says why it stopped, then raises, has said it better
                 state["reason"] = reason or state["reason"]
                 state["failed"] = failed or state["failed"]
-            interrupted = self._stop.is_set() or self._told_interrupted
+            interrupted = self._stop.is_set() or self._work_was_interrupted
             state["phase"] = "failed" if state["failed"] else "interrupted" if interrupted else "finished"
             state["seconds_left"] = None
             self._seconds = time.monotonic() - self._begun
@@ -259,16 +279,16 @@ class Job:
             self._take_step(event)
         elif isinstance(event, Advanced):
             state.update(step=event.done, last_step=event.total)
-            self._work_on()
+            self._leave_starting_phase()
         elif isinstance(event, Started):
             state.update(
                 name=event.name, first_step=event.first_step, step=event.first_step, last_step=event.last_step, images=event.images
             )
             self._curve = LossCurve(event.last_step - event.first_step)
             for file, reason in event.skipped:
-                self._say(left_out(Path(file).name, reason))
+                self._add_message(left_out(Path(file).name, reason))
         elif isinstance(event, Message):
-            self._say(event.text)
+            self._add_message(event.text)
         elif isinstance(event, PreviewDrawn):
             path = Path(event.path)
             self._preview_paths[path.name] = path
@@ -276,9 +296,9 @@ class Job:
         elif isinstance(event, CopySaved):
             state["copies"].append({"step": event.step, "file": Path(event.path).name})
         elif isinstance(event, Stopped):
-            self._told_interrupted = event.reason == "interrupted"
-            said = "" if event.reason in ("finished", "interrupted") else event.reason
-            state.update(step=event.step, reason=said, failed=event.failed, file=Path(event.path).name)
+            self._work_was_interrupted = event.reason == "interrupted"
+            reason = "" if event.reason in ("finished", "interrupted") else event.reason
+            state.update(step=event.step, reason=reason, failed=event.failed, file=Path(event.path).name)
 
     def _take_step(self, event: StepDone) -> None:
         self._state.update(
@@ -290,16 +310,58 @@ class Job:
             steps_per_second=_short(event.steps_per_second),
             seconds_left=_short(event.seconds_left),
         )
-        self._work_on()
+        self._leave_starting_phase()
 
-    def _work_on(self) -> None:
+    def _leave_starting_phase(self) -> None:
         if self._state["phase"] == "starting":
             self._state["phase"] = "working"
 
-    def _say(self, text: str) -> None:
+    def _add_message(self, text: str) -> None:
         messages = self._state["messages"]
         messages.append(text)
         del messages[:-_KEPT_MESSAGES]
+
+
+class Drawing:
+    """Progress of at most one drawing at a time; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy = False
+        self._done = self._total = 0
+        self._stop = threading.Event()
+
+    def begin(self) -> bool:
+        """Start counting; False when another drawing is under way."""
+        with self._lock:
+            if self._busy:
+                return False
+            self._busy, self._done, self._total = True, 0, 0
+            self._stop.clear()
+            return True
+
+    def end(self) -> None:
+        """Nothing is being drawn any more."""
+        with self._lock:
+            self._busy = False
+
+    def progress(self, done: int, total: int) -> None:
+        """`done` of `total` sampler steps."""
+        with self._lock:
+            self._done, self._total = done, total
+
+    def interrupt(self) -> None:
+        """Ask the drawing to stop; pictures that are done are kept."""
+        self._stop.set()
+
+    def should_stop(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self._stop.is_set()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        with self._lock:
+            return {"busy": self._busy, "done": self._done, "total": self._total}
 
 
 def user_message(error: Exception) -> str:

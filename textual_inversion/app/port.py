@@ -1,58 +1,56 @@
-"""What this package borrows from the WebUI it lives in. Knows no WebUI; `hosts/*.py` are its adapters, `fake.py` the one for tests."""
+"""What this package borrows from the WebUI that it lives in; `hosts/` has an adapter for each, and `fake.py` for tests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from textual_inversion.description import EmbeddingDescription
 from textual_inversion.settings.creation import NewEmbedding
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from textual_inversion.app.job import Job, Listener, ShouldStop
+    from textual_inversion.app.job import Listener, ShouldStop
     from textual_inversion.preprocess.captioning import Captioner
     from textual_inversion.settings.training import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where things lie: `embeddings` and `outputs` are written to, `templates` and `pictures` (a data set to begin with) are read."""
+    """The folders of a WebUI.
+
+    Attributes:
+        embeddings: new embeddings are written here.
+        outputs: logs, previews and pictures are written below this.
+        templates: prompt templates; only read.
+        pictures: a data set to begin with; only read.
+        searched: where embeddings are looked for, the first place first.
+    """
 
     embeddings: Path
     outputs: Path
     templates: Path
     pictures: Path
+    searched: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The chosen checkpoint: its name in lists, its file, and the side in pixels of the pictures it was made for."""
+    """The chosen checkpoint.
 
-    name: str
-    path: Path
-    size: int = 512
-
-
-@dataclass(frozen=True)
-class Card:
-    """An embedding as a page shows it.
-
-    `reason` says in one sentence why it does not fit the checkpoint, `untrainable` why training cannot go on with it; both are empty
-    when all is well. `negative` names the embedding that belongs into the
-    negative prompt with it, and `is_negative` says that it is such a one.
+    Attributes:
+        name: its name in lists.
+        path: its file.
+        vae: the file of a VAE that stands in for the checkpoint's own; None = the checkpoint's own.
+        widths: text encoder -> width of the vectors that the WebUI takes; None = as the checkpoint's header says.
     """
 
     name: str
-    description: EmbeddingDescription = field(default_factory=EmbeddingDescription)
-    picture: Path | None = None
-    reason: str = ""
-    negative: str = ""
-    is_negative: bool = False
-    untrainable: str = ""
+    path: Path
+    vae: Path | None = None
+    widths: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,66 +62,58 @@ class Suggestions:
     drawing: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Host(Protocol):
-    """A WebUI that lends its folders, its checkpoint and its memory."""
+@dataclass(frozen=True)
+class Turn:
+    """A training run as the WebUI wants it.
 
-    job: Job
+    Attributes:
+        config: the settings, completed by the WebUI's own training options, device and precision.
+        listener: to be told everything; shows it in the WebUI's progress bar too.
+        should_stop: heeds the WebUI's Interrupt button too.
+    """
 
-    def folders(self) -> Folders: ...
+    config: TrainingConfig
+    listener: Listener
+    should_stop: ShouldStop
 
-    def suggestions(self) -> Suggestions: ...
 
-    def checkpoints(self) -> list[str]:
-        """Names to choose from; empty where the WebUI has its own list of checkpoints."""
+class Host(ABC):
+    """A WebUI that lends its folders, its checkpoint, its place in the queue and its memory."""
 
+    @abstractmethod
+    def folders(self) -> Folders:
+        """Where things lie."""
+
+    @abstractmethod
     def checkpoint(self) -> Checkpoint:
-        """The chosen one; raises `CheckpointError` when there is none."""
+        """The chosen checkpoint; raises `CheckpointError` where none is chosen."""
 
-    def choose_checkpoint(self, name: str) -> None: ...
+    @abstractmethod
+    def device(self) -> str:
+        """The torch device that the WebUI computes on; empty = the best there is."""
 
-    def cards(self, *, rescan: bool = False) -> list[Card]:
-        """Every embedding, also those that do not fit, by name, as of a moment ago; `rescan` looks at every file now."""
+    @abstractmethod
+    def suggestions(self) -> Suggestions:
+        """Starting values of the forms."""
 
-    def embeddings_version(self) -> str:
-        """Another text whenever the cards have changed; asked every second."""
-
-    def embedding_folders(self) -> list[Path]:
-        """Where embeddings are looked for."""
-
-    def offers_check(self) -> bool:
-        """Whether the page should offer to check every embedding file for code: once, where such files are."""
-
-    def check_answered(self) -> None:
-        """The offer was taken or refused: remember not to make it again."""
-
-    def look_again(self) -> None:
-        """Files were moved: list them anew, and tell the WebUI."""
-
-    def captioners(self, should_stop: ShouldStop = ..., listener: Listener = ...) -> Mapping[str, Captioner]:
-        """Name -> the WebUI's own ways to describe a picture; nothing is loaded before one is called.
+    @abstractmethod
+    def captioners(self, listener: Listener, should_stop: ShouldStop) -> Mapping[str, Captioner]:
+        """Name -> the WebUI's own ways to describe a picture; each loads its model when it is called first.
 
         A call waits for its turn in the WebUI's queue: `listener` is told so, and `should_stop` ends the wait.
         """
 
-    def device(self) -> str:
-        """The torch device that the WebUI computes on; empty = the best there is."""
+    @abstractmethod
+    def turn(self, config: TrainingConfig, listener: Listener, should_stop: ShouldStop) -> AbstractContextManager[Turn]:
+        """Inside, nothing else loads, draws or trains in the WebUI, and its progress bar and Interrupt button are the run's.
 
-    def create(self, new: NewEmbedding) -> Path:
-        """Write the file of a new embedding, read by the chosen checkpoint's token table, and tell the WebUI."""
+        Raises `StoppedWaitingError` where `should_stop` ends the wait, and `ConfigError` where the WebUI's own options cannot be used.
+        """
 
-    def train(self, config: TrainingConfig, listener: Listener, should_stop: ShouldStop) -> None:
-        """Train to the end in the calling thread, the WebUI's memory lent for as long, and tell the WebUI."""
+    @abstractmethod
+    def lent_memory(self) -> AbstractContextManager[None]:
+        """Inside, the WebUI's models are out of the device's memory."""
 
-
-class PictureHost(Host, Protocol):
-    """A host that draws pictures through this package, having no txt2img page of its own."""
-
-    @property
-    def samplers(self) -> tuple[str, ...]:
-        """Names that `generate` takes; the last one is the usual one."""
-
-    def count_tokens(self, prompt: str) -> tuple[int, int]:
-        """(places taken, places in the chunks that this prompt fills)."""
-
-    def generate(self, values: Mapping[str, Any], progress: Callable[[int, int], None], should_stop: ShouldStop) -> list[Image.Image]:
-        """Draw; `values` are the fields of `GenerationSettings`. Each picture's `info["parameters"]` says how it was made."""
+    @abstractmethod
+    def embeddings_changed(self) -> None:
+        """Embedding files were written or moved: the next picture is drawn with what is there now."""

@@ -1,4 +1,4 @@
-"""What the buttons of the Preprocess tab do, in plain values. Knows nothing of gradio; a host lends its job and its interrogators."""
+"""What the buttons of the Preprocess tab do, in plain values."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.app.actions import Outcome, answered
-from textual_inversion.app.job import Advanced, Listener, ShouldStop, left_out
-from textual_inversion.app.review import JOB, Looking, looking_of
+from textual_inversion.app.job import Advanced, JobKind, Listener, ShouldStop, left_out, never, silent
+from textual_inversion.app.review import ReviewSession, review_of
 from textual_inversion.settings.preprocessing import PreprocessConfig
 from textual_inversion.settings.schema import cleaned
 from textual_inversion.text import counted
 from textual_inversion.training.events import Message
 
 if TYPE_CHECKING:
-    from textual_inversion.app.port import Host
+    from textual_inversion.app.engine import Engine
     from textual_inversion.preprocess.captioning import Captioner
     from textual_inversion.preprocess.plan import Planned
     from textual_inversion.preprocess.run import PreprocessReport
 
 OURS = ("blip", "tagger")  # captioners that need no WebUI
-_TOLD = 50 * 2**20  # bytes of a download between two messages
+_BYTES_A_MESSAGE = 50 * 2**20  # bytes of a download between two messages
 
 
 class Preprocessing:
-    """The handlers, over one host; every one answers with a sentence, whatever happens."""
+    """The handlers; every one answers with a sentence, whatever happens."""
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
 
     @property
-    def looking(self) -> Looking:
-        """What was looked at."""
-        return looking_of(self.host.job)
+    def review(self) -> ReviewSession:
+        """The pictures that were looked at."""
+        return review_of(self.engine.job)
 
     def captioners(self) -> list[str]:
         """Names of who can describe pictures."""
-        return [*self.host.captioners(), *OURS]
+        return [*self.engine.host.captioners(silent, never), *OURS]
 
     @answered
     def look(self, values: Mapping[str, Any]) -> Outcome:
@@ -45,32 +45,32 @@ class Preprocessing:
         download = bool(values.get("may_download"))
 
         def work(listener: Listener, stop: ShouldStop) -> str:
-            return self.looking.look(config, self._load(config, download, listener, stop), listener, stop)
+            return self.review.look(config, self._load(config, download, listener, stop), listener, stop)
 
-        self.host.job.start(JOB, config.source_path.name, work)
+        self.engine.job.start(JobKind.LOOK, config.source_path.name, work)
         return Outcome("")
 
     @answered
     def write(self, values: Mapping[str, Any], sent: Any = "") -> Outcome:
         """Preprocess in the background, as it was looked at and changed if it was; `sent` are the page's latest commands."""
         config = config_of(values)
-        looking = self.looking
-        looking.take(sent)
-        planned = looking.for_writing(config)
+        review = self.review
+        review.take(sent)
+        planned = review.for_writing(config)
         download = bool(values.get("may_download"))
 
         def work(listener: Listener, stop: ShouldStop) -> str:
             captioners = self._load(config, download, listener, stop) if planned is None else {}
-            looking.writing = True
+            review.writing = True
             try:
-                told, whole = write(config, planned, captioners, listener, stop)
+                message, complete = write(config, planned, captioners, listener, stop)
             finally:
-                looking.writing = False
-            if whole:  # else what a person changed is needed again
-                looking.forget()
-            return told
+                review.writing = False
+            if complete:  # else what a person changed is needed again
+                review.forget()
+            return message
 
-        self.host.job.start("preprocess", config.source_path.name, work)
+        self.engine.job.start(JobKind.PREPROCESS, config.source_path.name, work)
         wanted = values.get("use_result") and not config.captions_only
         return Outcome("", name=config.destination if wanted else "")
 
@@ -81,12 +81,12 @@ class Preprocessing:
         from textual_inversion.preprocess.captioning import load_captioners
 
         def progress(done: int, total: int, file: str) -> None:
-            if done % _TOLD < 2**20 or done == total:
+            if done % _BYTES_A_MESSAGE < 2**20 or done == total:
                 listener(Message(f"{file}: {done >> 20} of {total >> 20} MB"))
 
         listener(Message(f"Loading {' and '.join(config.captioners)}"))
-        offered = self.host.captioners(should_stop, listener)
-        device = self.host.device() or best_device()
+        offered = self.engine.host.captioners(listener, should_stop)
+        device = self.engine.host.device() or best_device()
         return load_captioners(config, offered, device=device, may_download=may_download, progress=progress, should_stop=should_stop)
 
 
@@ -132,10 +132,10 @@ def write(
         parts = [f"{len(report.written)} written"]
         parts += [f"{len(report.kept)} kept from before"] if report.kept else []
     parts += [f"{len(report.skipped)} left out"] if report.skipped else []
-    told = f"{', '.join(parts)}; they are in {config.destination_path}."
+    message = f"{', '.join(parts)}; they are in {config.destination_path}."
     if report.stopped:
-        told += " The rest is still to be done; Preprocess goes on with it."
-    return told, not report.stopped and not _unexpected(report, planned)
+        message += " The rest is still to be done; Preprocess goes on with it."
+    return message, not report.stopped and not _unexpected(report, planned)
 
 
 def _unexpected(report: PreprocessReport, planned: list[Planned] | None) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures looked at before they are preprocessed: what becomes of each, and what a person changed about it. Knows nothing of gradio.
+"""Pictures looked at before they are preprocessed: what becomes of each, and what a person changed about it.
 
 The page's script sends what was clicked and typed as numbered commands, again and again until it sees that they were taken, since
 gradio drops a call while the one before is under way.
@@ -28,23 +28,22 @@ if TYPE_CHECKING:
     from textual_inversion.preprocess.plan import Planned
     from textual_inversion.preprocess.run import PreprocessConfig
 
-JOB = "look"
 PAGE = 24  # pictures on the page at a time
 THUMBNAIL = 384  # pixels of the longer side
 MOST_CAPTION = 2000  # characters, as the page allows
 MOST_CLIENTS = 200  # pages of browsers whose commands are counted
 ALL, UNREADABLE, LEFT_OUT, DONE = "all", "unreadable", "out", "done"
 _one_at_a_time = threading.Lock()
-_lookings: WeakKeyDictionary[Job, Looking] = WeakKeyDictionary()
+_sessions: WeakKeyDictionary[Job, ReviewSession] = WeakKeyDictionary()
 
 
-def looking_of(job: Job) -> Looking:
+def review_of(job: Job) -> ReviewSession:
     """The pictures looked at in the WebUI whose job this is: one set for all of its pages, so that a reloaded page finds it again."""
-    return _lookings.setdefault(job, Looking())
+    return _sessions.setdefault(job, ReviewSession())
 
 
 @dataclass
-class Looking:
+class ReviewSession:
     """A set of pictures and how it is shown.
 
     Attributes:

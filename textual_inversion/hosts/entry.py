@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from textual_inversion.app.engine import Engine
     from textual_inversion.hosts.webui.host import WebUIHost
 
 
@@ -45,19 +46,19 @@ def _reforge() -> WebUIHost:
 _HOSTS = {"a1111": _a1111, "forge": _forge, "reforge": _reforge}
 
 
-def _draw_in_train_tabs(host: WebUIHost) -> None:
+def _draw_in_train_tabs(host: WebUIHost, engine: Engine) -> None:
     """A tab inside the WebUI's own Train tab."""
     from textual_inversion.hosts.webui.registration import listen
 
     def draw(params: Any) -> None:
         from textual_inversion.ui.tabs import draw_train_tab
 
-        draw_train_tab(host, params.txt2img_preview_params, first=True)
+        draw_train_tab(engine, host, params.txt2img_preview_params, first=True)
 
     listen("ui_train_tabs", draw)
 
 
-def _draw_as_tab(host: WebUIHost) -> None:
+def _draw_as_tab(host: WebUIHost, engine: Engine) -> None:
     """A tab of its own, for a WebUI that has no Train tab."""
     from textual_inversion.hosts.webui.registration import listen
 
@@ -65,7 +66,7 @@ def _draw_as_tab(host: WebUIHost) -> None:
         from textual_inversion.hosts.webui.generation import txt2img_components
         from textual_inversion.ui.tabs import TrainBlocks
 
-        return [(TrainBlocks(host, txt2img_components()), "Train", "ti_train_tab")]
+        return [(TrainBlocks(engine, host, txt2img_components()), "Train", "ti_train_tab")]
 
     listen("ui_tabs", draw)
 

@@ -1,4 +1,4 @@
-"""A WebUI that needs no model: its training is a picture that comes into focus. Knows nothing of torch, gradio or checkpoints."""
+"""A WebUI that needs no model: its training is a picture that comes into focus."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.app.job import Job, Listener, ShouldStop, never, silent
-from textual_inversion.app.port import Card, Checkpoint, Folders, Suggestions
+from textual_inversion.app.cards import Card
+from textual_inversion.app.engine import Engine
+from textual_inversion.app.port import Checkpoint, Folders, Host, Suggestions, Turn
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import DatasetError, EmbeddingError, InvalidNameError, NameTakenError
+from textual_inversion.files import replace_file
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.training.events import CopySaved, Message, PreviewDrawn, Started, StepDone, Stopped
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from textual_inversion.app.job import Listener, ShouldStop
     from textual_inversion.preprocess.captioning import Captioner
     from textual_inversion.settings.training import TrainingConfig
 
@@ -28,16 +32,22 @@ _PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclass
-class FakeHost:
-    """A host in one folder, deterministic; `pace` is the seconds that a step of training or drawing takes."""
+class FakeHost(Host):
+    """A host in one folder; it also plays the programs that have a list of checkpoints, and that offer to check files.
+
+    Attributes:
+        folder: everything lies in it.
+        chosen: name of the chosen checkpoint, which ends with the side of its pictures; there is no file.
+        changes: how often the WebUI was told of changed embeddings.
+        turns: how many runs hold the WebUI's queue.
+        asks: whether the page offers to check the files.
+    """
 
     folder: Path
-    pace: float = 0.01
-    samplers: tuple[str, ...] = ("Euler", "Euler a", "DPM++ 2M Karras")
-    job: Job = field(default_factory=Job)
     chosen: str = "fake-128"
-    told: int = 0  # how often the WebUI heard of changed embeddings
-    asks: bool = False  # whether the page offers to check the files
+    changes: int = 0
+    turns: int = 0
+    asks: bool = False
 
     def __post_init__(self) -> None:
         for path in (self.folders().embeddings, self.folders().outputs, self.folders().templates):
@@ -51,36 +61,49 @@ class FakeHost:
     def folders(self) -> Folders:
         """Four folders under `folder`."""
         root = self.folder
-        return Folders(root / "embeddings", root / "outputs", root / "templates", root / "pictures")
+        return Folders(root / "embeddings", root / "outputs", root / "templates", root / "pictures", (root / "embeddings",))
+
+    def checkpoint(self) -> Checkpoint:
+        """The chosen one."""
+        return Checkpoint(self.chosen, self.folder / f"{self.chosen}.safetensors")
+
+    def device(self) -> str:
+        """The processor."""
+        return "cpu"
 
     def suggestions(self) -> Suggestions:
         """A short run over four pictures."""
         training = {"images": str(self.folders().pictures), "steps": 200, "batch_size": 2, "preview_every": 50}
         return Suggestions(NewEmbedding("my-concept", "picture", "auto"), training, {"prompt": "a picture"})
 
+    def captioners(self, listener: Listener, should_stop: ShouldStop) -> Mapping[str, Captioner]:
+        """One that names the colour."""
+        return {"colours": _colours}
+
+    @contextmanager
+    def turn(self, config: TrainingConfig, listener: Listener, should_stop: ShouldStop) -> Iterator[Turn]:
+        """At once, and as it was asked for."""
+        self.turns += 1
+        try:
+            yield Turn(config, listener, should_stop)
+        finally:
+            self.turns -= 1
+
+    def lent_memory(self) -> AbstractContextManager[None]:
+        """There is nothing to move."""
+        return nullcontext()
+
+    def embeddings_changed(self) -> None:
+        """The WebUI hears of it."""
+        self.changes += 1
+
     def checkpoints(self) -> list[str]:
         """Two that differ in name and size."""
         return ["fake-128", "fake-512"]
 
-    def checkpoint(self) -> Checkpoint:
-        """The chosen one; there is no file."""
-        return Checkpoint(self.chosen, self.folder / f"{self.chosen}.safetensors", int(self.chosen.rsplit("-", 1)[1]))
-
     def choose_checkpoint(self, name: str) -> None:
         """Choose by name."""
         self.chosen = name
-
-    def cards(self, *, rescan: bool = False) -> list[Card]:
-        """One for each file; a file made for another size says so."""
-        return [self._card(path) for path in sorted(self.folders().embeddings.glob("*.json"), key=lambda path: path.name.lower())]
-
-    def embeddings_version(self) -> str:
-        """The time of the folder, whose files are always replaced."""
-        return str(self.folders().embeddings.stat().st_mtime_ns)
-
-    def embedding_folders(self) -> list[Path]:
-        """The one folder."""
-        return [self.folders().embeddings]
 
     def offers_check(self) -> bool:
         """As it was made, until it was answered."""
@@ -90,15 +113,34 @@ class FakeHost:
         """Not again."""
         self.asks = False
 
-    def captioners(self, should_stop: ShouldStop = never, listener: Listener = silent) -> Mapping[str, Captioner]:
-        return {"colours": _colours}
 
-    def device(self) -> str:
-        return "cpu"
+class FakeEngine(Engine):
+    """An engine without a model, deterministic; embeddings are `.json` files.
 
-    def look_again(self) -> None:
-        """Nothing is kept; the WebUI hears of it."""
-        self.told += 1
+    Args:
+        host: whose folders it works in.
+        pace: seconds that a step of training or drawing takes.
+    """
+
+    host: FakeHost
+    samplers = ("Euler", "Euler a", "DPM++ 2M Karras")
+
+    def __init__(self, host: FakeHost, pace: float = 0.01) -> None:
+        super().__init__(host)
+        self.pace = pace
+
+    def picture_size(self) -> int:
+        """The number in the checkpoint's name."""
+        return _size_of(self.host.checkpoint())
+
+    def cards(self, *, rescan: bool = False) -> list[Card]:
+        """One for each file; a file made for another size says so."""
+        files = self.host.folders().embeddings.glob("*.json")
+        return [self._card(path) for path in sorted(files, key=lambda path: path.name.lower())]
+
+    def embeddings_version(self) -> str:
+        """The time of the folder, whose files are always replaced."""
+        return str(self.host.folders().embeddings.stat().st_mtime_ns)
 
     def create(self, new: NewEmbedding) -> Path:
         """Write `name.json`, with the checks that every host makes."""
@@ -108,31 +150,35 @@ class FakeHost:
         count = len(new.initializer_text.split()) if new.num_vectors == "auto" else int(new.num_vectors)
         if not 1 <= count <= 75:
             raise EmbeddingError(f"{count} vectors per token were asked for; 1 to 75 can be had.")
-        _keep(path, {"vectors": count, "step": 0, "size": self.checkpoint().size})
-        self.told += 1
+        _write(path, {"vectors": count, "step": 0, "size": self.picture_size()})
+        self.refresh()
         return path
 
     def train(self, config: TrainingConfig, listener: Listener, should_stop: ShouldStop) -> None:
         """Emit what a real run emits: a loss that falls with noise, previews that come into focus, copies."""
+        with self.host.turn(config, listener, should_stop) as turn:
+            self._train_embedding(turn.config, turn.listener, turn.should_stop)
+            self.refresh()
+
+    def _train_embedding(self, config: TrainingConfig, listener: Listener, should_stop: ShouldStop) -> None:
         path = self._path(config.name)
         if not path.exists():
             raise EmbeddingError(f"There is no embedding named {config.name!r}; create it first.")
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        embedding = json.loads(path.read_text(encoding="utf-8"))
         listener(Message("Loading fake-128"))
         images = _pictures(Path(config.images))
-        listener(Started(config.name, kept["step"], config.steps, len(images)))
-        step = kept["step"]
+        first = step = embedding["step"]
+        listener(Started(config.name, first, config.steps, len(images)))
         while step < config.steps and not should_stop():
             step += 1
             time.sleep(self.pace)
-            listener(self._step(config, step, kept["step"]))
-            self._extras(config, step, listener)
-        _keep(path, {**kept, "step": step})
+            listener(self._step(config, step, first))
+            self._preview_and_copy(config, step, listener)
+        _write(path, {**embedding, "step": step})
         picture = Path(config.log_dir) / f"{config.name}-{step - step % (config.preview_every or 1)}.png"
         if config.preview_every and picture.is_file():
             path.with_suffix(".png").write_bytes(picture.read_bytes())
         listener(Stopped(step, "interrupted" if step < config.steps else "finished", str(path)))
-        self.told += 1
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         """Words, and 75 for each chunk."""
@@ -141,32 +187,33 @@ class FakeHost:
 
     def generate(self, values: Mapping[str, Any], progress: Callable[[int, int], None], should_stop: ShouldStop) -> list[Image.Image]:
         """One drawing for each picture asked for; the seed chooses its colour."""
-        drawn: list[Image.Image] = []
+        pictures: list[Image.Image] = []
         for index in range(values["count"]):
             for step in range(values["steps"]):
                 if should_stop():
-                    return drawn
+                    return pictures
                 time.sleep(self.pace)
                 progress(index * values["steps"] + step + 1, values["count"] * values["steps"])
             picture = _drawing(values["seed"] + index, 1.0, (values["width"], values["height"]))
             picture.info["parameters"] = f"{values['prompt']}\nSteps: {values['steps']}, Seed: {values['seed'] + index}"
-            drawn.append(picture)
-        return drawn
+            pictures.append(picture)
+        return pictures
 
     def _path(self, name: str) -> Path:
         if not name or "/" in name or "\\" in name or name.startswith("."):
             raise InvalidNameError(f"The name {name!r} is empty or has a path in it; give a name only.")
-        return self.folders().embeddings / f"{name}.json"
+        return self.host.folders().embeddings / f"{name}.json"
 
     def _card(self, path: Path) -> Card:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        embedding = json.loads(path.read_text(encoding="utf-8"))
         picture = path.with_suffix(".png")
-        fits = kept["size"] == self.checkpoint().size
-        reason = "" if fits else f"It was made for {kept['size']} px; {self.chosen} draws {self.checkpoint().size} px."
+        checkpoint, made_for = self.host.checkpoint(), embedding["size"]
+        size = _size_of(checkpoint)
+        reason = "" if made_for == size else f"It was made for {made_for} px; {checkpoint.name} draws {size} px."
         partner = f"{path.stem}-neg"
         return Card(
             path.stem,
-            EmbeddingDescription(kept["vectors"], "SD1", kept["step"], f"fake-{kept['size']}"),
+            EmbeddingDescription(embedding["vectors"], "SD1", embedding["step"], f"fake-{made_for}"),
             picture=picture if picture.exists() else None,
             reason=reason,
             negative=partner if path.with_name(f"{partner}.json").exists() else "",
@@ -180,8 +227,8 @@ class FakeHost:
         learning_rate = float(str(config.learning_rate).split(":")[0])
         return StepDone(step, loss, learning_rate, 0.4 + 0.1 * math.sqrt(step - first), rate, (config.steps - step) / rate)
 
-    def _extras(self, config: TrainingConfig, step: int, listener: Listener) -> None:
-        folder = Path(config.log_dir) if config.log_dir else self.folders().outputs
+    def _preview_and_copy(self, config: TrainingConfig, step: int, listener: Listener) -> None:
+        folder = Path(config.log_dir) if config.log_dir else self.host.folders().outputs
         if config.preview_every and step % config.preview_every == 0:
             path = folder / f"{config.name}-{step}.png"
             folder.mkdir(parents=True, exist_ok=True)
@@ -191,19 +238,21 @@ class FakeHost:
             listener(CopySaved(step, str(folder / f"{config.name}-{step}.json")))
 
 
-def _keep(path: Path, kept: Mapping[str, Any]) -> None:
-    from textual_inversion.formats import write_atomic
+def _size_of(checkpoint: Checkpoint) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
 
-    write_atomic(path, json.dumps(kept).encode(), overwrite=True)  # the page reads cards while the job's thread writes them
+
+def _write(path: Path, embedding: Mapping[str, Any]) -> None:
+    replace_file(path, json.dumps(embedding).encode())  # the page reads cards while the job's thread writes them
 
 
 def _pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DatasetError(f"There is no folder {str(folder)!r}; give the folder that holds the training pictures.")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURE_ENDINGS)
-    if not found:
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURE_ENDINGS)
+    if not pictures:
         raise DatasetError(f"The folder {str(folder)!r} holds no pictures; expected .png, .jpg or .webp files.")
-    return found
+    return pictures
 
 
 def _draw_pictures(folder: Path) -> None:

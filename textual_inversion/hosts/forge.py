@@ -1,4 +1,4 @@
-"""Forge as a host: its chosen checkpoint, its memory, its text engines' tables of embeddings. Knows nothing of pages.
+"""Forge as a host: its chosen checkpoint, its memory, its text engines' tables of embeddings.
 
 Forge has no model at the start, and loads the chosen one for the first picture; training needs none of it, for it reads the file.
 While Forge loads, it swaps PyTorch's layers for its own in the whole process, so that its queue is held whenever modules are built.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backend import memory_management
 from backend.text_processing import textual_inversion as engine_side
@@ -17,15 +18,12 @@ from modules import sd_models, shared
 from modules.textual_inversion import textual_inversion as page_side
 
 from textual_inversion.app.port import Checkpoint
-from textual_inversion.diffusion.checkpoint import checkpoint_facts
-from textual_inversion.errors import CheckpointError, TextualInversionError
+from textual_inversion.errors import CheckpointError
+from textual_inversion.files import FileStamp
 from textual_inversion.hosts.webui.generation import complete_hashes, forget_conditioning
 from textual_inversion.hosts.webui.host import WebUIHost
-from textual_inversion.hosts.webui.tables import EmbeddingTables, Kind, widths_of
+from textual_inversion.hosts.webui.tables import Kind, widths_of
 from textual_inversion.library import EmbeddingLibrary
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _ENGINES = ("text_processing_engine", "text_processing_engine_l", "text_processing_engine_g")
 _VAE_KEYS = ("encoder.conv_in.weight", "first_stage_model.encoder.conv_in.weight")
@@ -35,24 +33,11 @@ class ForgeHost(WebUIHost):
     """Forge; the chosen checkpoint counts, whether it is loaded or not."""
 
     def __init__(self) -> None:
-        super().__init__()
-        engine = Kind(engine_side.EmbeddingDatabase, engine_side.Embedding, lambda table, made: table.register_embedding(made))
-        page = Kind(page_side.EmbeddingDatabase, page_side.Embedding, lambda table, made: table.register_embedding(made, None))
-        enabled: Callable[[], bool] = lambda: bool(self.option("own_reader"))  # noqa: E731
-        self.tables = EmbeddingTables((engine, page), self._library_for, enabled, forget_conditioning)
+        engine = Kind(engine_side.EmbeddingDatabase, engine_side.Embedding, lambda table, embedding: table.register_embedding(embedding))
+        page = Kind(page_side.EmbeddingDatabase, page_side.Embedding, lambda table, embedding: table.register_embedding(embedding, None))
+        super().__init__([engine, page])
         self._engines_library: EmbeddingLibrary | None = None
         self._engines_widths: dict[str, int] | None = None
-
-    def install(self) -> None:
-        """Fill every table of the host through this package's library, from the first model on."""
-        self.tables.install()
-
-    def remove(self) -> None:
-        """Leave the host as it was."""
-        self.tables.remove()
-
-    def model_loaded(self) -> None:
-        """Nothing to do: each model's text engines fill their tables as they are made."""
 
     def before_loading(self) -> None:
         """After a load that failed there is no model, though Forge takes the one from before for loaded: let it load that again."""
@@ -74,10 +59,10 @@ class ForgeHost(WebUIHost):
         engines = self._engines()
         if not engines:
             return {entry.name: entry.info.num_vectors for entry in self.library().entries() if entry.usable and entry.info}
-        return {name: int(made.vectors) for engine in engines for name, made in list(engine.embeddings.word_embeddings.items())}
+        return {name: int(embedding.vectors) for engine in engines for name, embedding in list(engine.embeddings.word_embeddings.items())}
 
-    def embeddings_changed(self) -> None:
-        """Files were written: they count from the next picture on."""
+    def read_embeddings(self) -> None:
+        """Have the text engines of the loaded model read the folder again."""
         for engine in self._engines() if self.tables.installed else []:
             engine.embeddings.load_textual_inversion_embeddings()
         forget_conditioning()
@@ -91,13 +76,9 @@ class ForgeHost(WebUIHost):
         info = sd_models.select_checkpoint()
         if info is None:
             raise CheckpointError("Forge has no checkpoint; put one into models/Stable-diffusion and press the refresh button.")
-        path = Path(info.filename)
-        return Checkpoint(info.name_for_extra, path, _size(path))
-
-    def vae_file(self) -> Path | None:
-        """The VAE among the files chosen under VAE / Text Encoder, if there is one."""
-        chosen = [Path(name) for name in getattr(shared.opts, "forge_additional_modules", None) or []]
-        return next((path for path in chosen if _is_vae(path)), None)
+        chosen = [Path(name) for name in getattr(shared.opts, "forge_additional_modules", None) or []]  # under VAE / Text Encoder
+        vae = next((path for path in chosen if _is_vae(path, FileStamp.of(path))), None)
+        return Checkpoint(info.name_for_extra, Path(info.filename), vae)
 
     @contextmanager
     def lent_memory(self) -> Iterator[None]:
@@ -113,20 +94,22 @@ class ForgeHost(WebUIHost):
         model = sd_models.model_data.sd_model
         return [getattr(model, name) for name in _ENGINES if hasattr(getattr(model, name, None), "embeddings")]
 
-    def _library_for(self, table: Any) -> EmbeddingLibrary:
+    def library_for(self, table: Any) -> EmbeddingLibrary:
         """The pages' tables take what fits the chosen checkpoint, an engine's what fits the model that it belongs to."""
         widths = widths_of(table)
         if widths is None:
             return self.library()
         if self._engines_library is None:
-            self._engines_library = EmbeddingLibrary(self.embedding_folders(), widths)
+            self._engines_library = EmbeddingLibrary(list(self.folders().searched), widths)
         elif widths != self._engines_widths:
             self._engines_library.set_width(widths)
         self._engines_widths = widths
         return self._engines_library
 
 
-def _is_vae(path: Path) -> bool:
+@lru_cache(maxsize=32)
+def _is_vae(path: Path, _stamp: FileStamp | None) -> bool:
+    """Whether a file holds a VAE; a file that has not changed is read once, as pages ask every second."""
     from textual_inversion.diffusion.checkpoint import CheckpointFile
 
     try:
@@ -134,10 +117,3 @@ def _is_vae(path: Path) -> bool:
     except CheckpointError:
         return "vae" in path.name.lower()  # not .safetensors: training says that it cannot be used
     return any(key in shapes for key in _VAE_KEYS)
-
-
-def _size(path: Path) -> int:
-    try:
-        return checkpoint_facts(path).picture_size
-    except TextualInversionError:
-        return 512  # whether it can be trained on is told when it is to be

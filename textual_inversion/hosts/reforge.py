@@ -1,4 +1,4 @@
-"""reForge as a host: A1111 with another memory management. Knows nothing of pages."""
+"""reForge as a host: A1111 with another memory management."""
 
 from __future__ import annotations
 

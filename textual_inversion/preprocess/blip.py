@@ -53,10 +53,7 @@ class Blip:
         self._device, self._type = device, torch.float16 if half else torch.float32
         self._model: Any = model.to(device=device, dtype=self._type).eval()
         self._side = int(self._model.config.vision_config.image_size)
-        self._mean, self._std = (
-            np.array(options.get(name, usual))
-            for name, usual in (("image_mean", _MEAN), ("image_std", _STD))
-        )
+        self._mean, self._std = (np.array(options.get(name, usual)) for name, usual in (("image_mean", _MEAN), ("image_std", _STD)))
 
     def __call__(self, image: Image.Image, /) -> str:
         """A sentence of at most 48 tokens about an RGB picture."""

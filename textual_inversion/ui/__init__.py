@@ -1,1 +1,1 @@
-"""The pages: forms, actions, what is drawn. Knows hosts by their port only."""
+"""The pages: forms, what is drawn, and the addresses that the pages' scripts read; the work is the engine's."""

@@ -1,4 +1,4 @@
-"""The Textual Inversion cards: search, refresh, and where the page's script draws them. Knows nothing of files."""
+"""The Textual Inversion cards: search, refresh, and where the page's script draws them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gradio as gr
 from textual_inversion.ui import render
 
 if TYPE_CHECKING:
-    from textual_inversion.app.port import Host
+    from textual_inversion.app.engine import Engine
 
 _BAR = """<div class="ti-cardbar">
 <h3>Textual Inversion</h3>
@@ -20,11 +20,11 @@ _BAR = """<div class="ti-cardbar">
 </div>"""
 
 
-def build_cards(host: Host) -> Any:
+def build_cards(engine: Engine) -> Any:
     """Draw the cards inside the open gradio context; the script reads them again when something changes.
 
     Where there are none now there may be some by the time that the page is opened: nothing is said before the script has asked.
     """
-    found = host.cards()
-    shelf = f'<div class="ti-shelf">{render.cards(found) if found else ""}</div>'
+    cards = engine.cards()
+    shelf = f'<div class="ti-shelf">{render.cards(cards) if cards else ""}</div>'
     return gr.HTML(f'<section class="ti-library">{_BAR}{shelf}</section>', elem_id="ti_cards")

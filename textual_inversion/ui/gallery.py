@@ -1,10 +1,10 @@
-"""HTML of the pictures that were looked at: what they are, their crops, captions and problems. Knows nothing of gradio."""
+"""HTML of the pictures that were looked at: what they are, their crops, captions and problems."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from textual_inversion.app.review import ALL, DONE, LEFT_OUT, MOST_CAPTION, UNREADABLE, Looking
+from textual_inversion.app.review import ALL, DONE, LEFT_OUT, MOST_CAPTION, UNREADABLE, ReviewSession
 from textual_inversion.text import counted
 from textual_inversion.ui.render import ROUTE, escape, note
 
@@ -28,20 +28,20 @@ FILTERS = {
 _MOST_SIZES = 8
 
 
-def head(looking: Looking) -> str:
+def head(review: ReviewSession) -> str:
     """How many pictures and results there are, of which sizes, and the filters; nothing when nothing was looked at."""
-    if not looking.id:
+    if not review.id:
         return ""
-    counts, sizes = looking.counts(), looking.sizes()
+    counts, sizes = review.counts(), review.sizes()
     total = counted(counts[ALL], "picture")
-    made = _captions_line(looking) if looking.config and looking.config.captions_only else _sizes_line(sizes)
+    made = _captions_line(review) if review.config and review.config.captions_only else _sizes_line(sizes)
     filters = "".join(
-        f'<button type="button" data-do="show" data-kind="{kind}" aria-pressed="{str(kind == looking.show).lower()}">'
+        f'<button type="button" data-do="show" data-kind="{kind}" aria-pressed="{str(kind == review.show).lower()}">'
         f"{label} <b>{counts[kind]}</b></button>"
         for kind, label in FILTERS.items()
-        if counts[kind] or kind == looking.show
+        if counts[kind] or kind == review.show
     )
-    told = "".join(note(text, "hint") for text in looking.notes)
+    told = "".join(note(text, "hint") for text in review.notes)
     return (
         f'<div class="ti-look-head"><h3>{total}, {made}</h3>'
         '<button type="button" class="ti-look-close" data-do="forget" title="Forget what was looked at and changed">Close</button>'
@@ -49,26 +49,26 @@ def head(looking: Looking) -> str:
     )
 
 
-def tiles(looking: Looking) -> str:
+def tiles(review: ReviewSession) -> str:
     """The pictures of the current page, with the buttons to others."""
-    if not looking.id:
+    if not review.id:
         return ""
-    shown = looking.shown()
-    pictures = "".join(_tile(looking, place) for place in shown)
+    shown = review.shown()
+    pictures = "".join(_tile(review, place) for place in shown)
     nothing = "" if shown else '<p class="ti-look-none">There is no such picture any more.</p>'
-    copies = len(looking.config.flips) if looking.config else 0
+    copies = len(review.config.flips) if review.config else 0
     hint = "Click a picture to leave it out or take it back. Captions are saved as you type."
     hint += f" Each gets {copies} mirrored {'copy' if copies == 1 else 'copies'} as well." if copies else ""
     return (
-        f'<div class="ti-look" data-look="{looking.id}"><p class="ti-look-hint">{hint}</p>'
-        f'<div class="ti-tiles">{pictures}</div>{nothing}{_foot(looking)}</div>'
+        f'<div class="ti-look" data-look="{review.id}"><p class="ti-look-hint">{hint}</p>'
+        f'<div class="ti-tiles">{pictures}</div>{nothing}{_foot(review)}</div>'
     )
 
 
-def acknowledged(looking: Looking, client: str) -> str:
+def acknowledged(review: ReviewSession, client: str) -> str:
     """What tells a page's script which of its commands were taken."""
-    taken = looking.taken.get(client, 0)
-    return f'<span class="ti-look-ack" data-look="{looking.id}" data-client="{escape(client)}" data-taken="{taken}"></span>'
+    taken = review.taken.get(client, 0)
+    return f'<span class="ti-look-ack" data-look="{review.id}" data-client="{escape(client)}" data-taken="{taken}"></span>'
 
 
 def _sizes_line(sizes: dict[tuple[int, int], int]) -> str:
@@ -81,8 +81,8 @@ def _sizes_line(sizes: dict[tuple[int, int], int]) -> str:
     return f"{results}: {told}{more}" if sizes else results
 
 
-def _captions_line(looking: Looking) -> str:
-    written = sum(view.chosen and view.caption is not None for item in looking.planned for view in item.views)
+def _captions_line(review: ReviewSession) -> str:
+    written = sum(view.chosen and view.caption is not None for item in review.planned for view in item.views)
     return f"{counted(written, 'caption')}; captions only, no pictures are written"
 
 
@@ -90,8 +90,8 @@ def _pixels(size: tuple[float, float]) -> str:
     return f"{size[0]:.0f} × {size[1]:.0f}"
 
 
-def _tile(looking: Looking, place: int) -> str:
-    item = looking.planned[place]
+def _tile(review: ReviewSession, place: int) -> str:
+    item = review.planned[place]
     problems = "".join(f'<p class="ti-problem">{escape(problem.text)}</p>' for problem in item.problems)
     problems += f'<p class="ti-problem ti-problem-fatal">{escape(item.reason)}</p>' if item.reason else ""
     parts = "".join(_part(view, place, alone=len(item.views) == 1) for view in item.views)
@@ -102,13 +102,13 @@ def _tile(looking: Looking, place: int) -> str:
         problems += '<p class="ti-problem">Its result stays in the destination; delete it there if it is not to be trained on.</p>'
     out = "" if item.chosen or not item.views else " data-out"
     return (
-        f'<figure class="ti-tile" data-item="{place}"{out}>{_shot(looking, place, item)}'
+        f'<figure class="ti-tile" data-item="{place}"{out}>{_shot(review, place, item)}'
         f'<figcaption><strong title="{escape(item.source.name)}">{escape(item.source.name)}</strong>'
         f"<span>{sizes}</span>{done}</figcaption>{parts}{problems}</figure>"
     )
 
 
-def _shot(looking: Looking, place: int, item: Planned) -> str:
+def _shot(review: ReviewSession, place: int, item: Planned) -> str:
     """The picture with what becomes of it lit and the rest in the dark; a click leaves it out."""
     width, height = item.size
     if not item.views or not width or not height:
@@ -120,7 +120,7 @@ def _shot(looking: Looking, place: int, item: Planned) -> str:
     return (
         f'<button type="button" class="ti-shot" data-do="choose" role="switch" aria-checked="{str(item.chosen).lower()}" '
         f'aria-label="{label}" title="Click to leave it out, or to take it back" style="--ti-w:{width};--ti-h:{height}">'
-        f'<img src="{ROUTE}/source?look={looking.id}&amp;item={place}" alt="" loading="lazy">'
+        f'<img src="{ROUTE}/source?look={review.id}&amp;item={place}" alt="" loading="lazy">'
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg></button>'
     )
 
@@ -160,14 +160,14 @@ def _part(view: PlannedView, place: int, *, alone: bool) -> str:
     )
 
 
-def _foot(looking: Looking) -> str:
-    places = looking.places()
-    first, last = looking.page, looking.pages - 1
+def _foot(review: ReviewSession) -> str:
+    places = review.places()
+    first, last = review.page, review.pages - 1
     several = f'<button type="button" data-do="page" data-page="{first - 1}"{"" if first else " disabled"}>Back</button>'
     several += f"<span>page {first + 1} of {last + 1}</span>"
     several += f'<button type="button" data-do="page" data-page="{first + 1}"{"" if first < last else " disabled"}>Next</button>'
     every = ""
-    if looking.show not in (ALL, UNREADABLE) and places:
+    if review.show not in (ALL, UNREADABLE) and places:
         every = (
             f'<button type="button" data-do="choose_shown">Leave out all {len(places)}</button>'
             f'<button type="button" data-do="choose_shown" data-chosen>Take all {len(places)}</button>'

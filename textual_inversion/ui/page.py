@@ -1,4 +1,4 @@
-"""The Train page: its three tabs beside the running job, wired to the actions. Knows no WebUI but through the host that it is given."""
+"""The Train page: its three tabs beside the running job, wired to the actions."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import gradio as gr
 
 from textual_inversion.app import previews
 from textual_inversion.app.actions import Actions, Outcome, name_problem
-from textual_inversion.app.checking import Checking
-from textual_inversion.app.job import user_message
+from textual_inversion.app.checking import Checking, CheckOffer
+from textual_inversion.app.job import JobKind
 from textual_inversion.app.preprocessing import Preprocessing
-from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
 from textual_inversion.settings.schema import folder_text
 from textual_inversion.text import counted
 from textual_inversion.ui import compat, form, pictures, preprocess_tab, render
 
 if TYPE_CHECKING:
-    from textual_inversion.app.port import Checkpoint, Host
+    from textual_inversion.app.engine import Engine
 
 Parts = dict[str, Any]
 _CHECKPOINT_SIZES = (128, 512, 768, 1024)  # pixels that some checkpoint was made for
@@ -40,13 +39,13 @@ class TrainPage:
     def stand(self, name: Any, steps: Any) -> str:
         """The line under the Train tab's name."""
         name = str(name or "").strip()
-        job = self.actions.host.job
-        if job.running and job.snapshot()["name"] == name:
+        job = self.actions.engine.job
+        if job.running and job.name == name:
             return ""  # the live part says it
         card = self.actions.card(name)
         problem = "" if card or not name else name_problem(name)
-        told = render.note(problem, "error") if problem else render.standing(card, name, int(steps or 0))
-        return told + render.left_out(self.actions.left_out())
+        line = render.note(problem, "error") if problem else render.standing(card, name, int(steps or 0))
+        return line + render.left_out(self.actions.left_out())
 
     def refresh(self, name: Any, folder: Any, width: Any, height: Any) -> Any:
         """Names to choose from, the pictures, the size: as they are now."""
@@ -59,36 +58,40 @@ class TrainPage:
 
     def _sizes(self, width: Any, height: Any) -> tuple[Any, Any]:
         """What the checkpoint was made for, as long as the form shows what another one was: a person's own size stays."""
-        wanted = _size(self.actions.host).get("width")
+        wanted = _size(self.actions.engine).get("width")
         if wanted is None or width != height or width not in _CHECKPOINT_SIZES or width == wanted:
             return compat.update(), compat.update()
         return compat.update(value=wanted), compat.update(value=wanted)
 
     def strip(self, folder: Any) -> str:
         """The pictures of the data set; while they are being made, that they are."""
-        shown = _strip(folder)
-        coming = "ti-note-error" in shown and self.actions.host.job.about("preprocess")
-        return render.note("Pictures are being preprocessed; they appear here when that is done.", "hint") if coming else shown
+        found = pictures.pictures_in(folder_text(folder))
+        if found.problem and self.actions.engine.job.about(JobKind.PREPROCESS):
+            return render.note("Pictures are being preprocessed; they appear here when that is done.", "hint")
+        return found.html()
 
     def _current(self, name: str) -> str:
         """The word being trained; else, while the one suggested does not exist, the latest; else the one chosen."""
-        host, known = self.actions.host, self.actions.names()
-        if host.job.about("train"):
-            return str(host.job.snapshot()["name"])
-        suggested = host.suggestions().new.name
-        return name if name != suggested or name in known else latest(host.folders().embeddings, known) or name
+        engine, known = self.actions.engine, self.actions.names()
+        if engine.job.about(JobKind.TRAIN):
+            return engine.job.name
+        suggested = engine.host.suggestions().new.name
+        return name if name != suggested or name in known else latest(engine.host.folders().embeddings, known) or name
 
 
-def build_train_page(host: Host, drawing_settings: Sequence[Any] = (), *, list_names: bool = True) -> TrainPage:
+def build_train_page(
+    engine: Engine, offer: CheckOffer | None = None, drawing_settings: Sequence[Any] = (), *, list_names: bool = True
+) -> TrainPage:
     """Draw Create, Preprocess and Train with the running job beside them, inside whatever gradio context is open.
 
     Args:
+        offer: whether to offer a check of the embedding files; None = never.
         drawing_settings: components of a txt2img page that previews may take their settings from, as `previews.DRAWING_SETTINGS`.
         list_names: fill the list of embeddings; otherwise the page asks for it when it is opened, and a program that has tens of
             tabs to draw starts sooner.
     """
-    actions = Actions(host)
-    values = starting_values(host, actions, list_names=list_names)
+    actions = Actions(engine)
+    values = starting_values(actions, list_names=list_names)
     parts: Parts = {}
     _check_box(parts)
     with gr.Row(elem_classes=["ti-page"]):
@@ -103,39 +106,37 @@ def build_train_page(host: Host, drawing_settings: Sequence[Any] = (), *, list_n
             gr.HTML(render.live(), elem_id="ti_live")
     preprocess_tab.draw_gallery(parts)
     page = TrainPage(create, preprocess, train, parts, actions)
-    _wire_check(page, Checking(host))
+    _wire_check(page, Checking(engine, offer))
     _wire_create(page)
-    preprocess_tab.wire(preprocess, parts, host, train["images"], actions.interrupt)
+    preprocess_tab.wire(preprocess, parts, engine, train["images"], actions.interrupt)
     _wire_train(page, list(drawing_settings))
     return page
 
 
-def starting_values(host: Host, actions: Actions, *, list_names: bool = True) -> dict[str, Parts]:
+def starting_values(actions: Actions, *, list_names: bool = True) -> dict[str, Parts]:
     """Values of the three forms that make the first click on Train work; `list_names` as for `build_train_page`."""
-    suggested, folders = host.suggestions(), host.folders()
+    engine = actions.engine
+    suggested, folders = engine.host.suggestions(), engine.host.folders()
     new = suggested.new
     names = actions.names() if list_names else []
     templates = _templates(folders.templates)
     outputs = folders.outputs
     places = {"images": str(folders.pictures), "log_dir": str(outputs / "training")}
-    train = {**form.training_defaults(), **places, **_size(host), **suggested.training}
+    train = {**form.training_defaults(), **places, **_size(engine), **suggested.training}
     train["latent_cache"] = train["latent_cache"] or str(outputs / "latents")
     train["name"] = (latest(folders.embeddings, names) if names else "") or new.name
     train["name_options"] = {"choices": sorted({*names, train["name"]}, key=str.casefold)}
     train["template"] = train["template"] or (DEFAULT_TEMPLATE if DEFAULT_TEMPLATE in templates else next(iter(templates), None))
     train["template_options"] = {"choices": templates}
     create = {"name": new.name, "initializer_text": new.initializer_text, "num_vectors": str(new.num_vectors)}
-    describers = Preprocessing(host).captioners()
+    describers = Preprocessing(engine).captioners()
     preprocess = form.preprocess_values(str(outputs / "preprocessed"), train["width"], train["height"], describers)
     return {"create": create, "preprocess": preprocess, "train": train}
 
 
-def _size(host: Host) -> Parts:
-    try:
-        chosen: Checkpoint | None = host.checkpoint()
-    except TextualInversionError:
-        chosen = None  # a WebUI may not have a checkpoint yet; the click on Train says so
-    return {"width": chosen.size, "height": chosen.size} if chosen else {}
+def _size(engine: Engine) -> Parts:
+    size = engine.picture_size()  # a WebUI may not have a checkpoint yet; the click on Train says so
+    return {"width": size, "height": size} if size else {}
 
 
 def _templates(folder: Path) -> list[str]:
@@ -179,8 +180,8 @@ def _wire_check(page: TrainPage, checking: Checking) -> None:
     shown = [parts["check_text"], parts["check_move"]]
 
     def box(outcome: Outcome | None = None) -> Any:
-        told = _noted(outcome) if outcome and outcome.text else ""
-        return checking.html() + told, compat.update(value=_move_label(checking))
+        note = render.outcome(outcome) if outcome and outcome.text else ""
+        return render.check_box(checking) + note, compat.update(value=_move_label(checking))
 
     def refuse() -> Any:
         checking.refuse()
@@ -233,7 +234,7 @@ def _wire_create(page: TrainPage) -> None:
 
     def create(*values: Any) -> Any:
         outcome = actions.create(dict(zip(keys, values, strict=True)))
-        return _noted(outcome), _name_update(actions, outcome.name), compat.update(value=False)
+        return render.outcome(outcome), _name_update(actions, outcome.name), compat.update(value=False)
 
     def renamed(name: str, chosen: str) -> Any:
         """Until it exists, the word on the Train tab is the one that Create would make."""
@@ -254,26 +255,19 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
         if drawing_settings and values[len(keys) + len(new_keys)]:
             given |= previews.preview_settings(values[-len(drawing_settings) :], int(given.get("preview_seed") or 0))
         outcome = actions.train(given, new)
-        return _noted(outcome), compat.update() if outcome.failed else ""
+        return render.outcome(outcome), compat.update() if outcome.failed else ""
 
     def check(*values: Any) -> str:
-        found = actions.check(dict(zip(keys, values)), dict(zip(new_keys, values[len(keys) :])))
-        return render.findings(found.findings)
+        preflight = actions.check(dict(zip(keys, values)), dict(zip(new_keys, values[len(keys) :])))
+        return render.findings(preflight.findings)
 
     def dropped(files: Any) -> Any:
-        paths = compat.uploaded_paths(files)
-        if not paths:
-            return "", compat.update()
-        try:
-            folder, left_out = pictures.keep_uploads(paths, actions.host.folders().outputs / "pictures")
-        except (TextualInversionError, OSError) as error:
-            return render.note(user_message(error), "error"), compat.update()
-        return render.note(left_out or "Copied; the dataset directory points there.", "hint"), compat.update(value=str(folder))
+        return pictures.drop(files, actions.engine.host.folders().outputs / "pictures", "dataset directory")
 
     name, steps, images = train["name"], train["steps"], train["images"]
     inputs = [*train.values(), *page.create.values(), *([parts["as_txt2img"], *drawing_settings] if drawing_settings else [])]
     compat.on(parts["train_button"].click, start, inputs, [parts["train_note"], parts["standing"]])
-    compat.on(parts["train_stop"].click, lambda: _noted(actions.interrupt()), [], [parts["train_note"]], queue=False)
+    compat.on(parts["train_stop"].click, lambda: render.outcome(actions.interrupt()), [], [parts["train_note"]], queue=False)
     compat.on(parts["train_check"].click, check, [*train.values(), *page.create.values()], [parts["train_note"]])
     for changed in (name, steps):
         compat.on(changed.change, page.stand, [name, steps], [parts["standing"]])
@@ -282,14 +276,6 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
     shown = [name, parts["strip"], train["width"], train["height"]]
     refreshed = compat.on(parts["refresh"].click, page.refresh, [name, images, train["width"], train["height"]], shown)
     compat.on(refreshed.then, page.stand, [name, steps], [parts["standing"]])  # of the name that stands there by then
-
-
-def _strip(folder: Any) -> str:
-    return pictures.folder_strip(folder_text(folder))
-
-
-def _noted(outcome: Outcome) -> str:
-    return render.note(outcome.text, outcome.kind)
 
 
 def _name_update(actions: Actions, name: str) -> Any:

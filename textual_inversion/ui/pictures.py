@@ -1,4 +1,4 @@
-"""The pictures of a data set on the page: small ones of a folder, and files that were dropped onto it. Knows nothing of training."""
+"""The pictures of a data set on the page: small ones of a folder, and files that were dropped onto it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from textual_inversion.app.job import user_message
 from textual_inversion.errors import DatasetError, TextualInversionError
-from textual_inversion.ui import render
+from textual_inversion.ui import compat, render
 
 SHOWN = 7
 THUMBNAIL = 96  # pixels: twice what is shown, for sharp screens
@@ -22,20 +24,45 @@ MAX_BYTES = 64 * 2**20
 MAX_CAPTION_BYTES = 64 * 2**10
 
 
-def folder_strip(folder: str) -> str:
-    """HTML that shows what is in `folder`, or one sentence that says why it cannot be used."""
+@dataclass(frozen=True)
+class FolderPictures:
+    """What is in a folder of pictures.
+
+    Attributes:
+        thumbnails: data addresses of the first pictures that can be read.
+        total: how many pictures there are; 0 where no folder was named.
+        captioned: how many of them have a caption file.
+        problem: why the folder cannot be used; empty when it can.
+    """
+
+    thumbnails: Sequence[str] = ()
+    total: int = 0
+    captioned: int = 0
+    problem: str = ""
+
+    def html(self) -> str:
+        """The strip under the folder's field."""
+        if self.problem:
+            return render.note(self.problem, "error")
+        if not self.total:
+            return render.note("Name a folder of pictures, or drop some below.", "hint")
+        return render.strip(self.thumbnails, self.total, self.captioned)
+
+
+def pictures_in(folder: str) -> FolderPictures:
+    """Look into `folder`; whatever is wrong with it is its `problem`."""
     from textual_inversion.pictures.captions import caption_file
     from textual_inversion.pictures.folder import require_images
 
     if not folder:
-        return render.note("Name a folder of pictures, or drop some below.", "hint")
+        return FolderPictures()
     try:
-        found = require_images(Path(folder).expanduser())
-        captioned = sum(caption_file(path).is_file() for path in found)
-        small = [_thumbnail(str(path), path.stat().st_mtime_ns) for path in found[:SHOWN]]
+        paths = require_images(Path(folder).expanduser())
+        captioned = sum(caption_file(path).is_file() for path in paths)
+        thumbnails = [_thumbnail(str(path), path.stat().st_mtime_ns) for path in paths[:SHOWN]]
     except (TextualInversionError, OSError) as error:
-        return render.note(user_message(error), "error")
-    return render.strip([source for source in small if source], len(found), captioned)
+        return FolderPictures(problem=user_message(error))
+    return FolderPictures([source for source in thumbnails if source], len(paths), captioned)
 
 
 @lru_cache(maxsize=256)
@@ -51,6 +78,27 @@ def _thumbnail(path: str, _modified: int) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def drop(files: Any, parent: Path, field: str) -> tuple[str, Any]:
+    """Keep files that were dropped onto the page.
+
+    Args:
+        files: what the File component hands over.
+        parent: the pictures get a new folder below this.
+        field: name of the field that is to show that folder, for the note.
+
+    Returns:
+        The note under the drop field, and the update of the folder's field.
+    """
+    paths = compat.uploaded_paths(files)
+    if not paths:
+        return "", compat.update()
+    try:
+        folder, left_out = keep_uploads(paths, parent)
+    except (TextualInversionError, OSError) as error:
+        return render.note(user_message(error), "error"), compat.update()
+    return render.note(left_out or f"Copied; the {field} points there.", "hint"), compat.update(value=str(folder))
 
 
 def keep_uploads(files: Sequence[str], parent: Path) -> tuple[Path, str]:

@@ -1,4 +1,4 @@
-"""The Preprocess tab: its settings and the pictures looked at, wired to what the buttons do. Knows no WebUI but through its host."""
+"""The Preprocess tab: its settings and the pictures looked at, wired to what the buttons do."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from textual_inversion.app.actions import Outcome
-from textual_inversion.app.job import user_message
 from textual_inversion.app.preprocessing import Preprocessing, values_of
 from textual_inversion.app.review import client_of, sent_for
-from textual_inversion.errors import TextualInversionError
 from textual_inversion.settings.schema import folder_text
 from textual_inversion.ui import compat, form, gallery, pictures, render
 
 if TYPE_CHECKING:
-    from textual_inversion.app.port import Host
+    from textual_inversion.app.engine import Engine
 
 Parts = dict[str, Any]
 
@@ -62,46 +60,39 @@ def draw_gallery(parts: Parts) -> None:
         compat.not_saved(parts[name])
 
 
-def wire(settings: Parts, parts: Parts, host: Host, images: Any, interrupt: Callable[[], Outcome]) -> None:
+def wire(settings: Parts, parts: Parts, engine: Engine, images: Any, interrupt: Callable[[], Outcome]) -> None:
     """Wire the tab; `images` is the Train tab's folder, which a result may become."""
-    actions, keys = Preprocessing(host), list(settings)
+    actions, keys = Preprocessing(engine), list(settings)
     shown = [parts["look_head"], parts["look_tiles"], parts["look_taken"]]
 
     def look(*values: Any) -> str:
-        return _noted(actions.look(dict(zip(keys, values, strict=True))))
+        return render.outcome(actions.look(dict(zip(keys, values, strict=True))))
 
     def write(*values: Any) -> Any:
         outcome = actions.write(dict(zip(keys, values)), values[-1])
-        return _noted(outcome), compat.update(value=outcome.name) if outcome.name else compat.update()
+        return render.outcome(outcome), compat.update(value=outcome.name) if outcome.name else compat.update()
 
     def take(sent: Any) -> Any:
         """Do what the page's script asks for. Pictures are drawn anew only for others, since somebody may be typing in these."""
-        other = actions.looking.take(sent)
-        return _shown(actions, sent, tiles=other)
+        others_are_shown = actions.review.take(sent)
+        return _shown(actions, sent, tiles=others_are_shown)
 
     def refresh(sent: Any) -> Any:
         """As `take`, for a new page or a job that ended. A new page has said nothing yet, and its form gets what was looked at."""
-        looking = actions.looking
-        other = looking.take(sent) or sent_for(sent) != looking.id
-        config = None if sent_for(sent) else looking.config
-        filled = values_of(config) if config else {}
-        form_now = [compat.update(value=filled[key]) if key in filled else compat.update() for key in keys]
-        return *_shown(actions, sent, tiles=other), *form_now
+        review = actions.review
+        others_are_shown = review.take(sent) or sent_for(sent) != review.id
+        config = None if sent_for(sent) else review.config
+        values = values_of(config) if config else {}
+        updates = [compat.update(value=values[key]) if key in values else compat.update() for key in keys]
+        return *_shown(actions, sent, tiles=others_are_shown), *updates
 
     def dropped(files: Any) -> Any:
-        paths = compat.uploaded_paths(files)
-        if not paths:
-            return "", compat.update()
-        try:
-            folder, left_out = pictures.keep_uploads(paths, host.folders().outputs / "pictures")
-        except (TextualInversionError, OSError) as error:
-            return render.note(user_message(error), "error"), compat.update()
-        return render.note(left_out or "Copied; the source directory points there.", "hint"), compat.update(value=str(folder))
+        return pictures.drop(files, engine.host.folders().outputs / "pictures", "source directory")
 
     values = list(settings.values())
     compat.on(parts["look_button"].click, look, values, [parts["preprocess_note"]])
     compat.on(parts["preprocess_button"].click, write, [*values, parts["look_sent"]], [parts["preprocess_note"], images])
-    compat.on(parts["preprocess_stop"].click, lambda: _noted(interrupt()), [], [parts["preprocess_note"]], queue=False)
+    compat.on(parts["preprocess_stop"].click, lambda: render.outcome(interrupt()), [], [parts["preprocess_note"]], queue=False)
     compat.on(parts["look_take"].click, take, [parts["look_sent"]], shown)
     compat.on(parts["refresh"].click, refresh, [parts["look_sent"]], [*shown, *values])
     compat.on(parts["source_files"].change, dropped, [parts["source_files"]], [parts["source_files_note"], settings["source"]])
@@ -109,14 +100,9 @@ def wire(settings: Parts, parts: Parts, host: Host, images: Any, interrupt: Call
 
 
 def _shown(actions: Preprocessing, sent: Any, *, tiles: bool) -> Any:
-    looking = actions.looking
-    pictures_now = gallery.tiles(looking) if tiles else compat.update()
-    return gallery.head(looking), pictures_now, gallery.acknowledged(looking, client_of(sent))
+    review = actions.review
+    return gallery.head(review), gallery.tiles(review) if tiles else compat.update(), gallery.acknowledged(review, client_of(sent))
 
 
 def _source(folder: Any) -> str:
-    return pictures.folder_strip(folder_text(folder)) if folder else ""
-
-
-def _noted(outcome: Outcome) -> str:
-    return render.note(outcome.text, outcome.kind)
+    return pictures.pictures_in(folder_text(folder)).html() if folder else ""

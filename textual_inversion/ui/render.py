@@ -1,4 +1,4 @@
-"""HTML that the page shows, every text of a person or a file escaped. Knows nothing of gradio or of where things come from."""
+"""HTML that the page shows, every text of a person or a file escaped."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from html import escape as escape_html
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from textual_inversion.app.checking import path_in_folder
 from textual_inversion.text import legible
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from textual_inversion.app.port import Card
+    from textual_inversion.app.actions import Outcome
+    from textual_inversion.app.cards import Card
+    from textual_inversion.app.checking import Checking, CheckResult
     from textual_inversion.training.preflight import Finding
 
 _MOST_LEFT_OUT = 100
@@ -38,6 +41,11 @@ def note(text: str, kind: str = "done") -> str:
         return ""
     role = "alert" if kind == "error" else "status"
     return f'<div class="ti-note ti-note-{kind}" role="{role}">{escape(text)}</div>'
+
+
+def outcome(outcome: Outcome) -> str:
+    """What a click led to."""
+    return note(outcome.text, outcome.kind)
 
 
 def findings(found: Sequence[Finding]) -> str:
@@ -157,3 +165,52 @@ def made(parameters: str, seconds: float, folder: str) -> str:
     if not parameters:
         return note("Stopped before the first picture was done.", "hint")
     return f'<div class="ti-made"><pre>{escape(parameters)}</pre><span>{seconds:.1f} s · kept in {escape(folder)}</span></div>'
+
+
+_MOST_DANGERS = 50
+_FILES_OF_A_KIND = {
+    "ok": "can be used",
+    "unusable": "are whole, and cannot be used",
+    "not an embedding": "are no embeddings",
+    "picture": "are ordinary pictures",
+    "damaged": "are damaged",
+    "unchecked": "could not be checked",
+    "unsafe": "are unsafe",
+}
+_CHECK_TEXTS = {
+    "offer": """<h3>Check your embedding files?</h3>
+<p>A <code>.pt</code> or <code>.bin</code> file can hold a program that runs when something loads the file. This extension reads such
+files without running anything; other programs may not. The check looks at every file in the embeddings folder and changes nothing.</p>""",
+    "working": "<h3>Checking your embedding files …</h3><p>Nothing in them is run, and nothing is changed.</p>",
+}
+
+
+def check_box(checking: Checking) -> str:
+    """The offer to check every file, or what the check has found; by `data-check` the style sheet shows the buttons that belong to it."""
+    phase, result = checking.phase, checking.result
+    if phase in _CHECK_TEXTS:
+        return f'<div class="ti-check" data-check="{phase}">{_CHECK_TEXTS[phase]}</div>'
+    if result is None or not phase:
+        return ""
+    dangerous = ' data-dangerous=""' if result.dangerous else ""
+    return f'<div class="ti-check" data-check="{phase}"{dangerous}>{_check_result(result)}</div>'
+
+
+def _check_result(result: CheckResult) -> str:
+    kinds = "".join(
+        f"<li><strong>{result.counts[kind]}</strong> {are}</li>" for kind, are in _FILES_OF_A_KIND.items() if result.counts[kind]
+    )
+    parts = [f"<h3>{escape(result.summary)}</h3>", f'<ul class="ti-counts">{kinds}</ul>']
+    if result.dangerous:
+        rows = "".join(
+            f"<tr><td><code>{escape(path_in_folder(file))}</code></td><td>{escape(file.verdict)}</td></tr>"
+            for file in result.dangerous[:_MOST_DANGERS]
+        )
+        parts.append(f'<table class="ti-dangers"><thead><tr><th>File</th><th>What is in it</th></tr></thead><tbody>{rows}</tbody></table>')
+    if (more := len(result.dangerous) - _MOST_DANGERS) > 0:
+        parts.append(f"<p>and {more} more</p>")
+    if result.moved:
+        moved = f"{result.moved} file{'s were' if result.moved != 1 else ' was'} moved to the folder “quarantine” in the embeddings folder"
+        parts.append(note(f"{moved}, where no program loads {'them' if result.moved != 1 else 'it'}.", "done"))
+    parts += [note(failure, "error") for failure in result.failures[:_MOST_DANGERS]]
+    return "".join(parts)

@@ -13,13 +13,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from textual_inversion.app.review import looking_of
-from textual_inversion.errors import TextualInversionError
+from textual_inversion.app.review import review_of
 from textual_inversion.ui import render
 
 if TYPE_CHECKING:
-    from textual_inversion.app.drawing import Drawing
-    from textual_inversion.app.port import Host
+    from textual_inversion.app.engine import Engine
+    from textual_inversion.app.job import Drawing
 
 PICTURE_ENDINGS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -27,7 +26,7 @@ UNKNOWN_NAME = "This server is not known under that name; open it by its IP addr
 Handler = Callable[[Request], Response]
 
 
-def add_routes(app: Any, host: Host, drawing: Drawing | None = None, allowed_hosts: Iterable[str] | None = ()) -> None:
+def add_routes(app: Any, engine: Engine, drawing: Drawing | None = None, allowed_hosts: Iterable[str] | None = ()) -> None:
     """Put the routes before all others of `app`, so that no catch-all takes them; calling it again replaces them.
 
     Args:
@@ -49,8 +48,8 @@ def add_routes(app: Any, host: Host, drawing: Drawing | None = None, allowed_hos
         return answer
 
     prefix = f"/{render.ROUTE}"
-    endpoints = {"state": _state(host, drawing), "picture": _job_picture(host), "cards": _cards(host), "card": _card_picture(host)}
-    endpoints["source"] = _source_picture(host)
+    endpoints = {"state": _state(engine, drawing), "picture": _job_picture(engine), "cards": _cards(engine), "card": _card_picture(engine)}
+    endpoints["source"] = _source_picture(engine)
     ours = [Route(f"{prefix}/{name}", guarded(handler), methods=["GET"]) for name, handler in endpoints.items()]
     app.router.routes[:] = [*ours, *(route for route in app.router.routes if not getattr(route, "path", "").startswith(f"{prefix}/"))]
 
@@ -89,11 +88,12 @@ class _Json(JSONResponse):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _state(host: Host, drawing: Drawing | None) -> Handler:
+def _state(engine: Engine, drawing: Drawing | None) -> Handler:
     def state(request: Request) -> Response:
-        shown = host.job.snapshot()
-        shown["embeddings"] = host.embeddings_version()
-        shown["checkpoint"] = _checkpoint_name(host)
+        shown = engine.job.snapshot()
+        shown["embeddings"] = engine.embeddings_version()
+        checkpoint = engine.checkpoint()
+        shown["checkpoint"] = checkpoint.name if checkpoint else ""  # the page says where it matters that there is none
         if drawing is not None:
             shown["drawing"] = drawing.snapshot()
         if request.query_params.get("since") == f"{shown['job']}-{shown['version']}":
@@ -104,41 +104,41 @@ def _state(host: Host, drawing: Drawing | None) -> Handler:
     return state
 
 
-def _job_picture(host: Host) -> Handler:
+def _job_picture(engine: Engine) -> Handler:
     def picture(request: Request) -> Response:
-        path = host.job.picture(request.query_params.get("job", ""), request.query_params.get("file", ""))
-        return _file(path, host.job.folder)
+        path = engine.job.picture(request.query_params.get("job", ""), request.query_params.get("file", ""))
+        return _file(path, engine.job.folder)
 
     return picture
 
 
-def _cards(host: Host) -> Handler:
+def _cards(engine: Engine) -> Handler:
     def cards(request: Request) -> Response:
-        found = host.cards(rescan="rescan" in request.query_params)
-        return _Json({"html": render.cards(found), "count": len(found)}, headers=_HEADERS)
+        shown = engine.cards(rescan="rescan" in request.query_params)
+        return _Json({"html": render.cards(shown), "count": len(shown)}, headers=_HEADERS)
 
     return cards
 
 
-def _card_picture(host: Host) -> Handler:
+def _card_picture(engine: Engine) -> Handler:
     def picture(request: Request) -> Response:
         name = request.query_params.get("name", "")
-        path = next((card.picture for card in host.cards() if card.name == name), None)
+        path = next((card.picture for card in engine.cards() if card.name == name), None)
         return _file(path, path.parent if path else None)  # a host may have several folders, and links to further ones
 
     return picture
 
 
-def _source_picture(host: Host) -> Handler:
+def _source_picture(engine: Engine) -> Handler:
     """A small copy of a picture that was looked at on the Preprocess tab."""
 
     def picture(request: Request) -> Response:
         place = request.query_params.get("item", "")
         wanted = int(place) if place.isascii() and place.isdigit() and len(place) < 10 else -1
-        found = looking_of(host.job).thumbnail(request.query_params.get("look", ""), wanted)
-        if found is None:
+        thumbnail = review_of(engine.job).thumbnail(request.query_params.get("look", ""), wanted)
+        if thumbnail is None:
             return PlainTextResponse("There is no such picture.", status_code=404, headers=_HEADERS)
-        return Response(found, media_type="image/jpeg", headers={**_HEADERS, "Cache-Control": "private, max-age=3600"})
+        return Response(thumbnail, media_type="image/jpeg", headers={**_HEADERS, "Cache-Control": "private, max-age=3600"})
 
     return picture
 
@@ -151,10 +151,3 @@ def _file(path: Path | None, folder: Path | None) -> Response:
         if kind and real.is_file() and folder.resolve() in real.parents:
             return FileResponse(str(real), media_type=kind, headers={**_HEADERS, "Cache-Control": "private, max-age=3600"})
     return PlainTextResponse("There is no such picture.", status_code=404, headers=_HEADERS)
-
-
-def _checkpoint_name(host: Host) -> str:
-    try:
-        return host.checkpoint().name
-    except TextualInversionError:
-        return ""  # the page says it where it matters

@@ -1,4 +1,4 @@
-"""The Train page as a tab inside another program's tabs. Knows no WebUI but through the host that it is given."""
+"""The Train page as a tab inside another program's tabs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ from textual_inversion.ui import render
 from textual_inversion.ui.page import TrainPage, build_train_page
 
 if TYPE_CHECKING:
-    from textual_inversion.app.port import Host
+    from textual_inversion.app.checking import CheckOffer
+    from textual_inversion.app.engine import Engine
 
 _log = logging.getLogger(__name__)
 TITLE = "Textual Inversion"
 TAB_ID = "textual_inversion"
 
 
-def draw_train_tab(host: Host, drawing_settings: Sequence[Any] = (), *, first: bool = False) -> TrainPage:
+def draw_train_tab(
+    engine: Engine, offer: CheckOffer | None = None, drawing_settings: Sequence[Any] = (), *, first: bool = False
+) -> TrainPage:
     """Add a tab with the Train page to the tabs that are open.
 
     Args:
+        offer: whether to offer a check of the embedding files; None = never.
         drawing_settings: components of txt2img that previews may take their settings from, in the order of
-            `page.DRAWING_SETTINGS`; none where there is no such page.
+            `previews.DRAWING_SETTINGS`; none where there is no such page.
         first: open this tab when the page opens; it stays behind those that are there.
     """
     around = Context.block
     with gr.Tab(TITLE, id=TAB_ID, elem_id="ti_host_tab"):
-        page = build_train_page(host, drawing_settings, list_names=False)
+        page = build_train_page(engine, offer, drawing_settings, list_names=False)
     if first and isinstance(around, gr.Tabs):
         around.selected = TAB_ID
     return page
@@ -43,12 +47,12 @@ class TrainBlocks(gr.Blocks):
     itself, which nobody would ask anything.
 
     Args:
-        drawing_settings: as in `draw_train_tab`.
+        offer, drawing_settings: as in `draw_train_tab`.
     """
 
-    def __init__(self, host: Host, drawing_settings: Sequence[Any] = ()) -> None:
+    def __init__(self, engine: Engine, offer: CheckOffer | None = None, drawing_settings: Sequence[Any] = ()) -> None:
         super().__init__(analytics_enabled=False)
-        self._page = (host, drawing_settings)
+        self._page = (engine, offer, drawing_settings)
 
     def render(self) -> TrainBlocks:
         """Draw the page inside the gradio context that is open."""

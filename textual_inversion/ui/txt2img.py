@@ -1,4 +1,4 @@
-"""The txt2img page with the Textual Inversion cards under it, for a host without one of its own. Knows nothing of models."""
+"""The txt2img page with the Textual Inversion cards under it, for a program without one of its own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from textual_inversion.app.drawing import Drawing
-from textual_inversion.app.job import user_message
+from textual_inversion.app.job import Drawing, user_message
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.names import about_unknown, unknown_names
 from textual_inversion.settings.generation import GenerationSettings
@@ -22,7 +21,7 @@ from textual_inversion.ui import cards, compat, form, render
 if TYPE_CHECKING:
     from PIL import Image
 
-    from textual_inversion.app.port import PictureHost
+    from textual_inversion.app.engine import Engine
 
 _MOST_PICTURES = 16  # that the slider offers
 _GALLERY: dict[str, Any] = {
@@ -34,17 +33,17 @@ _GALLERY: dict[str, Any] = {
 }
 
 
-def build_txt2img_page(host: PictureHost, drawing: Drawing) -> dict[str, Any]:
+def build_txt2img_page(engine: Engine, drawing: Drawing) -> dict[str, Any]:
     """Draw the page inside the open gradio context; returns key -> component."""
-    values, sections = drawing_values(host), form.txt2img_sections()
+    values, sections = drawing_values(engine), form.txt2img_sections()
     parts: dict[str, Any] = {}
     with gr.Row(elem_classes=["ti-page"]):
         with gr.Column(scale=5, min_width=320, elem_classes=["ti-forms"]):
             with gr.Group(elem_classes=["ti-prompts"]):
                 parts.update(form.draw(sections.pop("prompt"), values, "txt2img"))
-                parts["tokens"] = gr.HTML(_counted(host, values.get("prompt", "")), elem_id="ti_tokens")
+                parts["tokens"] = gr.HTML(_counted(engine, values.get("prompt", "")), elem_id="ti_tokens")
                 parts.update(form.draw(sections.pop("negative prompt"), values, "txt2img"))
-                parts["negative_tokens"] = gr.HTML(_counted(host, ""), elem_id="ti_negative_tokens")
+                parts["negative_tokens"] = gr.HTML(_counted(engine, ""), elem_id="ti_negative_tokens")
             with gr.Row(elem_classes=["ti-buttons"]):
                 generate = gr.Button("Generate", variant="primary", elem_id="ti_generate")
                 stop = gr.Button("Interrupt", elem_id="ti_generate_stop", elem_classes=["ti-stop"])
@@ -53,9 +52,9 @@ def build_txt2img_page(host: PictureHost, drawing: Drawing) -> dict[str, Any]:
             gr.HTML('<div class="ti-drawing" hidden></div>', elem_id="ti_drawing")
             parts["gallery"] = gr.Gallery(elem_id="ti_gallery", **compat.known(gr.Gallery, **_GALLERY))
             parts["note"] = gr.HTML(_EMPTY, elem_id="ti_generate_note")
-    parts["cards"] = cards.build_cards(host)
+    parts["cards"] = cards.build_cards(engine)
     keys = [each.name for each in settings_of(GenerationSettings) if each.name in parts]
-    pages = _Page(host, drawing, keys)
+    pages = _Page(engine, drawing, keys)
     compat.on(generate.click, pages.generate, [parts[key] for key in keys], [parts["gallery"], parts["note"]])
     compat.on(stop.click, drawing.interrupt, queue=False)
     for prompt, counter in (("prompt", "tokens"), ("negative_prompt", "negative_tokens")):
@@ -69,38 +68,38 @@ _EMPTY = '<div class="ti-note ti-note-hint">Pictures appear here. A click on a c
 class _Page:
     """The page's handlers."""
 
-    def __init__(self, host: PictureHost, drawing: Drawing, keys: list[str]) -> None:
-        self.host, self.drawing, self.keys = host, drawing, keys
+    def __init__(self, engine: Engine, drawing: Drawing, keys: list[str]) -> None:
+        self.engine, self.drawing, self.keys = engine, drawing, keys
 
     def generate(self, *given: Any) -> Any:
         """Draw, keep the pictures, and say how they were made or why they were not; the gallery changes only for new pictures."""
         if not self.drawing.begin():
             return compat.update(), render.note("Something is being drawn already; interrupt it or wait.", "error")
-        begun, drawn, folder = time.monotonic(), [], self.host.folders().outputs / "txt2img"
+        begun, pictures, folder = time.monotonic(), [], self.engine.host.folders().outputs / "txt2img"
         try:
             values = checked(dict(zip(self.keys, given, strict=True)))
-            drawn = self.host.generate(values, self.drawing.progress, self.drawing.should_stop)
-            keep(drawn, folder, values["seed"])
-            said = self._unknown(values) + render.made(_parameters(drawn), time.monotonic() - begun, str(folder))
+            pictures = self.engine.generate(values, self.drawing.progress, self.drawing.should_stop)
+            keep(pictures, folder, values["seed"])
+            note = self._unknown(values) + render.made(_parameters(pictures), time.monotonic() - begun, str(folder))
         except Exception as error:  # noqa: BLE001  a click's last frame: of what rises above it gradio shows "Error" and no more
-            said = render.note(user_message(error), "error")
+            note = render.note(user_message(error), "error")
         finally:
             self.drawing.end()
-        return drawn or compat.update(), said
+        return pictures or compat.update(), note
 
     def _unknown(self, values: Mapping[str, Any]) -> str:
         """What is said of `<…>` in the prompts that name no embedding."""
-        names = [card.name for card in self.host.cards() if not card.reason]
+        names = [card.name for card in self.engine.cards() if not card.reason]
         return render.note(about_unknown(unknown_names((values["prompt"], values["negative_prompt"]), names)), "hint")
 
     def count(self, prompt: str) -> str:
         """The token counter, or why the prompt cannot be read."""
-        return _counted(self.host, prompt or "")
+        return _counted(self.engine, prompt or "")
 
 
-def _counted(host: PictureHost, prompt: str) -> str:
+def _counted(engine: Engine, prompt: str) -> str:
     try:
-        return render.tokens(*host.count_tokens(prompt))
+        return render.tokens(*engine.count_tokens(prompt))
     except TextualInversionError as error:
         return render.note(str(error), "error")
 
@@ -117,36 +116,33 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def keep(drawn: list[Image.Image], folder: Path, seed: int) -> None:
+def keep(pictures: list[Image.Image], folder: Path, seed: int) -> None:
     """Write the pictures as PNG with their parameters inside, as `<day>/<number>-<seed>.png`."""
     from PIL.PngImagePlugin import PngInfo
 
     day = folder / time.strftime("%Y-%m-%d")
     day.mkdir(parents=True, exist_ok=True)
     numbers = [int(found.group()) for path in day.glob("*.png") if (found := re.match(r"\d+", path.name))]
-    for index, picture in enumerate(drawn):
+    for index, picture in enumerate(pictures):
         about = PngInfo()
         about.add_itxt("parameters", str(picture.info.get("parameters", "")))
         picture.save(day / f"{max(numbers, default=0) + 1 + index:05}-{(seed + index) % 2**32}.png", pnginfo=about)
 
 
-def _parameters(drawn: list[Image.Image]) -> str:
-    return str(drawn[0].info.get("parameters", "")) if drawn else ""
+def _parameters(pictures: list[Image.Image]) -> str:
+    return str(pictures[0].info.get("parameters", "")) if pictures else ""
 
 
-def drawing_values(host: PictureHost) -> dict[str, Any]:
+def drawing_values(engine: Engine) -> dict[str, Any]:
     """Values of the form that make the first click on Generate work, with the chosen checkpoint."""
-    try:
-        side = host.checkpoint().size
-    except TextualInversionError:
-        side = 512  # without a checkpoint the click on Generate says so
+    side = engine.picture_size() or 512  # without a checkpoint the click on Generate says so
     return {
-        "sampler": host.samplers[-1],
-        "sampler_options": {"choices": list(host.samplers)},
+        "sampler": engine.samplers[-1],
+        "sampler_options": {"choices": list(engine.samplers)},
         "width": side,
         "height": side,
         "seed": -1,
         "count": 4,
         "count_options": {"maximum": _MOST_PICTURES},
-        **host.suggestions().drawing,
+        **engine.host.suggestions().drawing,
     }

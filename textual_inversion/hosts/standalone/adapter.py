@@ -1,16 +1,23 @@
-"""The host of whoever has no WebUI: one data folder, the demo checkpoint and any others it is given. Knows nothing of gradio."""
+"""The host of whoever has no WebUI: one data folder, the demo checkpoint and any others it is given."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from textual_inversion.app.engine import EngineHost
-from textual_inversion.app.port import Checkpoint, Folders, Suggestions
+from textual_inversion.app.port import Checkpoint, Folders, Host, Suggestions, Turn
 from textual_inversion.diffusion.checkpoint import checkpoint_facts
 from textual_inversion.diffusion.model import TINY_CHECKPOINT
 from textual_inversion.errors import CheckpointError
 from textual_inversion.settings.creation import NewEmbedding
+
+if TYPE_CHECKING:
+    from textual_inversion.app.job import Listener, ShouldStop
+    from textual_inversion.preprocess.captioning import Captioner
+    from textual_inversion.settings.training import TrainingConfig
 
 TINY = TINY_CHECKPOINT
 DEMO_PICTURES = Path(__file__).resolve().parents[2] / "assets" / "demo" / "pictures"
@@ -18,7 +25,7 @@ DATA_VARIABLE = "TEXTUAL_INVERSION_DATA"
 _TINY_GUIDANCE = 4.0  # it follows prompts closely by itself
 
 
-class StandaloneHost(EngineHost):
+class StandaloneHost(Host):
     """Everything lies under `data`: `embeddings/`, `outputs/`, and `checkpoints/` for more models than the one that ships.
 
     Args:
@@ -30,7 +37,6 @@ class StandaloneHost(EngineHost):
     """
 
     def __init__(self, data: Path, checkpoint: Path | None = None) -> None:
-        super().__init__()
         self._data = data
         for folder in (self.folders().embeddings, self.folders().outputs, self._data / "checkpoints"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +49,8 @@ class StandaloneHost(EngineHost):
         """Under the data folder; templates and demo pictures are the project's."""
         from textual_inversion.prompts.templates import template_folder
 
-        return Folders(self._data / "embeddings", self._data / "outputs", template_folder(), DEMO_PICTURES)
+        embeddings = self._data / "embeddings"
+        return Folders(embeddings, self._data / "outputs", template_folder(), DEMO_PICTURES, (embeddings,))
 
     def suggestions(self) -> Suggestions:
         """For the tiny checkpoint the demonstration's run; for others what guides recommend."""
@@ -62,15 +69,35 @@ class StandaloneHost(EngineHost):
         drawing = {"prompt": world.caption(scene), "cfg_scale": _TINY_GUIDANCE}
         return Suggestions(NewEmbedding(run.NAME, run.INITIALIZER_TEXT, run.NUM_VECTORS), training, drawing)
 
+    def device(self) -> str:
+        """The best there is."""
+        return ""
+
+    def captioners(self, listener: Listener, should_stop: ShouldStop) -> Mapping[str, Captioner]:
+        """None: this program has no interrogators of its own."""
+        return {}
+
+    def turn(self, config: TrainingConfig, listener: Listener, should_stop: ShouldStop) -> AbstractContextManager[Turn]:
+        """At once: the job is the only one that trains here."""
+        return nullcontext(Turn(config, listener, should_stop))
+
+    def lent_memory(self) -> AbstractContextManager[None]:
+        """Nothing to move: the engine lets its own model go."""
+        return nullcontext()
+
+    def embeddings_changed(self) -> None:
+        """Nobody else has to be told."""
+
     def checkpoints(self) -> list[str]:
         """Names of the one that ships, the one given, and those in `checkpoints/`."""
         return list(self._files())
 
     def checkpoint(self) -> Checkpoint:
-        """The chosen one; raises `CheckpointError` when its file is gone."""
+        """The chosen one; raises `CheckpointError` when its file is gone or no checkpoint any more."""
         if not self._chosen.is_file():
             raise CheckpointError(f"The checkpoint {self._chosen} is not there; put it back or choose another.")
-        return Checkpoint(self._chosen.stem, self._chosen, checkpoint_facts(self._chosen).picture_size)
+        checkpoint_facts(self._chosen)
+        return Checkpoint(self._chosen.stem, self._chosen)
 
     def choose_checkpoint(self, name: str) -> None:
         """Choose by name; raises `CheckpointError` for an unknown name or a file that is no checkpoint, and keeps the one before."""

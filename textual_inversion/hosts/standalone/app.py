@@ -11,7 +11,7 @@ import webbrowser
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gradio as gr
 import uvicorn
@@ -19,8 +19,8 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 
-from textual_inversion.app.drawing import Drawing
-from textual_inversion.app.port import PictureHost
+from textual_inversion.app.engine import Engine
+from textual_inversion.app.job import Drawing
 from textual_inversion.errors import ConfigError, TextualInversionError
 from textual_inversion.hosts.standalone.theme import theme
 from textual_inversion.ui import compat, render
@@ -62,33 +62,45 @@ def from_our_page(headers: Headers) -> bool:
     return origin is None or origin.lower().partition("://")[2] == headers.get("host", "").lower()
 
 
-def build_app(host: PictureHost) -> FastAPI:
-    """The whole WebUI as an ASGI app, over any host that can draw."""
+class CheckpointList(Protocol):
+    """The checkpoints that a person can choose from at the top of the page."""
+
+    def checkpoints(self) -> list[str]:
+        """Their names."""
+
+    def choose_checkpoint(self, name: str) -> None:
+        """Choose by name; raises `CheckpointError` for one that cannot be had, and keeps the one before."""
+
+
+def build_app(engine: Engine, checkpoints: CheckpointList) -> FastAPI:
+    """The whole WebUI as an ASGI app."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     drawing = Drawing()
     outside: dict[str, Any] = {"theme": theme(), "head": f"<style>{page_style()}</style>\n{page_script()}"}
-    blocks = build_blocks(host, drawing, {} if compat.STYLE_AT_MOUNT else outside)
+    blocks = build_blocks(engine, checkpoints, drawing, {} if compat.STYLE_AT_MOUNT else outside)
     blocks.queue()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(OnlyOurPages)
     late = outside if compat.STYLE_AT_MOUNT else {}
     mounted = gr.mount_gradio_app(app, blocks, path="/", show_error=True, max_file_size=MAX_BYTES, **late)
-    add_routes(mounted, host, drawing)
+    add_routes(mounted, engine, drawing)
     return mounted
 
 
 class Server(uvicorn.Server):
-    """Serves the WebUI over `host`; asked to end, it first has a running job write what was learned.
+    """Serves the WebUI; asked to end, it first has a running job write what was learned.
 
     Args:
         ready: called with the page's address as soon as it can be opened.
     """
 
-    def __init__(self, host: PictureHost, address: str, port: int, ready: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, checkpoints: CheckpointList, address: str, port: int, ready: Callable[[str], None] | None = None
+    ) -> None:
         # An open page never ends its event stream by itself, hence the limit.
         options = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 2}
-        super().__init__(uvicorn.Config(build_app(host), host=address, port=port, **options))
-        self._job, self._ready, self._page = host.job, ready, f"http://127.0.0.1:{port}"
+        super().__init__(uvicorn.Config(build_app(engine, checkpoints), host=address, port=port, **options))
+        self._job, self._ready, self._page = engine.job, ready, f"http://127.0.0.1:{port}"
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
@@ -103,33 +115,35 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def build_blocks(host: PictureHost, drawing: Drawing, keywords: dict[str, Any]) -> gr.Blocks:
+def build_blocks(engine: Engine, checkpoints: CheckpointList, drawing: Drawing, keywords: dict[str, Any]) -> gr.Blocks:
     """Header, txt2img, Train."""
     with gr.Blocks(title="Textual Inversion", analytics_enabled=False, delete_cache=(3600, 86400), **keywords) as blocks:
         with gr.Row(elem_classes=["ti-header"]):
             gr.HTML(render.heading(), elem_id="ti_heading")
-            checkpoint = _checkpoint_choice(host)
+            checkpoint = gr.Dropdown(
+                elem_id="ti_checkpoint", label="Checkpoint", min_width=200, container=True, **_listed(engine, checkpoints)
+            )
         failed = gr.HTML("", elem_id="ti_checkpoint_note")
         with gr.Tabs(elem_id="ti_pages", selected="ti_page_train"):
             with gr.Tab("txt2img", id="ti_page_txt2img", elem_id="ti_page_txt2img"):
-                pictures = build_txt2img_page(host, drawing)
+                pictures = build_txt2img_page(engine, drawing)
             with gr.Tab("Train", id="ti_page_train", elem_id="ti_page_train"):
-                page = build_train_page(host)
-        _follow_checkpoint(_Chooser(host, page, pictures), blocks, checkpoint, failed)
+                page = build_train_page(engine)
+        _follow_checkpoint(_Chooser(checkpoints, page, pictures), blocks, checkpoint, failed)
     return blocks
 
 
-def _checkpoint_choice(host: PictureHost) -> Any:
-    names, chosen = host.checkpoints(), _chosen(host)
-    value = chosen if chosen in names else None
-    return gr.Dropdown(names, value=value, label="Checkpoint", elem_id="ti_checkpoint", min_width=200, container=True)
+def _listed(engine: Engine, checkpoints: CheckpointList) -> dict[str, Any]:
+    """Properties of the list of checkpoints: those that are there now, and the chosen one."""
+    names, chosen = checkpoints.checkpoints(), engine.checkpoint()
+    return {"choices": names, "value": chosen.name if chosen and chosen.name in names else None}
 
 
 class _Chooser:
     """The handlers of the list of checkpoints; `fields` are the components whose values a checkpoint suggests."""
 
-    def __init__(self, host: PictureHost, page: TrainPage, pictures: dict[str, Any]) -> None:
-        self.host, self.page = host, page
+    def __init__(self, checkpoints: CheckpointList, page: TrainPage, pictures: dict[str, Any]) -> None:
+        self.checkpoints, self.page = checkpoints, page
         forms = {"create": page.create, "preprocess": page.preprocess, "train": page.train, "txt2img": pictures}
         now = self._suggested()
         places = [(form, key) for form, parts in forms.items() for key in parts if key in now[form]]
@@ -141,21 +155,21 @@ class _Chooser:
         """Another checkpoint suggests other values; those that a person has changed stay. Gives note, list, fields."""
         before = self._values()
         try:
-            self.host.choose_checkpoint(name)
+            self.checkpoints.choose_checkpoint(name)
         except TextualInversionError as error:
             return [render.note(str(error), "error"), self.listed(), *[compat.update() for _ in shown]]
         return ["", compat.update(), *_changes(shown, before, self._values())]
 
     def listed(self) -> Any:
         """The checkpoints that are there now, and the chosen one."""
-        return compat.update(choices=self.host.checkpoints(), value=_chosen(self.host))
+        return compat.update(**_listed(self.page.actions.engine, self.checkpoints))
 
     def afresh(self, *shown: Any) -> list[Any]:
         """For a page that is opened after another checkpoint was chosen: the list, and what that checkpoint suggests."""
         return [self.listed(), *_changes(shown, self._built, self._values())]
 
     def _suggested(self) -> dict[str, dict[str, Any]]:
-        return {**starting_values(self.host, self.page.actions), "txt2img": drawing_values(self.host)}
+        return {**starting_values(self.page.actions), "txt2img": drawing_values(self.page.actions.engine)}
 
     def _values(self) -> list[Any]:
         now = self._suggested()
@@ -172,13 +186,6 @@ def _follow_checkpoint(chooser: _Chooser, blocks: gr.Blocks, checkpoint: Any, fa
     compat.on(checkpoint.input, chooser.choose, [checkpoint, *chooser.fields], [failed, checkpoint, *chooser.fields])
     compat.on(blocks.load, chooser.afresh, chooser.fields, [checkpoint, *chooser.fields])
     compat.on(chooser.page.parts["refresh"].click, chooser.listed, [], [checkpoint])  # the choice of another window
-
-
-def _chosen(host: PictureHost) -> str | None:
-    try:
-        return host.checkpoint().name
-    except TextualInversionError:
-        return None
 
 
 def page_style() -> str:
@@ -253,7 +260,7 @@ def serve(
     check_port(address, port)
     data = Path(data_dir).expanduser() if data_dir else default_data_folder()
     host = StandaloneHost(data, Path(checkpoint).expanduser() if checkpoint else None)
-    Server(host, address, port, ready).run()
+    Server(Engine(host), host, address, port, ready).run()
 
 
 def check_port(address: str, port: int) -> None:

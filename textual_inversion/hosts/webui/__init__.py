@@ -1,31 +1,41 @@
-"""What A1111, reForge and Forge share, and the one adapter of this process. Imported inside one of these WebUIs only."""
+"""What A1111, reForge and Forge share, and what this process has of it: one adapter and one engine. Imported inside a WebUI only."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from textual_inversion.app.engine import Engine
     from textual_inversion.hosts.webui.host import WebUIHost
 
-_host: list[WebUIHost] = []
+_current: list[tuple[WebUIHost, Engine]] = []
 
 
 def current_host() -> WebUIHost:
-    """The WebUI's adapter.
+    """The WebUI's adapter, for what the WebUI calls by itself.
 
     Raises:
         RuntimeError: nothing was registered yet.
     """
-    if not _host:
-        raise RuntimeError("Textual Inversion is not registered with this WebUI.")
-    return _host[0]
+    return _registered()[0]
 
 
-def set_current_host(host: WebUIHost) -> None:
-    """Make `host` the one that `current_host` gives."""
-    _host[:] = [host]
+def current_engine() -> Engine:
+    """The engine over `current_host`; raises as that does."""
+    return _registered()[1]
+
+
+def set_current(host: WebUIHost, engine: Engine) -> None:
+    """Make these the ones that `current_host` and `current_engine` give."""
+    _current[:] = [(host, engine)]
 
 
 def is_registered() -> bool:
-    """Whether there is one."""
-    return bool(_host)
+    """Whether there are any."""
+    return bool(_current)
+
+
+def _registered() -> tuple[WebUIHost, Engine]:
+    if not _current:
+        raise RuntimeError("Textual Inversion is not registered with this WebUI.")
+    return _current[0]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import HTTPException, Query
 
 from textual_inversion.app.actions import Actions, new_embedding
-from textual_inversion.app.job import JobRunningError, user_message
+from textual_inversion.app.job import JobKind, JobRunningError, user_message
 from textual_inversion.errors import ConfigError, NameTakenError, TextualInversionError
 from textual_inversion.hosts.webui.api_models import (
     CreateAnswer,
@@ -33,14 +33,14 @@ from textual_inversion.hosts.webui.api_models import (
 from textual_inversion.hosts.webui.tables import path_below
 
 if TYPE_CHECKING:
-    from textual_inversion.hosts.webui.host import WebUIHost
+    from textual_inversion.app.engine import Engine
     from textual_inversion.library import Entry
 
 PREFIX = "/textual-inversion/v1"
 _log = logging.getLogger(__name__)
 
 
-def add_api(app: Any, host: WebUIHost) -> bool:
+def add_api(app: Any, engine: Engine) -> bool:
     """Add the addresses to a WebUI's app that has an API of its own; calling it again replaces them.
 
     Returns:
@@ -56,7 +56,7 @@ def add_api(app: Any, host: WebUIHost) -> bool:
         return False
     routes = app.router.routes
     routes[:] = [route for route in routes if not getattr(route, "path", "").startswith(f"{PREFIX}/")]
-    for route in _routes(_Api(host)):
+    for route in _routes(_Api(engine)):
         app.add_api_route(**route, tags=["textual inversion"], dependencies=guards)
     app.openapi_schema = None  # a description made before these were there
     return True
@@ -87,9 +87,9 @@ def _routes(api: _Api) -> Iterator[dict[str, Any]]:
 class _Api:
     """The endpoints; their docstrings are what the WebUI's `/docs` shows."""
 
-    def __init__(self, host: WebUIHost) -> None:
-        self._host = host
-        self._actions = Actions(host)
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._actions = Actions(engine)
 
     def create(self, body: CreateRequest) -> Any:  # type: ignore[valid-type]  # made of NewEmbedding's fields
         """Make a new embedding.
@@ -98,10 +98,10 @@ class _Api:
         """
         with _told():
             new = new_embedding(values_of(body))
-            if self._host.job.about("train", new.name):
+            if self._engine.job.about(JobKind.TRAIN, new.name):
                 raise JobRunningError(f"{new.name!r} is being trained; interrupt that first, or choose another name.")
-            path = self._host.create(new)
-            entry = self._host.library().find(new.name)
+            path = self._engine.create(new)
+            entry = self._engine.library().find(new.name)
         return {"name": new.name, "file": path.name, "num_vectors": entry.description.num_vectors if entry else 0}
 
     def train(self, body: TrainRequest) -> Any:  # type: ignore[valid-type]  # made of TrainingConfig's fields
@@ -119,10 +119,10 @@ class _Api:
             raise HTTPException(404, f"There is no embedding {config.name!r}; create it first.")
         outcome = self._actions.start(config)
         if outcome.failed:
-            raise HTTPException(409 if self._host.job.running else 400, outcome.text)
-        job = self._host.job.id
+            raise HTTPException(409 if self._engine.job.running else 400, outcome.text)
+        job = self._engine.job.id
         if wait:
-            self._host.job.wait()
+            self._engine.job.wait()
         return {"job": job, "state": self._snapshot(points=False)}
 
     def state(
@@ -144,15 +144,15 @@ class _Api:
 
         409 when `job` is given and another one is running.
         """
-        running = self._host.job.id
+        running = self._engine.job.id
         if body.job and body.job != running:
             raise HTTPException(409, f"The job {body.job!r} is not the last one, which is {running or 'none'}.")
-        return {"interrupted": self._host.job.interrupt()}
+        return {"interrupted": self._engine.job.interrupt()}
 
     def embeddings(self) -> Any:
         """List every embedding file, also those that do not fit the checkpoint, with the reason."""
         with _told():
-            library = self._host.library()
+            library = self._engine.library()
             return [embedding_answer(entry, library.folders) for entry in library.rescan()]
 
     def inspect(self, name: str = Query(..., description="A name, or a file as `/embeddings` lists it.")) -> Any:
@@ -161,21 +161,21 @@ class _Api:
         404 when it is not in the embeddings folders; no other file is looked at.
         """
         with _told():
-            library = self._host.library()
+            library = self._engine.library()
             entry = _named(name, library.rescan(), library.folders) or library.find(name)
             if entry is None:
                 raise HTTPException(404, f"There is no embedding {name!r} in the embeddings folders.")
             return inspect_answer(entry, library.folders, library.sha256(entry) if entry.info else "")
 
     def _snapshot(self, points: bool) -> dict[str, Any]:
-        shown = self._host.job.snapshot()
+        shown = self._engine.job.snapshot()
         if not points:
             shown["points"] = []
         return shown
 
     def _log_folder(self, given: str) -> str:
         """Where the run writes its log: below the outputs folder only, as an address must not write wherever a caller likes."""
-        outputs = self._host.folders().outputs.resolve()
+        outputs = self._engine.host.folders().outputs.resolve()
         folder = (outputs / (given or "training")).resolve()
         if not folder.is_relative_to(outputs):
             raise ConfigError(f"The log folder {given!r} is not in {outputs.name}; give a folder below that.", setting="log_dir")

@@ -20,6 +20,7 @@ from textual_inversion.hosts.webui.tables import spellings, unique_names, word_o
 from textual_inversion.text import legible
 
 if TYPE_CHECKING:
+    from textual_inversion.app.engine import Engine
     from textual_inversion.hosts.webui.host import WebUIHost
     from textual_inversion.library import Entry
 
@@ -30,7 +31,7 @@ _NO_PLAIN_PATTERN = re.compile(r"[\\()\[\]{}*+?^$|.]")
 _log = logging.getLogger(__name__)
 
 
-def replace_page(host: WebUIHost) -> bool:
+def replace_page(host: WebUIHost, engine: Engine) -> bool:
     """Put our page in the place of the WebUI's own; called before each page is built, harmless when called again.
 
     Returns:
@@ -43,7 +44,7 @@ def replace_page(host: WebUIHost) -> bool:
     if place is None:
         return False
     if not getattr(pages[place], "ours", False):
-        pages[place] = page_class(type(pages[place]))(host)
+        pages[place] = page_class(type(pages[place]))(host, engine)
         ui_extra_networks.allowed_dirs.update(pages[place].allowed_directories_for_previews())
     return True
 
@@ -54,9 +55,9 @@ def page_class(base: Any) -> Any:
     class TextualInversionCards(_Cards, base):  # type: ignore[misc]
         ours = True
 
-        def __init__(self, host: WebUIHost) -> None:
+        def __init__(self, host: WebUIHost, engine: Engine) -> None:
             base.__init__(self)
-            self.host = host
+            self.host, self.engine = host, engine
 
     return TextualInversionCards
 
@@ -65,12 +66,13 @@ class _Cards:
     """What differs from the WebUI's page; mixed in before it."""
 
     host: WebUIHost
+    engine: Engine
     items: dict[str, Any]
 
     def refresh(self) -> None:
         """Let the WebUI load its table again, and look at the folders."""
         super().refresh()  # type: ignore[misc]
-        self.host.library().rescan()
+        self.engine.library().rescan()
 
     def list_items(self) -> Iterator[dict[str, Any]]:
         """An item for each embedding of the library, those that fit first, then for what only the WebUI knows of."""
@@ -134,7 +136,7 @@ class _Cards:
 
     def _shown(self) -> dict[str, Entry]:
         """Card name -> entry; names that several files have tell the file too."""
-        library, known = self.host.library(), self.host.known_names()
+        library, known = self.engine.library(), self.host.known_names()
         return unique_names(library.rescan(), lambda entry: legible(word_of(entry, known)), library.folders)
 
     def _item_or_reason(self, name: str, entry: Entry, index: int) -> dict[str, Any]:
@@ -147,7 +149,7 @@ class _Cards:
     def _item(self, name: str, entry: Entry, index: int | None) -> dict[str, Any]:
         path = str(entry.path.with_suffix(""))
         item = self._bare_item(name, entry, index, entry.reason)
-        sha256 = self.host.library().sha256(entry) if entry.info else ""
+        sha256 = self.engine.library().sha256(entry) if entry.info else ""
         item["shorthash"] = short_hash(sha256)
         item["search_terms"] = [html.escape(term) for term in (self._path_below(entry), sha256, *search_terms(entry)) if term]
         item["preview"] = self.find_preview(path)  # type: ignore[attr-defined]
@@ -188,7 +190,7 @@ class _Cards:
         if self.host.option("card_as_tag"):
             weight = preferred_weight(item.get("user_metadata") or {})
         text = inserted(word_of(entry, known), weight)
-        negative = self.host.library().find(entry.negative) if entry.negative else None
+        negative = self.engine.library().find(entry.negative) if entry.negative else None
         negative_text = inserted(word_of(negative, known), weight) if negative is not None and negative.usable else ""
         item["prompt"] = quote_js(text)
         if negative_text:

@@ -1,12 +1,13 @@
-"""The WebUI's own ways to describe a picture, BLIP and Deepbooru, as captioners. Knows nothing of captions or data sets."""
+"""The WebUI's own ways to describe a picture, BLIP and Deepbooru, as captioners."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from textual_inversion.app.job import StoppedWaitingError
 from textual_inversion.errors import DatasetError
-from textual_inversion.hosts.webui.turn import StoppedWaitingError, queue_turn
+from textual_inversion.hosts.webui.turn import queue_turn
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _FAILED = "<error>"  # what A1111's interrogator adds to its text, instead of raising
 
 
-def interrogators(should_stop: ShouldStop, listener: Listener) -> Mapping[str, Callable[[Image.Image], str]]:
+def interrogators(listener: Listener, should_stop: ShouldStop) -> Mapping[str, Callable[[Image.Image], str]]:
     """Name -> function of an RGB picture; it waits for its turn in the WebUI's queue, and loads its model when it is called first.
 
     Raises (from the functions):
@@ -26,7 +27,7 @@ def interrogators(should_stop: ShouldStop, listener: Listener) -> Mapping[str, C
     def in_turn(describe: Callable[[Image.Image], str]) -> Callable[[Image.Image], str]:
         def described(image: Image.Image) -> str:
             try:
-                with queue_turn(should_stop, listener):
+                with queue_turn(listener, should_stop):
                     return describe(image)
             except StoppedWaitingError:
                 raise DatasetError("Stopped before the WebUI could describe it.") from None
@@ -45,10 +46,10 @@ def interrogators(should_stop: ShouldStop, listener: Listener) -> Mapping[str, C
 def _interrogate(image: Image.Image) -> str:
     from modules import shared
 
-    said = str(shared.interrogator.interrogate(image.convert("RGB"))).removesuffix(_FAILED).strip(", ")
-    if not said:
+    description = str(shared.interrogator.interrogate(image.convert("RGB"))).removesuffix(_FAILED).strip(", ")
+    if not description:
         raise DatasetError("The WebUI could not describe it; its console says why, as where it cannot download its model.")
-    return said
+    return description
 
 
 def _deepbooru(image: Image.Image) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from modules import scripts, shared
 
-from textual_inversion.hosts.webui import current_host
+from textual_inversion.hosts.webui import current_engine, current_host
 from textual_inversion.hosts.webui.generation import has_own_hires_checkpoint, rewrite_all
 from textual_inversion.hosts.webui.tables import word_of
 from textual_inversion.prompts.names import rewrite_names
@@ -82,9 +82,9 @@ def _rewrite(p: Any, part: slice = slice(None)) -> None:
     if not host.option("rewrite_prompts"):
         return
     known = host.known_names()
-    rewrite_all(p, known, _known_in_hires(host, known) if has_own_hires_checkpoint(p) else None, part)
+    rewrite_all(p, known, _known_in_hires(known) if has_own_hires_checkpoint(p) else None, part)
 
 
-def _known_in_hires(host: Any, known: Collection[str]) -> set[str]:
+def _known_in_hires(known: Collection[str]) -> set[str]:
     """With another checkpoint for hires, every file's name may be a word; the prompts are parsed before that one is loaded."""
-    return {*known, *(word_of(entry, known) for entry in host.library().entries() if entry.info is not None)}
+    return {*known, *(word_of(entry, known) for entry in current_engine().library().entries() if entry.info is not None)}

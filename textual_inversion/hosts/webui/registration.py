@@ -1,4 +1,4 @@
-"""Tells the WebUI what of ours to call, and when. Knows nothing of what is called.
+"""Tells the WebUI what of ours to call, and when.
 
 The WebUI forgets every callback when its page is reloaded and runs the extension's script again, while this package stays in
 memory: so every registration is made anew, and what was changed in the WebUI itself is undone when it asks for that.
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from modules import script_callbacks, shared
 
-from textual_inversion.hosts.webui import current_host, is_registered, options, set_current_host
+from textual_inversion.app.engine import Engine
+from textual_inversion.hosts.webui import current_engine, current_host, is_registered, options, set_current
 from textual_inversion.hosts.webui.turn import scripts_loaded
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _SCRIPT = Path(__file__).parents[3] / "scripts" / "textual_inversion_tab.py"
 _log = logging.getLogger(__name__)
 
 
-def register(make_host: Callable[[], WebUIHost], draw_tab: Callable[[WebUIHost], None]) -> None:
+def register(make_host: Callable[[], WebUIHost], draw_tab: Callable[[WebUIHost, Engine], None]) -> None:
     """Register everything, once for each time that the WebUI loads its scripts.
 
     Args:
@@ -37,9 +38,10 @@ def register(make_host: Callable[[], WebUIHost], draw_tab: Callable[[WebUIHost],
     begun = time.perf_counter()
     again = is_registered()
     if not again:
-        set_current_host(make_host())
-    host = current_host()
-    host.install()
+        host = make_host()
+        set_current(host, Engine(host))
+    host, engine = current_host(), current_engine()
+    host.install(engine.library)
     scripts_loaded.set()
     listen("ui_settings", options.add_options)
     listen("before_ui", _before_ui)
@@ -47,7 +49,7 @@ def register(make_host: Callable[[], WebUIHost], draw_tab: Callable[[WebUIHost],
     listen("model_loaded", _model_loaded)
     listen("app_started", partial(_app_started, again))
     listen("script_unloaded", _script_unloaded)
-    draw_tab(host)
+    draw_tab(host, engine)
     _log.debug("Textual Inversion registered in %.3f s", time.perf_counter() - begun)
 
 
@@ -67,7 +69,7 @@ def _before_ui() -> None:
     from textual_inversion.hosts.webui.cards import replace_page
     from textual_inversion.hosts.webui.prompts import run_last
 
-    replace_page(current_host())
+    replace_page(current_host(), current_engine())
     run_last()
 
 
@@ -94,9 +96,9 @@ def _app_started(again: bool, _blocks: Any, app: Any) -> None:
     from textual_inversion.ui.routes import add_routes
 
     if again:  # while its scripts were being loaded, the WebUI may have read the embeddings by itself
-        current_host().look_again()
-    add_routes(app, current_host(), allowed_hosts=None)  # under whatever name the WebUI is reached: `--share`, a rented machine's proxy
+        current_engine().refresh()
+    add_routes(app, current_engine(), allowed_hosts=None)  # under whatever name the WebUI is reached: `--share`, a rented machine's proxy
     if getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False):
         from textual_inversion.hosts.webui.api import add_api
 
-        add_api(app, current_host())
+        add_api(app, current_engine())

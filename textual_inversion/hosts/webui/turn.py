@@ -11,12 +11,13 @@ from typing import Any
 from modules import progress, shared
 from modules.call_queue import queue_lock
 
-from textual_inversion.app.job import JobEvent, Listener, ShouldStop, never, silent
+from textual_inversion.app.job import JobEvent, Listener, ShouldStop, StoppedWaitingError, never, silent
+from textual_inversion.app.port import Turn
 from textual_inversion.hosts.webui.options import host_option
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message, PreviewDrawn, Started, StepDone
 
-_LOOK_SECONDS = 0.1
+_ASK_SECONDS = 0.1
 _RELOAD_SECONDS = 60.0  # longer than a WebUI takes to load its scripts
 
 #: Set while this extension is loaded. While the WebUI loads its scripts again it is clear, and the WebUI reads embedding files itself.
@@ -24,43 +25,50 @@ scripts_loaded = threading.Event()
 scripts_loaded.set()
 
 
+_this_thread = threading.local()  # `has_queue`: whether it holds the WebUI's queue for a run of ours
+
+
 @contextmanager
 def queue_if_free() -> Iterator[bool]:
-    """Hold the WebUI's queue inside if nothing else does; whether it is held."""
-    held = bool(queue_lock.acquire(blocking=False))
+    """Hold the WebUI's queue inside if nothing else does; yields whether this thread holds it."""
+    if getattr(_this_thread, "has_queue", False):
+        yield True
+        return
+    acquired = bool(queue_lock.acquire(blocking=False))
     try:
-        yield held
+        yield acquired
     finally:
-        if held:
+        if acquired:
             queue_lock.release()
 
 
-class StoppedWaitingError(Exception):
-    """The job was interrupted before its turn came; never leaves the host."""
-
-
 @contextmanager
-def queue_turn(should_stop: ShouldStop = never, waiting: Listener = silent) -> Iterator[None]:
+def queue_turn(listener: Listener = silent, should_stop: ShouldStop = never) -> Iterator[None]:
     """Hold the WebUI's queue inside, so that nothing else loads, draws or trains.
 
-    A job that ends while the WebUI loads its scripts again holds it until that is done: a picture that waits behind it would be drawn
-    with what the WebUI's own reader makes of the files.
+    A job that ends while the WebUI loads its scripts again holds the queue until that is done. Without this, a picture that waits
+    behind the job would be drawn with what the WebUI's own reader makes of the files.
 
     Raises:
         StoppedWaitingError: `should_stop` said so before the turn came.
     """
     if not queue_lock.acquire(blocking=False):
-        waiting(Message("Waiting until the WebUI has done what it is at"))
+        listener(Message("Waiting until the WebUI has done what it is at"))
         _wait_for_turn(should_stop)
+    _this_thread.has_queue = True
     try:
         yield
     finally:
         scripts_loaded.wait(_RELOAD_SECONDS)
+        _this_thread.has_queue = False
         queue_lock.release()
 
 
 def _wait_for_turn(should_stop: ShouldStop) -> None:
-    """The lock has no time limit, and asking again and again would never be served: a thread stands in line meanwhile."""
+    """Acquire the queue's lock, or give up when `should_stop` says so.
+
+    The lock knows no time limit, and a thread that only tries it now and then is never served. So a thread of its own waits in line.
+    """
     turn, given_up = threading.Event(), threading.Event()
     deciding = threading.Lock()
 
@@ -72,7 +80,7 @@ def _wait_for_turn(should_stop: ShouldStop) -> None:
             turn.set()
 
     threading.Thread(target=stand_in_line, name="textual-inversion-queue", daemon=True).start()
-    while not turn.wait(_LOOK_SECONDS):
+    while not turn.wait(_ASK_SECONDS):
         if should_stop():
             with deciding:
                 if not turn.is_set():
@@ -81,7 +89,7 @@ def _wait_for_turn(should_stop: ShouldStop) -> None:
 
 
 class Progress:
-    """Shows a job's events in the WebUI's own progress bar, and hears its Interrupt button."""
+    """Shows a run's events in the WebUI's own progress bar, and heeds its Interrupt button."""
 
     def __init__(self, listener: Listener, should_stop: ShouldStop) -> None:
         self._listener, self._should_stop = listener, should_stop
@@ -108,18 +116,25 @@ class Progress:
 
 
 @contextmanager
-def running(name: str, listener: Listener, should_stop: ShouldStop) -> Iterator[Progress]:
-    """Be the WebUI's current job inside; the queue must be held.
+def take_turn(config: TrainingConfig, listener: Listener, should_stop: ShouldStop) -> Iterator[Turn]:
+    """Wait for the WebUI's queue, then hold it inside and be the WebUI's current job.
 
-    Args:
-        name: a word for the task's id, as the WebUI's page asks for its progress by.
+    Raises:
+        StoppedWaitingError: `should_stop` said so before the turn came.
     """
-    task = task_id(name)
+    with queue_turn(listener, should_stop), _current_job(task_id(config.name)):
+        progress_bar = Progress(listener, should_stop)
+        with tensorboard(config, progress_bar.listen) as listen:
+            yield Turn(config, listen, progress_bar.should_stop)
+
+
+@contextmanager
+def _current_job(task: str) -> Iterator[None]:
     state = shared.state
     state.begin(job=task)
     progress.start_task(task)
     try:
-        yield Progress(listener, should_stop)
+        yield
     finally:
         progress.finish_task(task)
         state.end()

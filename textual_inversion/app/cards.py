@@ -1,0 +1,89 @@
+"""An embedding as a page shows it, and the picture of its card that training leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual_inversion.description import EmbeddingDescription
+from textual_inversion.files import replace_file
+from textual_inversion.text import legible
+from textual_inversion.training.events import Message
+
+if TYPE_CHECKING:
+    from textual_inversion.app.job import Listener
+    from textual_inversion.library import Entry
+
+_OURS = "textual-inversion"  # text chunk of the card pictures that training has written, and may replace
+
+
+@dataclass(frozen=True)
+class Card:
+    """An embedding as a page shows it.
+
+    Attributes:
+        name: the word for prompts.
+        description: what its file says; empty for what cannot be read.
+        picture: the picture beside the file; None where there is none.
+        reason: why it does not fit the checkpoint, in one sentence; empty when it does.
+        negative: name of the embedding that belongs into the negative prompt with it.
+        is_negative: whether it belongs into the negative prompt itself.
+        untrainable: why training cannot go on with its file, in one sentence; empty when it can.
+    """
+
+    name: str
+    description: EmbeddingDescription = field(default_factory=EmbeddingDescription)
+    picture: Path | None = None
+    reason: str = ""
+    negative: str = ""
+    is_negative: bool = False
+    untrainable: str = ""
+
+
+def card_of(entry: Entry) -> Card:
+    """The card of an entry of the library."""
+    if entry.info is None:
+        return Card(entry.name, picture=entry.preview, reason=entry.reason or "It cannot be read.")
+    return Card(
+        entry.name,
+        entry.description,
+        picture=entry.preview,
+        reason=entry.reason,
+        negative=entry.negative,
+        is_negative=entry.is_negative,
+        untrainable=_untrainable(entry),
+    )
+
+
+def _untrainable(entry: Entry) -> str:
+    """Why training, which goes on with the file of the embedding's own name, cannot go on with this one; empty when it can."""
+    own, where = entry.path.stem == entry.name, f"it lies in {legible(entry.path.name)}"
+    if own and entry.info and entry.info.word is not None:
+        return f"{where} beside other data, which training would write over; convert it to a file of another name to train it further."
+    own = own and entry.path.suffix.lower() in (".safetensors", ".pt") and entry.second is None
+    return "" if own else f"{where}; convert it to {entry.name}.safetensors to train it further."
+
+
+def keep_card_picture(preview: Path, target: Path, listener: Listener) -> None:
+    """Make the preview the card's picture, marked as ours; a picture that a person put there stays."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    mark = PngInfo()
+    mark.add_text(_OURS, "preview")
+    try:
+        if target.exists() and not _is_ours(target):
+            return
+        with Image.open(preview) as picture:
+            # a new file, so that whoever watches the folder sees it
+            replace_file(target, lambda file: picture.save(file, "PNG", pnginfo=mark), durable=False)
+    except (OSError, SyntaxError, ValueError) as error:
+        listener(Message(f"The card's picture {target.name} was not written: {error}"))
+
+
+def _is_ours(picture: Path) -> bool:
+    from PIL import Image
+
+    with Image.open(picture) as opened:
+        return _OURS in opened.info
