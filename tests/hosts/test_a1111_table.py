@@ -18,7 +18,7 @@ from tests.hosts.a1111_browser import TINY, create, picture, running_a1111, set_
 from tests.hosts.conftest import ROOT, WebUI
 from textual_inversion import Embedding
 from textual_inversion.formats import save
-from textual_inversion.hosts.webui.rewriting import spellings
+from textual_inversion.hosts.webui.tables import spellings
 from textual_inversion.library import EmbeddingLibrary, Entry
 
 pytestmark = pytest.mark.hosts
