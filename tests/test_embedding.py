@@ -42,9 +42,10 @@ def test_names_that_are_fine(name):
         "my BREAK-cat",
     ],
 )
-def test_names_that_are_not(name):
-    with pytest.raises(InvalidNameError):
+def test_names_that_are_refused(name):
+    with pytest.raises(InvalidNameError) as error:
         check_name(name)
+    assert error.value.setting == "name"
     assert check_name(clean_name(name))
 
 
@@ -59,7 +60,7 @@ def test_cleaning_keeps_what_it_can(text, name):
     "vectors",
     [{}, {"clip_l": torch.ones(768)}, {"clip_l": torch.ones(0, 768)}, {"clip_l": torch.ones(1, 0)}, {"clip_l": torch.ones(76, 4)}],
 )
-def test_what_is_no_embedding(vectors):
+def test_vectors_that_make_no_embedding(vectors):
     with pytest.raises(EmbeddingError):
         Embedding("x", vectors)
 

@@ -104,7 +104,7 @@ def test_bad_input_is_refused_in_one_line(capsys, place, arguments, words):
     assert words in refused(capsys, [*arguments, *place])
 
 
-def test_a_check_tells_what_a_run_would_be_and_changes_nothing(capsys, tmp_path, place, pictures):
+def test_a_check_describes_the_run_and_changes_nothing(capsys, tmp_path, place, pictures):
     main(["create", "x", "--init", "cat", *place])
     capsys.readouterr()
     before = (tmp_path / "embeddings" / "x.safetensors").read_bytes()
@@ -158,7 +158,7 @@ def test_a_taken_name_is_refused_unless_overwriting(capsys, place):
     assert main(["create", "x", "--overwrite", *place]) == 0
 
 
-def test_words_that_the_checkpoint_does_not_know_are_told(capsys, tmp_path):
+def test_create_says_that_the_checkpoint_knows_none_of_the_words(capsys, tmp_path):
     for words, told in (("helicopter", True), ("heart", False), ("", False)):
         assert main(["create", "x", "--init", words, "--overwrite", "--embeddings", str(tmp_path)]) == 0
         assert ("knows none of these words" in capsys.readouterr().out) is told
@@ -218,7 +218,7 @@ def test_memory_that_runs_out_is_one_line(capsys, place, monkeypatch):
     assert "not enough memory" in refused(capsys, ["generate", "a cat", *place])
 
 
-def test_ctrl_c_is_given_back_after_training(place, pictures):
+def test_ctrl_c_works_as_before_after_training(place, pictures):
     before = signal.getsignal(signal.SIGINT)
     main(["create", "x", "--init", "cat", *place])
     main(["train", "x", "--images", pictures, "--width", "64", "--height", "64", "--steps", "1", *place])
@@ -249,7 +249,7 @@ def test_help_shows_the_default_of_every_option(command):
 
 
 @pytest.mark.parametrize(("name", "choices"), [("clip_mode", "{off,value,norm}"), ("latent_sampling", "{once,deterministic,random}")])
-def test_help_shows_the_choices_and_leaves_judging_them_to_the_settings(name, choices):
+def test_help_shows_the_choices_and_the_settings_check_them(name, choices):
     (option,) = (option for option in options_of("train") if option.dest == name)
     assert (option.metavar, option.choices) == (choices, None)
 
@@ -269,7 +269,7 @@ def test_every_training_setting_has_its_option():
         ["scan", "nowhere"],
     ],
 )
-def test_what_needs_no_torch_to_be_refused_is_refused_without_it(tmp_path, arguments):
+def test_bad_input_is_refused_without_importing_torch(tmp_path, arguments):
     code = "import sys\nfrom textual_inversion.cli import main\nprint(main(sys.argv[1:]), 'torch' in sys.modules)"
     ran = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -282,7 +282,7 @@ def test_what_needs_no_torch_to_be_refused_is_refused_without_it(tmp_path, argum
     assert ran.stdout.split() == ["2", "False"]
 
 
-def test_words_in_angle_brackets_that_name_nothing_are_told_and_drawn_all_the_same(capsys, tmp_path, place):
+def test_unknown_names_in_angle_brackets_give_a_warning_and_are_drawn_as_text(capsys, tmp_path, place):
     main(["create", "my cat", "--init", "cat", *place])
     capsys.readouterr()
     small = ["--steps", "1", "--width", "64", "--height", "64", "--out", str(tmp_path / "out"), *place]

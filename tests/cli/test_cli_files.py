@@ -78,7 +78,7 @@ def test_list_gives_the_reason_and_each_word_of_a_file(capsys, folder, checkpoin
     assert len(out.splitlines()) == 5
 
 
-def test_one_vector_is_one(capsys, folder):
+def test_list_says_one_vector_and_two_vectors(capsys, folder):
     _, out, _ = ran(capsys, "list", "--embeddings", folder)
     assert [line.split()[1:3] for line in out.splitlines()] == [["2", "vectors"], ["1", "vector"]]
 
@@ -139,7 +139,7 @@ def test_inspect_of_a_bad_file_is_one_sentence(capsys, folder, data, words):
 
 
 @pytest.mark.parametrize("name", ["gone.pt", "nobody", "../nobody", "a\0b", "x" * 300, "🐱", "<a:b>", ESCAPE, "", ".", "sub"])
-def test_names_of_nothing_are_one_sentence(capsys, folder, name):
+def test_a_name_without_a_file_is_refused_in_one_sentence(capsys, folder, name):
     assert refused(capsys, "inspect", name, "--embeddings", folder)
 
 
@@ -170,7 +170,7 @@ def test_convert_takes_a_name_as_inspect_does(capsys, folder, tmp_path):
     assert "no embedding of that name" in refused(capsys, "convert", "nobody", tmp_path / "x.pt", "--embeddings", folder)
 
 
-def test_convert_tells_what_a_pt_file_cannot_hold(capsys, folder, tmp_path):
+def test_convert_says_what_a_pt_file_cannot_hold(capsys, folder, tmp_path):
     status, out, _ = ran(capsys, "convert", folder / "good.safetensors", tmp_path / "x.pt")
     assert status == 0
     assert "x.pt does not hold the initialization text" in out
@@ -206,13 +206,13 @@ def test_convert_of_several_words_wants_one_of_them(capsys, folder, tmp_path):
         ("x" * 300 + ".pt", []),
     ],
 )
-def test_convert_to_what_cannot_be_written(capsys, folder, tmp_path, destination, more):
+def test_convert_to_a_file_that_cannot_be_written(capsys, folder, tmp_path, destination, more):
     before = sorted(tmp_path.rglob("*"))
     refused(capsys, "convert", folder / "good.safetensors", tmp_path / destination, *more)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_convert_of_what_cannot_be_read(capsys, folder, tmp_path):
+def test_convert_of_a_file_that_cannot_be_read(capsys, folder, tmp_path):
     (folder / "evil.pt").write_bytes(ATTACK)
     for source in ("evil.pt", "gone.pt", "a\0b.pt", "sub"):
         refused(capsys, "convert", folder / source, tmp_path / "x.safetensors")
@@ -264,7 +264,7 @@ def test_scan_moves_to_another_folder(capsys, folder, tmp_path):
     assert (tmp_path / "aside" / "sub" / "evil.pt.unsafe").exists()
 
 
-def test_what_scan_cannot_do_is_told_and_the_rest_goes_on(capsys, folder, monkeypatch):
+def test_a_file_that_scan_cannot_move_is_reported_and_the_rest_goes_on(capsys, folder, monkeypatch):
     (folder / "a.pt").write_bytes(ATTACK)
     save(Embedding("old", {"clip_l": torch.zeros(1, 768)}), folder / "sub" / "old.safetensors")
     save(Embedding("other", {"clip_l": torch.zeros(1, 768)}), folder / "other.pt")
@@ -277,7 +277,7 @@ def test_what_scan_cannot_do_is_told_and_the_rest_goes_on(capsys, folder, monkey
     assert (folder / "a.pt").read_bytes() == ATTACK
 
 
-def test_scan_of_no_folder_and_settings_that_say_nothing(capsys, folder):
+def test_scan_refuses_a_missing_folder_and_replace_alone(capsys, folder):
     for path in ("nowhere", folder / "good.safetensors", "a\0b", "x" * 300):
         refused(capsys, "scan", path)
     assert "--to-safetensors" in refused(capsys, "scan", folder, "--replace")

@@ -87,7 +87,7 @@ def test_another_width_reads_nothing(tmp_path: Path, read: list[str]) -> None:
     assert read == ["cat.pt"]
 
 
-def test_a_moment_ago_is_recent_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recent_scans_only_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = EmbeddingLibrary([tmp_path], SD1)
     assert library.recent() == []
     put(tmp_path / "cat.pt")
@@ -131,20 +131,21 @@ def test_a_picture_becomes_a_preview_and_back(tmp_path: Path) -> None:
 # vectors
 
 
-def spoiled(path: Path) -> None:
+def put_damaged(path: Path) -> None:
     """An embedding with NaN, which `save` refuses."""
     from safetensors.torch import save_file
 
     save_file({"emb_params": torch.full((1, 768), float("nan"))}, path)
 
 
-def test_vectors_that_are_not_finite_become_the_reason(tmp_path: Path) -> None:
-    spoiled(tmp_path / "cat.safetensors")
+def test_an_error_while_loading_becomes_the_reason(tmp_path: Path) -> None:
+    put_damaged(tmp_path / "cat.safetensors")
     put(tmp_path / "sub" / "cat.safetensors", 5.0)
     library = EmbeddingLibrary([tmp_path], SD1)
     version = library.version
-    with pytest.raises(EmbeddingError, match="not finite"):
+    with pytest.raises(EmbeddingError) as error:
         library.get("cat")
+    assert error.value.path == tmp_path / "cat.safetensors"
     assert library.version != version
     assert library.find("cat").path == tmp_path / "sub" / "cat.safetensors"
     assert library.get("cat").vectors["clip_l"][0, 0] == 5
@@ -156,7 +157,7 @@ def test_vectors_that_are_not_finite_become_the_reason(tmp_path: Path) -> None:
     assert library.get("cat").vectors["clip_l"][0, 0] == 6
 
 
-def test_vectors_are_loaded_for_names_that_are_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mapping_loads_vectors_when_a_name_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     load = catalog.load
     monkeypatch.setattr(catalog, "load", lambda path, name, **more: loaded.append(name) or load(path, name, **more))
@@ -188,8 +189,9 @@ def test_the_hash_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     put(path, 2.0)
     assert library.sha256(entry) == hashlib.sha256(path.read_bytes()).hexdigest()
     path.unlink()
-    with pytest.raises(EmbeddingError, match=r"cat\.pt: it cannot be read"):
+    with pytest.raises(EmbeddingError) as error:
         library.sha256(entry)
+    assert error.value.path == path
 
 
 # what cannot be read
@@ -221,8 +223,9 @@ def test_a_folder_that_cannot_be_searched_is_listed(tmp_path: Path, refusing: Ca
     entry = library.find("closed")
     assert (entry.path, entry.info) == (tmp_path / "closed", None)
     assert entry.reason == "the folder cannot be searched: access is not allowed; check its permissions."
-    with pytest.raises(EmbeddingError, match="cannot be searched"):
+    with pytest.raises(EmbeddingError) as error:
         library.get("closed")
+    assert error.value.path == entry.path
 
 
 def test_a_folder_that_vanishes_while_scanning_is_no_error(tmp_path: Path, refusing: Callable[..., None]) -> None:

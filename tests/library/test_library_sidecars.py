@@ -59,7 +59,7 @@ def test_no_preferred_weight(entry: Any, weight: object) -> None:
     assert entry(json=json.dumps({"preferred weight": weight})).about.preferred_weight is None
 
 
-def test_what_civitai_tells_as_plain_text(entry: Any) -> None:
+def test_civitais_record_becomes_plain_text(entry: Any) -> None:
     about = entry(civitai_info=CIVITAI_VERSION).about
     assert (about.model_name, about.base_model, about.trained_words) == ("EasyNegative", "SD 1.5", ("easynegative", "bad hands"))
     assert about.description == "For faces\n<img src=x>\nFirst version & the best.\nWeight 0.8"
@@ -74,7 +74,7 @@ def test_a_whole_model_of_civitai_means_its_newest_version(entry: Any) -> None:
 @pytest.mark.parametrize(
     "content", ["{}", "", "{}\n", '{"model": 1, "trainedWords": {"a": 1}, "description": ["<p>"], "modelVersions": [3]}']
 )
-def test_a_file_that_tells_nothing_is_no_problem(entry: Any, content: str) -> None:
+def test_a_file_without_facts_is_no_problem(entry: Any, content: str) -> None:
     found = entry(civitai_info=content)
     assert (found.about, found.notes) == (About(), "")
 
@@ -89,7 +89,7 @@ def test_a_file_that_tells_nothing_is_no_problem(entry: Any, content: str) -> No
         (b"\xff\xfe{", "not valid JSON"),
     ],
 )
-def test_a_broken_file_is_left_out_and_told(entry: Any, content: str | bytes, why: str) -> None:
+def test_a_broken_file_is_left_out_and_becomes_a_problem(entry: Any, content: str | bytes, why: str) -> None:
     found = entry(json=content, txt="but this counts")
     assert found.usable
     assert found.about.notes == "but this counts"
@@ -103,12 +103,12 @@ def test_long_texts_are_cut(entry: Any) -> None:
     assert (len(found.about.notes), len(found.about.description), len(found.about.base_model)) == (65_536, 65_536, 200)
 
 
-def test_of_two_that_tell_the_same_the_text_counts(entry: Any) -> None:
+def test_a_text_file_counts_before_json(entry: Any) -> None:
     about = entry(txt="mine", json={"notes": "theirs", "sd version": "SD1"}, civitai_info=CIVITAI_VERSION).about
     assert (about.notes, about.base_model) == ("mine", "SD1")
 
 
-def test_nothing_of_it_is_read_in_a_scan_and_it_is_always_current(entry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sidecars_are_read_when_asked_for_and_not_in_a_scan(entry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr("textual_inversion.library.sidecars._read", lambda path: opened.append(path.name) or {})
     found = entry(txt="one", json="{}")
@@ -122,7 +122,7 @@ def test_nothing_of_it_is_read_in_a_scan_and_it_is_always_current(entry: Any, tm
     assert found.notes == ""
 
 
-def test_a_folder_of_that_name_is_told(tmp_path: Path) -> None:
+def test_a_folder_with_a_sidecars_name_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "cat.txt").mkdir()
     assert "cat.txt cannot be read" in read_sidecars([tmp_path / "cat.txt"]).text
 
