@@ -1,6 +1,7 @@
-"""The names that an honest pickle uses, and the inert description that stands for what each would make.
+"""Which names a pickle may import, and a description of the object that each name would make.
 
-Knows nothing of a pickle's instructions, of files or of embeddings. Nothing here is called, imported or built on behalf of a file.
+A name is represented by a tag (`Import`). Nothing that a file names is imported or called; a call becomes a description, such as
+`TensorSpec`.
 """
 
 from __future__ import annotations

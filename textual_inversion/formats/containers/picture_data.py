@@ -74,9 +74,9 @@ def _cut_lists(text: bytes) -> tuple[list[bytes], bytes]:
     rest: list[bytes] = []
     end = 0
     key = b'"%s"' % _TENSOR.encode()
-    while (found := text.find(key, end)) >= 0:
-        opening = _OPENS_LIST.match(text, found + len(key))
-        close = text.find(b"}", found)
+    while (begin := text.find(key, end)) >= 0:
+        opening = _OPENS_LIST.match(text, begin + len(key))
+        close = text.find(b"}", begin)
         if opening is None or close < 0 or len(lists) == _MAX_TENSORS:
             raise EmbeddingError(_DAMAGED)
         rest += [text[end : opening.end()], b"%d" % len(lists)]
@@ -89,23 +89,22 @@ def _parse(text: bytes, tensors: list[StoredTensor]) -> Any:
     left = dict(enumerate(tensors))
 
     def build(pairs: list[tuple[str, Any]]) -> Any:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        value = dict(pairs)
+        if len(value) != len(pairs):
             raise ValueError("a key occurs twice")
-        if _TENSOR not in found:
-            return found
-        if len(found) != 1 or type(found[_TENSOR]) is not int:
-            raise ValueError("a tensor that was not cut out")
-        return left.pop(found[_TENSOR])  # a second use of its number is no number of ours
+        if _TENSOR not in value:
+            return value
+        if len(value) != 1 or type(value[_TENSOR]) is not int:
+            raise ValueError("a tensor whose list was not cut out")
+        return left.pop(value[_TENSOR])  # each number stands for one tensor, so a second use of it is refused
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
 
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=build, parse_constant=_refuse)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=build, parse_constant=refuse)
     except (ValueError, KeyError, RecursionError) as error:
         raise EmbeddingError(_DAMAGED) from error
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _stored(numbers: bytes) -> StoredTensor:
@@ -134,7 +133,7 @@ def _stored(numbers: bytes) -> StoredTensor:
 
 
 def _rows(numbers: bytes) -> Iterator[bytes]:
-    """What stands between the inner brackets, or between the outer ones where there are no others."""
+    """The text between the inner brackets, or between the outer ones where there are no others."""
     inner = numbers[1:-1].strip(_BLANK)
     if not numbers.endswith(b"]") or not inner:
         raise EmbeddingError(_DAMAGED)
@@ -156,14 +155,11 @@ def _json_of(value: Any) -> str:
         return "{" + ", ".join(f"{json.dumps(str(key))}: {_json_of(item)}" for key, item in value.items()) + "}"
     if value is None or isinstance(value, (str, int, float)):
         return json.dumps(value)
-    rows = ", ".join("[" + ", ".join(map(_number, row)) + "]" for row in value.tolist())
-    return f'{{"{_TENSOR}": [{rows}]}}'
-
-
-def _number(value: float) -> str:
-    """Nine digits, which lie so close to an fp32 value that reading them as fp64 first changes nothing."""
-    text = f"{value:.9g}"
-    return text if "." in text or "e" in text else f"{text}.0"  # A1111 would make a tensor of integers
+    # nine digits lie so close to an fp32 value that reading them as fp64 first changes nothing
+    rows = [[f"{number:.9g}" for number in row] for row in value.tolist()]
+    # without a point or an exponent A1111 would make a tensor of integers
+    rows = [[text if "." in text or "e" in text else f"{text}.0" for text in row] for row in rows]
+    return f'{{"{_TENSOR}": [{", ".join("[" + ", ".join(row) + "]" for row in rows)}]}}'
 
 
 def hide(picture: numpy.ndarray, data: bytes, shades: numpy.ndarray) -> numpy.ndarray:
@@ -196,9 +192,18 @@ def find(picture: numpy.ndarray) -> bytes | None:
     Raises:
         EmbeddingError: it hides data that is damaged or unpacks to over 16 MB.
     """
-    packed = _packed(_cropped(picture))
-    if packed is None or not (packed.startswith(_PACKED_BY_A1111) or _begins_as_json(packed)):
+    # A1111 cuts away the rows and columns at the edges in which no pixel has all its channels above 0
+    bright = picture.min(axis=2) > 0  # h w
+    columns, rows = numpy.flatnonzero(bright.any(axis=0)), numpy.flatnonzero(bright.any(axis=1))
+    packed = _packed(picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]) if len(columns) else None
+    if packed is None:
         return None
+    if not packed.startswith(_PACKED_BY_A1111):
+        try:  # the bytes of an ordinary picture never unpack to the beginning of a JSON object
+            if zlib.decompressobj().decompress(packed[:4096], 2) != b'{"':
+                return None
+        except zlib.error:
+            return None
     return inflate(packed, MAX_JSON_BYTES)
 
 
@@ -209,15 +214,6 @@ def may_hide(row: numpy.ndarray) -> bool:
     return not inside or int(numpy.count_nonzero((row & 15).max(axis=1) == 0)) >= 2
 
 
-def _cropped(picture: numpy.ndarray) -> numpy.ndarray:
-    """Without the rows and columns at the edges in which no pixel has all its channels above 0."""
-    bright = picture.min(axis=2) > 0  # h w
-    columns, rows = numpy.flatnonzero(bright.any(axis=0)), numpy.flatnonzero(bright.any(axis=1))
-    if not len(columns):
-        return picture[:0, :0]
-    return picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
 def _packed(picture: numpy.ndarray) -> bytes | None:
     """The bytes of the two blocks, put together again; None where there are no blocks."""
     black = numpy.flatnonzero(~(picture & 15).any(axis=(0, 2)))
@@ -226,14 +222,6 @@ def _packed(picture: numpy.ndarray) -> bytes | None:
     low, high = picture[:, : black[0]] & 15, picture[:, black[-1] + 1 :] & 15
     mix = _sequence(low.size).reshape(low.shape)
     return bytes(((high ^ mix) << 4) | (low ^ mix))
-
-
-def _begins_as_json(packed: bytes) -> bool:
-    """Whether the bytes unpack to the beginning of a JSON object, which those of an ordinary picture never do."""
-    try:
-        return zlib.decompressobj().decompress(packed[:4096], 2) == b'{"'
-    except zlib.error:
-        return False
 
 
 def _sequence(length: int) -> numpy.ndarray:

@@ -1,4 +1,4 @@
-"""Pictures that carry an embedding, in a PNG text or hidden in the pixels, as plain data. Knows nothing of embeddings.
+"""Pictures that carry an embedding, in a PNG text or hidden in the pixels, as plain data.
 
 A text is read without decoding the picture. Pixels are decoded only where the kind, the size and the uppermost row allow that
 they carry data, and only by Pillow.
@@ -57,19 +57,23 @@ def read_picture(source: FileBytes) -> Contents:
     if (kind := _other_kind(head)) is not None:
         raise NoEmbeddingError(f"it is a {kind} picture, and embeddings are carried by PNG and lossless WebP only; take the original PNG.")
     if _is_webp(head):
-        return _hidden(_webp_pixels(source))
+        return _read_hidden(_webp_pixels(source), {})
     png = read_png(source, _KEYWORDS)
     metadata = _metadata(source, png)
-    if (chunk := png.texts.get(_KEYWORDS[0])) is not None:
-        return Contents(CHUNK, tree_from_json(_from_base64(read_text(source, chunk))), metadata)
-    return _hidden(_png_pixels(source, png), metadata)
+    if (chunk := png.texts.get(_KEYWORDS[0])) is None:
+        return _read_hidden(_png_pixels(source, png), metadata)
+    try:
+        data = base64.b64decode(read_text(source, chunk).strip(), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise EmbeddingError(f"its text {EMBEDDING_KEYWORD} is not base64; the picture is damaged.", field=EMBEDDING_KEYWORD) from error
+    return Contents(CHUNK, tree_from_json(data), metadata)
 
 
-def _hidden(pixels: numpy.ndarray, metadata: dict[str, str] | None = None) -> Contents:
+def _read_hidden(pixels: numpy.ndarray, metadata: dict[str, str]) -> Contents:
     data = find(pixels)
     if data is None:
         raise NoEmbeddingError(_ORDINARY)
-    return Contents(DATA, tree_from_json(data), metadata or {})
+    return Contents(DATA, tree_from_json(data), metadata)
 
 
 def _is_webp(head: bytes) -> bool:
@@ -80,23 +84,16 @@ def _other_kind(head: bytes) -> str | None:
     return next((kind for begin, magic, kind in _OTHER_KINDS if head[begin:].startswith(magic)), None)
 
 
-def _from_base64(text: bytes) -> bytes:
-    try:
-        return base64.b64decode(text.strip(), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise EmbeddingError(f"its text {EMBEDDING_KEYWORD} is not base64; the picture is damaged.") from error
-
-
 def _metadata(source: FileBytes, png: Png) -> dict[str, str]:
-    """The texts that are written beside an embedding; none where they are spelt otherwise, as nothing depends on them."""
+    """The texts that are written beside an embedding; none where they are damaged, because nothing depends on them."""
     chunk = png.texts.get(_KEYWORDS[1])
     if chunk is None or chunk.kind != b"tEXt" or chunk.end - chunk.begin > _MAX_METADATA_BYTES:
         return {}
     try:
-        found: Any = json.loads(read_text(source, chunk).decode("ascii"))
+        texts: Any = json.loads(read_text(source, chunk).decode("ascii"))
     except (ValueError, RecursionError):
         return {}
-    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
+    return {key: value for key, value in texts.items() if isinstance(value, str)} if isinstance(texts, dict) else {}
 
 
 def _png_pixels(source: FileBytes, png: Png) -> numpy.ndarray:

@@ -1,6 +1,6 @@
-"""The parts of a PNG file, found without decoding its pixels. Knows nothing of embeddings.
+"""The parts of a PNG file, found without decoding its pixels.
 
-An own walk, so that a text can be read without Pillow, whose limits on texts are lower than embeddings need.
+Pillow is not used for the texts, because its limits on texts are lower than embeddings need.
 The format: https://www.w3.org/TR/png-3/
 """
 
@@ -73,7 +73,9 @@ def read_png(source: FileBytes, keywords: tuple[bytes, ...]) -> Png:
         raise EmbeddingError(_CUT_OFF)
     texts: dict[bytes, Span] = {}
     for chunk in chunks:
-        keyword = _keyword(source, chunk)
+        if chunk.kind not in _TEXT_KINDS:
+            continue
+        keyword = source.read(chunk.begin, min(chunk.end, chunk.begin + _MAX_KEYWORD)).partition(b"\0")[0]
         if keyword in texts:
             raise EmbeddingError(f"it has two texts named {keyword.decode()}, so programs could read different things from it.")
         if keyword in keywords:
@@ -138,9 +140,14 @@ def first_row(source: FileBytes, png: Png) -> numpy.ndarray | None:
     if data is None or data[0] > 4 or (data[0] == _AVERAGE and png.width > _MAX_AVERAGED):
         return None
     row = numpy.frombuffer(data, numpy.uint8, offset=1).reshape(png.width, png.channels)
-    if data[0] in (1, 4):  # with nothing above it, Paeth's filter is the one that adds what is left of it
+    if data[0] in (1, 4):  # in the first row, Paeth's filter (4) does the same as Sub (1): it adds the pixel to the left
         return numpy.add.accumulate(row, axis=0, dtype=numpy.uint8)
-    return _undo_average(row) if data[0] == _AVERAGE else row
+    if data[0] != _AVERAGE:
+        return row
+    values = row.astype(int).tolist()
+    for left, here in zip(values, values[1:]):
+        here[:] = [(value + before // 2) % 256 for value, before in zip(here, left)]
+    return numpy.array(values, numpy.uint8)
 
 
 def only_pixels(source: FileBytes, png: Png) -> bytes:
@@ -168,12 +175,6 @@ def _walk(source: FileBytes) -> list[Span]:
     raise EmbeddingError(f"it is a PNG picture of over {_MAX_CHUNKS} parts; a carrier of an embedding has a few hundred.")
 
 
-def _keyword(source: FileBytes, chunk: Span) -> bytes | None:
-    if chunk.kind not in _TEXT_KINDS:
-        return None
-    return source.read(chunk.begin, min(chunk.end, chunk.begin + _MAX_KEYWORD)).partition(b"\0")[0]
-
-
 def _inflate_start(source: FileBytes, png: Png, length: int) -> bytes | None:
     """The first `length` bytes of the unpacked pixels; None where they are damaged, which the decoder explains."""
     unpacker = zlib.decompressobj()
@@ -187,13 +188,6 @@ def _inflate_start(source: FileBytes, png: Png, length: int) -> bytes | None:
     except zlib.error:
         return None
     return None
-
-
-def _undo_average(row: numpy.ndarray) -> numpy.ndarray:
-    values = row.astype(int).tolist()
-    for left, here in zip(values, values[1:]):
-        here[:] = [(value + before // 2) % 256 for value, before in zip(here, left)]
-    return numpy.array(values, numpy.uint8)
 
 
 def _too_long() -> str:

@@ -88,22 +88,18 @@ def _read_legacy(data: bytes) -> Any:
     tree, keys = walk_pickle(stream, specs), walk_pickle(stream)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
         raise EmbeddingError("its list of tensor data is damaged.")
-    storages = _slice_storages(memoryview(data)[stream.tell() :], keys, {spec.key: spec for spec in specs})
-    return _Builder(storages).build(tree)
-
-
-def _slice_storages(data: memoryview, keys: list[str], specs: dict[str, StorageSpec]) -> dict[str, memoryview]:
-    """Key -> its bytes within `data`, which holds nothing else."""
-    found: dict[str, memoryview] = {}
+    by_key = {spec.key: spec for spec in specs}
+    rest = memoryview(data)[stream.tell() :]
+    storages: dict[str, memoryview] = {}
     for key in keys:
-        spec = specs.get(key)
-        if spec is None or len(data) < 8 or struct.unpack("<q", data[:8])[0] != spec.numel:
+        spec = by_key.get(key)
+        if spec is None or len(rest) < 8 or struct.unpack("<q", rest[:8])[0] != spec.numel:
             raise EmbeddingError("its tensor data does not match its pickle; the file is cut off or damaged.")
         end = 8 + max(spec.numel, 0) * ELEMENT_SIZES[spec.dtype]
-        found[key], data = data[8:end], data[end:]
-    if data:
+        storages[key], rest = rest[8:end], rest[end:]
+    if rest:
         raise UnsafeFileError("other data follows after its tensors.")
-    return found
+    return _Builder(storages).build(tree)
 
 
 class _Builder:
@@ -158,13 +154,13 @@ class _Builder:
     def _storage(self, spec: StorageSpec) -> memoryview:
         data = self._storages.get(spec.key) if spec.inline is None else memoryview(spec.inline)
         if data is None or spec.numel < 1 or len(data) != spec.numel * ELEMENT_SIZES[spec.dtype]:
-            found = "none" if data is None else f"{len(data)} bytes"
-            raise EmbeddingError(f"its tensor data {spec.key[:20]!r} should be {spec.numel} elements but is {found}: a damaged file.")
+            size = "none" if data is None else f"{len(data)} bytes"
+            raise EmbeddingError(f"its tensor data {spec.key[:20]!r} should be {spec.numel} elements but is {size}: a damaged file.")
         return data
 
 
 class _Entry(NamedTuple):
-    """An entry as the list at the end tells it: its name as it is spelt there, checksum, size, and where its own header begins."""
+    """An entry in the list at the end: its name as it is spelt there, checksum, size, and where its own header begins."""
 
     raw_name: bytes
     name: str
@@ -182,8 +178,12 @@ def read_zip(data: bytes) -> dict[str, memoryview]:
         EmbeddingError: cut off or damaged.
     """
     try:
-        entries = sorted(_listed(data), key=lambda entry: entry.begin)
-        _check_names([entry.name for entry in entries])
+        entries = sorted(_read_list(data), key=lambda entry: entry.begin)
+        names = [entry.name for entry in entries]
+        if len(set(names)) != len(names) or len({name.partition("/")[0] for name in names}) > 1:
+            raise UnsafeFileError(f"its zip holds an entry twice or several folders, {_TWO_WAYS}")
+        if unknown := [name for name in names if not _NAME.fullmatch(name)]:
+            raise UnsafeFileError(f"its zip holds {unknown[0][:60]!r}, which PyTorch does not write.")
         return _slice(memoryview(data), entries)
     except (struct.error, ValueError) as error:
         raise EmbeddingError(_DAMAGED) from error
@@ -202,8 +202,8 @@ def _find_list(data: bytes) -> tuple[int, int, int]:
         end -= _END64_PART.size
         larger = _END64_PART.unpack(data[end : end + _END64_PART.size])
         located = _LOCATOR_PART.unpack(data[place - _LOCATOR_PART.size : place])
-        told = (_END64, _END64_PART.size - 12, *larger[2:4], disk, other_disk, here, count, size, begin)
-        if larger != told or located != (_LOCATOR, 0, end, 1):
+        expected = (_END64, _END64_PART.size - 12, *larger[2:4], disk, other_disk, here, count, size, begin)
+        if larger != expected or located != (_LOCATOR, 0, end, 1):
             raise UnsafeFileError(f"its zip tells in two ways where its list of entries is, {_TWO_WAYS}")
     else:
         end = place
@@ -214,10 +214,10 @@ def _find_list(data: bytes) -> tuple[int, int, int]:
     return begin, end, count
 
 
-def _listed(data: bytes) -> list[_Entry]:
+def _read_list(data: bytes) -> list[_Entry]:
     """The entries of the list at the end, which must fill its place."""
     begin, end, count = _find_list(data)
-    found = []
+    entries = []
     for _ in range(count):
         part = data[begin : begin + _LIST_PART.size]
         signature, flags, method, checksum, packed, size, named, extra, comment, disk, place = _LIST_PART.unpack(part)
@@ -229,23 +229,16 @@ def _listed(data: bytes) -> list[_Entry]:
             raise UnsafeFileError(f"its zip entry {name[:60]!r} is compressed, which PyTorch never does.")
         if extra or comment or disk:
             raise UnsafeFileError(f"its zip tells more of {name[:60]!r} than PyTorch writes, {_TWO_WAYS}")
-        found.append(_Entry(raw_name, name, flags, checksum, size, place))
+        entries.append(_Entry(raw_name, name, flags, checksum, size, place))
         begin += _LIST_PART.size + named
     if begin != end:
         raise UnsafeFileError(f"its zip has a longer list of entries than it says, {_TWO_WAYS}")
-    return found
-
-
-def _check_names(names: list[str]) -> None:
-    if len(set(names)) != len(names) or len({name.partition("/")[0] for name in names}) > 1:
-        raise UnsafeFileError(f"its zip holds an entry twice or several folders, {_TWO_WAYS}")
-    if unknown := [name for name in names if not _NAME.fullmatch(name)]:
-        raise UnsafeFileError(f"its zip holds {unknown[0][:60]!r}, which PyTorch does not write.")
+    return entries
 
 
 def _slice(data: memoryview, entries: list[_Entry]) -> dict[str, memoryview]:
     """The entries without a copy; they lie in the order of the file, and their own headers say what the list says."""
-    found: dict[str, memoryview] = {}
+    parts: dict[str, memoryview] = {}
     free = 0
     for entry in entries:
         begin = entry.begin + _OWN_PART.size
@@ -259,6 +252,6 @@ def _slice(data: memoryview, entries: list[_Entry]) -> dict[str, memoryview]:
             raise UnsafeFileError(f"its zip describes {entry.name[:60]!r} in two ways, {_TWO_WAYS}")
         if flags & _ENCRYPTED or zlib.crc32(data[begin:end]) != entry.checksum:
             raise ValueError("encrypted or damaged")
-        found[entry.name.partition("/")[2]] = data[begin:end]
+        parts[entry.name.partition("/")[2]] = data[begin:end]
         free = end
-    return found
+    return parts

@@ -27,14 +27,14 @@ _OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 _MOST_PICKLES = 5  # what PyTorch reads of a legacy file before its tensors
 _IMPORTS = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
 _ENDS = {"PERSID"}  # refers to outside data by a text, which neither Python nor PyTorch allows
-#: How pickletools writes that an argument is as long as a number before it tells -> how that number is stored.
+#: Marks of pickletools for an argument with its length before it -> how that length is stored.
 _MEASURED = {
     pickletools.TAKEN_FROM_ARGUMENT1: struct.Struct("<B"),
     pickletools.TAKEN_FROM_ARGUMENT4: struct.Struct("<i"),
     pickletools.TAKEN_FROM_ARGUMENT4U: struct.Struct("<I"),
     pickletools.TAKEN_FROM_ARGUMENT8U: struct.Struct("<Q"),
 }
-#: What the first letter of a line must be for any reader to take the line; an empty line may count as 0.
+#: Opcode -> the letters one of which a line must begin with for any unpickler to take it; an empty line may count as 0.
 _LINES = {
     "INT": b"+-0123456789\n",
     "LONG": b"+-0123456789\n",
@@ -168,7 +168,7 @@ def _stack_global(machine: _Machine, _: None) -> None:
 
 
 def _reduce(machine: _Machine, _: None) -> None:
-    """What would call a function: push the description of its result."""
+    """In place of a call, push the description of its result."""
     function, arguments = machine.pop_items(2)
     if not isinstance(function, Import) or not isinstance(arguments, tuple):
         raise UnsafeFileError("its pickle calls something that is not on the list of harmless names; it was not run, and is best deleted.")
@@ -176,25 +176,17 @@ def _reduce(machine: _Machine, _: None) -> None:
 
 
 def _build(machine: _Machine, _: None) -> None:
-    """What would change an object."""
+    """In place of a change to an object, keep the part of its state that is used."""
     state = machine.pop()
     change_state(machine.stack[-1], state)
 
 
 def _persistent(machine: _Machine, _: None) -> None:
     """A storage, or a module's class."""
-    found = storage_from(machine.pop())
-    if isinstance(found, StorageSpec):
-        machine.storages.append(found)
-    machine.push(found)
-
-
-def _pop(machine: _Machine, _: None) -> None:
-    machine.stack.pop()
-
-
-def _pop_mark(machine: _Machine, _: None) -> None:
-    machine.pop_to_mark()
+    value = storage_from(machine.pop())
+    if isinstance(value, StorageSpec):
+        machine.storages.append(value)
+    machine.push(value)
 
 
 def _memoize(machine: _Machine, _: None) -> None:
@@ -217,11 +209,11 @@ def _list_to_dict(machine: _Machine, _: None) -> None:
     machine.set_items(flat)
 
 
-def _constant(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
+def _constant(make: Callable[[], Any]) -> Callable[[_Machine, Any], object]:
     return lambda machine, _: machine.push(make())
 
 
-def _tuple(count: int) -> Callable[[_Machine, Any], None]:
+def _tuple(count: int) -> Callable[[_Machine, Any], object]:
     return lambda machine, _: machine.push(tuple(machine.pop_items(count)))
 
 
@@ -229,7 +221,7 @@ _LITERALS = (
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
     "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8"
 )
-_HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
+_HANDLERS: dict[str, Callable[[_Machine, Any], object]] = {
     **{name: _literal for name in _LITERALS.split()},
     "PROTO": lambda machine, _: None,
     "FRAME": lambda machine, _: None,
@@ -253,8 +245,8 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
     "APPENDS": lambda machine, _: machine.extend(machine.pop_to_mark()),
     "SETITEM": lambda machine, _: machine.set_items(machine.pop_items(2)),
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
-    "POP": _pop,
-    "POP_MARK": _pop_mark,
+    "POP": lambda machine, _: machine.stack.pop(),
+    "POP_MARK": lambda machine, _: machine.pop_to_mark(),
     "GET": lambda machine, index: machine.push(machine.memo[index]),
     "BINGET": lambda machine, index: machine.push(machine.memo[index]),
     "LONG_BINGET": lambda machine, index: machine.push(machine.memo[index]),
@@ -273,8 +265,11 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
 
 
 def may_import(data: bytes, *, whole: bool = True) -> bool:
-    """Whether a reader of pickles that begins at the first byte may come to an import; of the first part of a larger file, not `whole`,
-    also when it may go on behind that part.
+    """Whether an unpickler that begins at the first byte may come to an import.
+
+    Args:
+        data: the bytes of a file, or its first part.
+        whole: whether `data` is the whole file. Of a part it is also true when the unpickler may read on after the part.
     """
     position, left = 0, _MOST_PICKLES
     while position < len(data):
@@ -293,7 +288,7 @@ def may_import(data: bytes, *, whole: bool = True) -> bool:
 
 
 def _behind(data: bytes, begin: int, opcode: pickletools.OpcodeInfo) -> int:
-    """Where the argument that begins at `begin` ends; -1 where no reader takes it."""
+    """The end of the argument that begins at `begin`; -1 where every unpickler refuses it."""
     if opcode.arg is None:
         return begin
     if opcode.arg.n >= 0:

@@ -7,7 +7,6 @@ dots that is enlarged. For other scripts the machine's fonts are tried.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from textual_inversion.embedding import Embedding
 from textual_inversion.formats.layout import as_step, as_text
+from textual_inversion.text import counted
 
 _SIDE = 512
 _MIN_SIDE, _MAX_SIDE = 384, 1024
@@ -45,12 +45,12 @@ _DOTS_HEIGHT = 11
 
 def draw_face(embedding: Embedding, picture: Image.Image | None = None) -> Image.Image:
     """The card, mode RGB, 384 to 1024 pixels a side: `picture`, or a pattern that the vectors determine, with the texts over it."""
-    card = _pattern(embedding) if picture is None else _fitted(picture)
+    card = _pattern(embedding) if picture is None else _fit(picture)
     unit = min(card.size) / _SIDE
     lines = _lines(embedding, unit, card.width)
     height = sum(mask.height + gap for mask, _, gap in lines)
     top = max(0, card.height - height - round(_MARGIN * unit))
-    card = _darkened(card, top)
+    card = _darken(card, top)
     for mask, colour, gap in lines:
         card.paste(colour, (round(_MARGIN * unit), top), mask)
         top += mask.height + gap
@@ -58,56 +58,46 @@ def draw_face(embedding: Embedding, picture: Image.Image | None = None) -> Image
 
 
 def _lines(embedding: Embedding, unit: float, width: int) -> list[tuple[Image.Image, tuple[int, int, int], int]]:
-    """Mask, colour and the gap below of each line, all of them as wide as the card allows."""
+    """Mask, colour and the gap below of each line; no line is wider than the card allows."""
     room = width - 2 * round(_MARGIN * unit)
-    size, names = _broken(as_text(embedding.name) or "embedding", unit, room)
-    found = [(draw_line(name, size), _WHITE, 0) for name in names]
-    found[-1] = (*found[-1][:2], round(8 * unit))
-    small = [(_facts(embedding), _FACTS_SIZE, _PALE), (as_text(embedding.provenance.checkpoint_name) or "", _CHECKPOINT_SIZE, _DIM)]
-    for text, points, colour in small:
+    size, names = _break_name(as_text(embedding.name) or "embedding", unit, room)
+    lines = [(draw_line(name, size), _WHITE, 0) for name in names]
+    lines[-1] = (*lines[-1][:2], round(8 * unit))
+    facts = [embedding.family, counted(embedding.num_vectors, "vector")]
+    if (step := as_step(embedding.provenance.step)) is not None:
+        facts.append(f"{step:,} step{'s' * (step != 1)}")
+    checkpoint = as_text(embedding.provenance.checkpoint_name) or ""
+    for text, points, colour in ((" · ".join(facts), _FACTS_SIZE, _PALE), (checkpoint, _CHECKPOINT_SIZE, _DIM)):
         if text.strip():
             size = round(points * unit)
-            found.append((draw_line(_shortened(text, size, room), size), colour, round(4 * unit)))
-    return found
+            lines.append((draw_line(_shorten(text, size, room), size), colour, round(4 * unit)))
+    return lines
 
 
-def _facts(embedding: Embedding) -> str:
-    count, step = embedding.num_vectors, as_step(embedding.provenance.step)
-    facts = [embedding.family, f"{count} vector{'s' * (count != 1)}"]
-    if step is not None:
-        facts.append(f"{step:,} step{'s' * (step != 1)}")
-    return " · ".join(facts)
-
-
-def _broken(name: str, unit: float, room: int) -> tuple[int, list[str]]:
+def _break_name(name: str, unit: float, room: int) -> tuple[int, list[str]]:
     """The name's size and lines: large in one line, else smaller, else in up to three lines, else cut."""
     for points in _NAME_SIZES:
         if line_width(name, size := round(points * unit)) <= room:
             return size, [name]
     lines: list[str] = []
     while name and len(lines) < _NAME_LINES:
-        length = _fitting(name, size, room)
-        if length < len(name):
-            length = _break_after(name, length)
+        length = _count_fitting(name, size, room)
+        if length < len(name):  # break after a space, dash, dot or underscore in the second half of what fits, else at its end
+            place = max(name.rfind(sign, 0, length) + 1 for sign in " -._")
+            length = place if place > length // 2 else length
         lines.append(name[:length].strip() or "_")
         name = name[length:]
     if name:
-        lines[-1] = _shortened(lines[-1] + name, size, room)
+        lines[-1] = _shorten(lines[-1] + name, size, room)
     return size, lines
 
 
-def _break_after(text: str, length: int) -> int:
-    """Where to break: after a space, dash, dot or underscore in the second half of what fits, else at its end."""
-    places = [text.rfind(sign, 0, length) + 1 for sign in " -._"]
-    return best if (best := max(places)) > length // 2 else length
+def _shorten(text: str, size: int, room: int) -> str:
+    length = _count_fitting(text, size, room)
+    return text if length == len(text) else text[: _count_fitting(text, size, room, _CUT)].rstrip() + _CUT
 
 
-def _shortened(text: str, size: int, room: int) -> str:
-    length = _fitting(text, size, room)
-    return text if length == len(text) else text[: _fitting(text, size, room, _CUT)].rstrip() + _CUT
-
-
-def _fitting(text: str, size: int, room: int, suffix: str = "") -> int:
+def _count_fitting(text: str, size: int, room: int, suffix: str = "") -> int:
     """How many letters of `text`, at least one, fit into `room` with `suffix` after them."""
     low, high = 1, min(len(text), 4 * room // size + 1)
     while low < high:
@@ -116,7 +106,7 @@ def _fitting(text: str, size: int, room: int, suffix: str = "") -> int:
     return low
 
 
-def _darkened(card: Image.Image, top: int) -> Image.Image:
+def _darken(card: Image.Image, top: int) -> Image.Image:
     """The card with a shade that grows from above `top` to its lower edge, so that white letters are legible on anything."""
     rows = numpy.arange(card.height)
     begin = max(0, top - card.height // 3)
@@ -126,20 +116,16 @@ def _darkened(card: Image.Image, top: int) -> Image.Image:
     return Image.fromarray(pixels.round().astype(numpy.uint8))
 
 
-def _fitted(picture: Image.Image) -> Image.Image:
+def _fit(picture: Image.Image) -> Image.Image:
     """The middle of `picture`, at most twice as long as wide or high, at a size that the texts and the data fit."""
     width, height = picture.size
     width, height = min(width, 2 * height), min(height, 2 * width)
     factor = min(max(1.0, _MIN_SIDE / min(width, height)), _MAX_SIDE / max(width, height))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return ImageOps.fit(_opaque(picture), size, Image.Resampling.LANCZOS)
-
-
-def _opaque(picture: Image.Image) -> Image.Image:
-    if "A" not in picture.getbands() and "transparency" not in picture.info:
-        return picture.convert("RGB")
-    ground = Image.new("RGBA", picture.size, (24, 26, 32, 255))
-    return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        ground = Image.new("RGBA", picture.size, (24, 26, 32, 255))
+        picture = Image.alpha_composite(ground, picture.convert("RGBA"))
+    return ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
 
 
 def _pattern(embedding: Embedding) -> Image.Image:
@@ -199,7 +185,7 @@ def _font_for(text: str, size: int) -> Any:
         font = _open_font(name, size)
         if font is None:
             continue
-        missing = sum(1 for letter in _letters(text) if not _knows(font, letter))
+        missing = sum(not _knows(font, letter) for letter in dict.fromkeys(text) if not letter.isspace())
         if missing < fewest:
             best, fewest = font, missing
         if not missing:
@@ -214,10 +200,6 @@ def _open_font(name: str | None, size: int) -> Any:
         return ImageFont.load_default(size) if name is None else ImageFont.truetype(name, size)
     except (OSError, TypeError, ImportError):  # TypeError: before Pillow 10.1; ImportError: built without FreeType
         return None
-
-
-def _letters(text: str) -> Iterator[str]:
-    return (letter for letter in dict.fromkeys(text) if not letter.isspace())
 
 
 @lru_cache(maxsize=4096)
