@@ -1,4 +1,4 @@
-"""The frozen CLIP text encoder with a place for learned vectors. Knows nothing of prompts, files or training.
+"""The frozen CLIP text encoder with a place for learned vectors.
 
 Architecture: Radford et al. (arXiv 2103.00020), with the module names of transformers' `CLIPTextModel`, as SD1 checkpoints hold it.
 Legend: b batch, l tokens, d width, n vectors.
@@ -53,7 +53,7 @@ class CLIPConfig:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Token ids with the places where learned vectors go; shapes never change between steps, so a CUDA graph can hold them.
+    """Token ids with the places where learned vectors go.
 
     Attributes:
         ids: int64 [b, l]; what stands at spliced places does not matter.

@@ -1,4 +1,4 @@
-"""Prompts to the hidden states that condition the UNet, for SD1. Knows nothing of noise, pictures or training loops.
+"""Prompts to the hidden states that condition the UNet, for SD1.
 
 Legend: b batch, k chunks, l = 77 k tokens, d width, n vectors.
 """
@@ -19,7 +19,7 @@ from textual_inversion.prompts.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class VectorTable:
-    """The vectors of all embeddings that a prompt may name, below each other.
+    """The vectors of all embeddings that a prompt may name, stacked.
 
     Attributes:
         vectors: fp32 [n, d] of all embeddings together, at least one row.

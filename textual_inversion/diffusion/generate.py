@@ -1,4 +1,4 @@
-"""Draws pictures from prompts with classifier-free guidance. Knows nothing of training or pages.
+"""Draws pictures from prompts with classifier-free guidance.
 
 Legend: b batch, c channels, h w latent size.
 """

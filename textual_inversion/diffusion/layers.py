@@ -1,4 +1,4 @@
-"""Attention and normalisation shared by the UNet, the VAE and the text encoders. Knows nothing of checkpoints or training.
+"""Attention and normalisation shared by the UNet, the VAE and the text encoders.
 
 Legend: b batch, c channels, h w latent size, l tokens, d width.
 """

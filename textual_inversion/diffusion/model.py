@@ -1,4 +1,4 @@
-"""A loaded checkpoint: the frozen parts and what belongs to them. Knows nothing of training.
+"""A loaded checkpoint: the frozen parts and what belongs to them.
 
 Legend: b batch, c channels, h w latent size, d width.
 """

@@ -1,4 +1,4 @@
-"""The noise schedule and what the UNet predicts of it. Knows nothing of models, pictures or training loops.
+"""The noise schedule and what the UNet predicts of it.
 
 Legend: b batch, c channels, h w latent size.
 """

@@ -1,4 +1,4 @@
-"""Samplers as pure functions over a denoiser. They know nothing of prompts, models or pictures.
+"""Samplers as pure functions over a denoiser.
 
 Names and steps follow k-diffusion, so that pictures match what A1111 draws. Legend: b batch, c channels, h w latent size.
 """

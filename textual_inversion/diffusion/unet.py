@@ -1,4 +1,4 @@
-"""The frozen denoiser of Stable Diffusion, with the module names of LDM checkpoints. Knows nothing of files, noise schedules or training.
+"""The frozen denoiser of Stable Diffusion, with the module names of LDM checkpoints.
 
 Architecture: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models (arXiv 2112.10752), with SDXL's additions
 (arXiv 2307.01952).

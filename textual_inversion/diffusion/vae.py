@@ -1,4 +1,4 @@
-"""The frozen autoencoder of Stable Diffusion, with the module names of LDM checkpoints. Knows nothing of files, noise or training.
+"""The frozen autoencoder of Stable Diffusion, with the module names of LDM checkpoints.
 
 Architecture: Rombach et al. (arXiv 2112.10752). Legend: b batch, c latent channels, h w latent size, H W picture size.
 """

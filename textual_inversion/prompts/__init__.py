@@ -1,1 +1,1 @@
-"""From the text of a prompt to 75-token chunks, and from templates and captions to prompts. Knows nothing of tensors, models or hosts."""
+"""From the text of a prompt to 75-token chunks, and from templates and captions to prompts."""

@@ -1,4 +1,4 @@
-"""Cuts a prompt into chunks of 75 tokens with weights and spliced embeddings, as A1111 does. Knows names and sizes, never vectors.
+"""Cuts a prompt into chunks of 75 tokens with weights and spliced embeddings, as A1111 does. It needs names and sizes, no vectors.
 
 A chunk is 77 ids: the start token, up to 75 tokens or vectors, the end token, padding.
 """
@@ -34,7 +34,7 @@ class Splice:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one pass of a text encoder reads.
+    """The input of one pass of a text encoder.
 
     Attributes:
         ids: 77 token ids, 0 where a vector is spliced in.
@@ -109,7 +109,7 @@ class _Cutter:
         self.items.extend(items)
 
     def make_room(self, count: int, *, keep_clause: bool) -> None:
-        """Begin a new chunk if `count` items do not fit; a full chunk gives up what is behind a near comma."""
+        """Begin a new chunk if `count` items do not fit; a full chunk passes on the items behind its last comma if that is near."""
         full = len(self.items) == CHUNK_TOKENS
         if full and keep_clause and self.last_comma is not None and CHUNK_TOKENS - self.last_comma <= COMMA_BACKTRACK:
             cut = self.last_comma + 1

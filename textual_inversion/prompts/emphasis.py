@@ -1,12 +1,12 @@
-r"""Emphasis in prompts, as A1111's users write it: `(a)`, `(a:1.2)`, `[a]`, `\(`, `BREAK`. Knows nothing of tokens or embeddings."""
+r"""Emphasis in prompts, as A1111's users write it: `(a)`, `(a:1.2)`, `[a]`, `\(`, `BREAK`."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-ROUND = 1.1  # what one pair of round brackets multiplies by
-SQUARE = 1 / 1.1  # and one pair of square brackets
+ROUND = 1.1  # factor of one pair of round brackets
+SQUARE = 1 / 1.1  # factor of one pair of square brackets
 NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 
 _PIECE = re.compile(rf":\s*(?P<weight>{NUMBER})\s*\)|\\(?P<escaped>[()\[\]\\]?)|(?P<bracket>[()\[\]])|(?P<text>[^\\()\[\]:]+|:)")
@@ -68,14 +68,14 @@ def _split_breaks(text: str) -> list[Span]:
 
 
 def _multiply(spans: list[Span], start: int, factor: float) -> None:
-    """Multiply the weights from `start` on; a break has none, so that it works inside brackets."""
+    """Multiply the weights of the spans from `start` on; a break has no weight, so that it works inside brackets."""
     for i in range(start, len(spans)):
         if not spans[i].is_break:
             spans[i] = Span(spans[i].text, spans[i].weight * factor)
 
 
 def _merge(spans: list[Span]) -> list[Span]:
-    """Leave out empty spans and join neighbours of equal weight, so that their words are tokenized as one text."""
+    """Remove empty spans and join neighbours of equal weight, so that their words are tokenized as one text."""
     merged: list[Span] = []
     for span in spans:
         if not span.text and not span.is_break:

@@ -1,4 +1,4 @@
-"""Rewrites `<name>` and `<name:1.2>` in a prompt to what every host understands. Knows nothing of tokens or of where names come from."""
+"""Rewrites `<name>` and `<name:1.2>` in a prompt to the syntax that every host understands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEADING_MARKUP = re.compile(r"\A" + _MARKUP)
 _TRAILING_MARKUP = re.compile(_MARKUP + r"\Z")
 _IGNORED = re.compile(r"[\s\\<>]+")
 _LONGEST_SHOWN, _MOST_SHOWN = 60, 5  # characters of a tag and tags in one sentence
-_LONGEST_MARKUP = 64  # characters looked at for the neighbour, so that a prompt of brackets stays quick
+_LONGEST_MARKUP = 64  # characters searched for the neighbour, so that a prompt of many brackets stays fast
 
 
 def rewrite_names(text: str, known: Collection[str]) -> str:
@@ -36,10 +36,10 @@ def rewrite_names(text: str, known: Collection[str]) -> str:
     pieces: list[str] = []
     end = 0
     for tag in _TAG.finditer(text):
-        found = lookup.resolve(tag)
-        if found is None:
+        match = lookup.resolve(tag)
+        if match is None:
             continue
-        name, weight = found
+        name, weight = match
         pieces.append(text[end : tag.start()])
         before, after = _letters_before(pieces), _letters_after(text[tag.end() : tag.end() + _LONGEST_MARKUP])
         escaped = _SPECIAL.sub(r"\\\g<0>", name)
@@ -51,33 +51,33 @@ def rewrite_names(text: str, known: Collection[str]) -> str:
 
 
 def names_in(texts: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Those of `known` that the prompts may name, quickly and generously: none that they do name is missing.
+    """The names of `known` that the prompts may contain: a quick search that returns some names too many and never one too few.
 
-    Of thousands of embeddings, only these need their vectors, and their token ids, for the exact search.
+    Of thousands of embeddings, only these need their vectors and token ids for the exact search.
     """
     haystack = "\n".join(map(_letters, texts))
     return [name for name in known if _letters(name) in haystack]
 
 
 def unknown_names(texts: Iterable[str], known: Collection[str]) -> list[str]:
-    """The `<…>` of the prompts that name none of `known`, as written, each once; a `<lora:…>` is one of them."""
+    """The `<…>` tags of the prompts that are no name of `known`, as written, each once; `<lora:…>` is one of them."""
     lookup = _Names(known)
     tags = (tag for text in texts for tag in _TAG.finditer(text))
     return list(dict.fromkeys(tag[0] for tag in tags if lookup.resolve(tag) is None))
 
 
 def about_unknown(tags: Sequence[str]) -> str:
-    """One sentence about such tags; empty when there are none."""
+    """A sentence for the user about tags that `unknown_names` returned; empty when there are none."""
     if not tags:
         return ""
     shown = ", ".join(tag if len(tag) <= _LONGEST_SHOWN else f"{tag[:_LONGEST_SHOWN]}…" for tag in tags[:_MOST_SHOWN])
     more = f" and {len(tags) - _MOST_SHOWN} more" if len(tags) > _MOST_SHOWN else ""
-    told = "is no name of an embedding that fits, and was" if len(tags) == 1 else "are no names of embeddings that fit, and were"
-    return f"{shown}{more} {told} taken as plain text."
+    verdict = "is no name of an embedding that fits, and was" if len(tags) == 1 else "are no names of embeddings that fit, and were"
+    return f"{shown}{more} {verdict} taken as plain text."
 
 
 def _letters(text: str) -> str:
-    """`text` without what the exact search may pass over: case, white space, escapes, brackets of tags, how accents are written."""
+    """`text` without the differences that the exact search may ignore: case, white space, escapes, angle brackets, accents."""
     letters = _IGNORED.sub("", text).casefold()
     if letters.isascii():
         return letters
@@ -94,7 +94,7 @@ class _Names:
             self._folded.setdefault(name.casefold(), name)
 
     def resolve(self, tag: re.Match[str]) -> tuple[str, str | None] | None:
-        """Known name and weight as written (None: none given) of a tag, or None if it is not ours."""
+        """The known name and the weight as written (None without a weight) of a tag; None if it names no embedding."""
         if _NETWORK.match(tag[1]):
             return None
         # a name may itself have been saved with the angle brackets around it
@@ -117,13 +117,13 @@ def _letters_after(text: str) -> str:
 
 
 def _letters_before(pieces: list[str]) -> str:
-    """Likewise the last ones of what is written so far."""
+    """The characters that the tokenizer may see before a name: the last of `pieces`, and the last that is not emphasis."""
     tail = "".join(pieces[-3:])[-_LONGEST_MARKUP:]
     return tail[-1:] + _TRAILING_MARKUP.sub("", tail, count=1)[-1:]
 
 
 def _would_join(left: str, right: str) -> bool:
-    """Whether the tokenizer may take two neighbouring characters for one word; when in doubt, yes: a space costs nothing."""
+    """Whether the tokenizer may take two neighbouring characters for one word; True in doubt, because a space costs nothing."""
     if left.isspace() or right.isspace():
         return False
     if not (left + right).isascii() or "'" in left + right or "\\" in left + right:

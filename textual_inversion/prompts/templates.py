@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from textual_inversion.errors import ConfigError, PromptError
+from textual_inversion.files import os_error_words
 
 DEFAULT_TEMPLATE = "subject_filewords.txt"
 NAME, CAPTION = "[name]", "[filewords]"
@@ -27,7 +28,8 @@ def list_templates(folder: str | Path) -> list[str]:
     try:
         return sorted((path.name for path in Path(folder).iterdir() if path.suffix.lower() == ".txt" and path.is_file()), key=str.casefold)
     except OSError as error:
-        raise PromptError(f"The template folder {folder} cannot be read ({error.strerror}); choose a folder of .txt files.") from error
+        sentence = f"The template folder {folder} cannot be read ({os_error_words(error)}); choose a folder of .txt files."
+        raise PromptError(sentence, path=folder) from error
 
 
 def read_template(path: str | Path) -> list[str]:
@@ -39,18 +41,23 @@ def read_template(path: str | Path) -> list[str]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise PromptError(f"The template {path} cannot be read ({error.strerror}); choose a text file with one prompt a line.") from error
+        sentence = f"The template {path} cannot be read ({os_error_words(error)}); choose a text file with one prompt a line."
+        raise PromptError(sentence, path=path, setting="template") from error
     except UnicodeDecodeError as error:
-        raise PromptError(f"The template {path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+        sentence = f"The template {path} is not UTF-8 text (byte {error.start}); save it as UTF-8."
+        raise PromptError(sentence, path=path, setting="template") from error
     lines: list[str] = []
     for number, line in enumerate((line.strip() for line in text.splitlines()), start=1):
         if not line or line.startswith("#"):
             continue
         if NAME not in line:
-            raise PromptError(f"The template {path} has no {NAME} in line {number}, {line[:60]!r}; write {NAME} where the new word goes.")
+            advice = f"write {NAME} where the new word goes"
+            sentence = f"The template {path} has no {NAME} in line {number}, {line[:60]!r}; {advice}."
+            raise PromptError(sentence, path=path, setting="template", field=f"line {number}")
         lines.append(line)
     if not lines:
-        raise PromptError(f"The template {path} holds no prompt; write one a line, such as 'a photo of {NAME}, {CAPTION}'.")
+        sentence = f"The template {path} holds no prompt; write one a line, such as 'a photo of {NAME}, {CAPTION}'."
+        raise PromptError(sentence, path=path, setting="template")
     return lines
 
 
@@ -64,7 +71,7 @@ def fill(template_line: str, name: str, caption: str = "") -> str:
 
 
 def split_tags(caption: str) -> list[str]:
-    """The tags between the commas of `caption`, trimmed, empty ones left out."""
+    """The tags between the commas of `caption`, trimmed, without empty ones."""
     return [tag for tag in (part.strip() for part in caption.split(",")) if tag]
 
 
@@ -85,6 +92,6 @@ def drop_tags(caption: str, probability: float, rng: random.Random, keep: int = 
         ConfigError: `probability` is not from 0 to 1.
     """
     if not 0 <= probability <= 1:
-        raise ConfigError(f"The chance of leaving out a tag is {probability}; expected a number from 0 to 1.")
+        raise ConfigError(f"The chance of leaving out a tag is {probability}; expected a number from 0 to 1.", setting="tag_dropout")
     tags = split_tags(caption)
     return ", ".join(tags[:keep] + [tag for tag in tags[keep:] if rng.random() >= probability])

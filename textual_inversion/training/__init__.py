@@ -1,4 +1,4 @@
-"""Training: settings, events, the step and the run. Knows nothing of pages or hosts; names are looked up when they are used."""
+"""Training: data, events, the step and the run; `trainer.py` is the run from top to bottom. Names are imported at their first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["create_embedding", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only for those who train: pages read settings and events from here without it."""
+    """Import torch only when somebody trains: pages import the events without it."""
     if name == "train":
         from textual_inversion.training.trainer import train
 

@@ -14,12 +14,12 @@ from textual_inversion.diffusion.checkpoint import CheckpointFile, token_tables
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding, Provenance, check_name
 from textual_inversion.errors import ConfigError, EmbeddingError, InvalidNameError, NameTakenError, TextualInversionError
-from textual_inversion.files import FileStamp
+from textual_inversion.files import FileStamp, os_error_words
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.creation import MAX_VECTORS
 
 _WRITTEN = (".safetensors", ".pt")  # the first one counts where both are there
-#: What to tell of an embedding for which `starts_from_zeros` is true; a part of a sentence.
+#: The clause for users about an embedding for which `starts_from_zeros` is true.
 STARTS_FROM_ZEROS = "this checkpoint knows none of these words, so it starts from zeros: other words would help"
 
 
@@ -92,20 +92,28 @@ def create_embedding(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EmbeddingError(f"The folder {folder} cannot be made ({error.strerror}); choose another folder for embeddings.") from error
-    taken = _files_of(folder, name)
-    if taken and not overwrite:
-        raise NameTakenError(f"There is an embedding {taken[0].name} in {folder}; choose another name or allow overwriting (--overwrite).")
+        sentence = f"The folder {folder} cannot be made ({os_error_words(error)}); choose another folder for embeddings."
+        raise EmbeddingError(sentence, path=folder) from error
+    same_name = _files_named(folder, name)
+    if same_name and not overwrite:
+        advice = "choose another name or allow overwriting (--overwrite)"
+        raise NameTakenError(f"There is an embedding {same_name[0].name} in {folder}; {advice}.", path=same_name[0])
     provenance = Provenance(step=0, checkpoint_name=file.name, checkpoint_hash=file.hash, initializer_text=initializer_text)
     path = formats.save(Embedding(name, vectors, provenance), folder / f"{name}.safetensors", overwrite=overwrite)
-    for old in taken:
-        if not _same_file(old, path) and _is_replaced(old):
-            _delete(old)
+    for old in same_name:
+        is_new_file = old.exists() and old.samefile(path)  # as a disk that ignores case sees it
+        if is_new_file or not _holds_only_its_embedding(old):
+            continue
+        try:
+            old.unlink(missing_ok=True)
+        except OSError as error:
+            reason = f"{old} of the same name cannot be deleted ({os_error_words(error)}); delete it"
+            raise EmbeddingError(f"The new embedding is written, but {reason}.", path=old) from error
     return path
 
 
 def starts_from_zeros(path: Path, initializer_text: str) -> bool:
-    """Whether the new embedding in `path` is all zeros although it was to start from words; False for a file of another kind."""
+    """Whether the new embedding in the file `path` holds zeros only, although it was given words to start from."""
     if not initializer_text:
         return False
     try:
@@ -114,13 +122,13 @@ def starts_from_zeros(path: Path, initializer_text: str) -> bool:
         return False
 
 
-def _files_of(folder: Path, name: str) -> list[Path]:
-    """The files that give `name` its meaning, or may; endings may have capitals."""
+def _files_named(folder: Path, name: str) -> list[Path]:
+    """The files that may hold the embedding `name`; endings may have capitals."""
     return sorted(path for path in folder.iterdir() if path.stem == name and path.suffix.lower() in formats.READ_ENDINGS)
 
 
-def _is_replaced(path: Path) -> bool:
-    """Whether the file is the embedding of its own name and nothing else: not a picture, a preview mostly, nor one beside other data."""
+def _holds_only_its_embedding(path: Path) -> bool:
+    """Whether the file is an embedding without other data; a picture is not, because it may be a preview."""
     if path.suffix.lower() in formats.PICTURE_ENDINGS:
         return False
     try:
@@ -151,41 +159,46 @@ def find_embedding(folder: Path, name: str) -> tuple[Path, Embedding]:
             than this embedding: other words, the LoRA around it, or one half of an SDXL embedding.
     """
     if any(sign in name for sign in "/\\\0"):
-        raise InvalidNameError(f"The name {name!r} has a path in it; give a name only, and choose the folder separately.")
+        sentence = f"The name {name!r} has a path in it; give a name only, and choose the folder separately."
+        raise InvalidNameError(sentence, setting="name")
     path = _path_of(folder, name)
     words = [info.word for info in formats.describe_all(path) if info.word is not None]
     if words:
         shown = f"{words[0]!r}" if len(words) == 1 else f"{words[0]!r} and {len(words) - 1} more"
         raise EmbeddingError(
             f"{path} holds {shown} beside or within other data, which training would write over; take one out to a file of its own "
-            f"first: textual-inversion convert {path.name} NEW.safetensors --word WORD."
+            f"first: textual-inversion convert {path.name} NEW.safetensors --word WORD.",
+            path=path,
+            field=words[0],
         )
     _check_whole(path)
     return path, formats.load(path, name)
 
 
 def _path_of(folder: Path, name: str) -> Path:
-    """The file; endings may have capitals."""
+    """The file to train; endings may have capitals."""
     for ending in _WRITTEN:
         if (path := folder / f"{name}{ending}").is_file():
             return path
     try:
-        found = sorted(path for path in folder.iterdir() if path.stem == name and path.suffix.lower() in formats.READ_ENDINGS)
+        files = _files_named(folder, name)
     except OSError:
-        found = []  # no such folder
-    if written := [path for path in found if path.suffix.lower() in _WRITTEN]:
+        files = []  # no such folder
+    if written := [path for path in files if path.suffix.lower() in _WRITTEN]:
         return written[0]
-    embeddings = [path for path in found if path.suffix.lower() not in formats.PICTURE_ENDINGS or _carries_one(path)]
+    embeddings = [path for path in files if path.suffix.lower() not in formats.PICTURE_ENDINGS or _holds_embedding(path)]
     if embeddings:
         raise EmbeddingError(
             f"{embeddings[0]} holds the embedding {name!r}, but training writes .safetensors and .pt only; convert it first: "
-            f"textual-inversion convert {embeddings[0].name} {name}.safetensors."
+            f"textual-inversion convert {embeddings[0].name} {name}.safetensors.",
+            path=embeddings[0],
         )
-    raise EmbeddingError(f"There is no embedding {name!r} in {folder}; create it first: textual-inversion create {name} --init TEXT.")
+    advice = f"create it first: textual-inversion create {name} --init TEXT"
+    raise EmbeddingError(f"There is no embedding {name!r} in {folder}; {advice}.", path=folder)
 
 
-def _carries_one(picture: Path) -> bool:
-    """Whether the picture is an embedding rather than a preview of one that is gone."""
+def _holds_embedding(picture: Path) -> bool:
+    """Whether the picture is an embedding rather than the preview of a deleted one."""
     try:
         return bool(formats.describe_all(picture))
     except EmbeddingError:
@@ -201,16 +214,16 @@ def _check_whole(path: Path) -> None:
         return  # the other file is no embedding
     if halves:
         raise EmbeddingError(
-            f"{path} is one half of an SDXL embedding, the other is {other.name}; rename one of them to train it by itself."
+            f"{path} is one half of an SDXL embedding, the other is {other.name}; rename one of them to train it by itself.", path=path
         )
 
 
 class GuardedFile:
-    """The file that a run writes its vectors to, as long as nobody else does.
+    """The file that a run writes its vectors to, unless another program has written other vectors to it meanwhile.
 
     Args:
-        path: where it lies.
-        embedding: what was read from it.
+        path: the file.
+        embedding: the embedding as it was read from the file.
     """
 
     def __init__(self, path: Path, embedding: Embedding) -> None:
@@ -222,11 +235,12 @@ class GuardedFile:
         """Replace the file.
 
         Raises:
-            EmbeddingError: it holds other vectors than this run has last read or written, such as those of another program that trains the
-                same word, and stays as it is; or it cannot be written.
+            EmbeddingError: the file cannot be written, or it stays as it is because it holds other vectors than this run has last read
+                or written, as when another program trains the same word.
         """
-        if self._is_anothers():
-            raise EmbeddingError(f"{self.path} was written by another program meanwhile, and stays as that has left it.")
+        if self._was_changed():
+            sentence = f"{self.path} was written by another program meanwhile, and stays as that has left it."
+            raise EmbeddingError(sentence, path=self.path)
         formats.save(embedding, self.path, overwrite=True)
         self._stamp, self._vectors = FileStamp.of(self.path), _copies(embedding)
 
@@ -250,19 +264,20 @@ class GuardedFile:
                 raise EmbeddingError(sentence, path=lost) from error
             raise
 
-    def _is_anothers(self) -> bool:
+    def _was_changed(self) -> bool:
+        """Whether another program has written other vectors to the file."""
         now = FileStamp.of(self.path)
         if now is None or now == self._stamp:
             return False
         try:
             theirs, ours = formats.load(self.path).vectors, self._vectors
         except TextualInversionError:
-            return False  # it holds nothing to lose
+            return False  # there is nothing to lose in it
         return theirs.keys() != ours.keys() or not all(torch.equal(theirs[key], ours[key]) for key in ours)
 
 
 def _copies(embedding: Embedding) -> dict[str, torch.Tensor]:
-    """Its vectors, which training goes on in, as they are now."""
+    """Copies of the vectors, because training changes the originals in place."""
     return {key: vectors.detach().cpu().clone() for key, vectors in embedding.vectors.items()}
 
 

@@ -1,7 +1,4 @@
-"""What a step costs before it is taken: operations and memory counted on a model without weights, speed tried on the device.
-
-Knows nothing of pictures, prompts or settings of a run.
-"""
+"""Estimates what a step costs: operations and memory are counted on a model without weights, speed is measured on the device."""
 
 from __future__ import annotations
 
@@ -73,7 +70,7 @@ def step_cost(file: CheckpointFile, size: tuple[int, int], dtype: torch.dtype, c
     with torch.device("meta"):
         unet = UNet(UNetConfig.from_shapes(file.under(UNET))).to(dtype).requires_grad_(False)
         text = CLIPTextEncoder(CLIPConfig.from_shapes(file.under(TEXT))).to(dtype).requires_grad_(False)
-    kept = _Kept(unet, text)
+    kept = _KeptStorages(unet, text)
     calls = _Calls(kept)
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(kept.keep, _as_is), calls:
         _pass(unet, text, size, dtype, chunks)
@@ -84,7 +81,7 @@ def step_cost(file: CheckpointFile, size: tuple[int, int], dtype: torch.dtype, c
 
 
 def device_speed(device: torch.device | str, dtype: torch.dtype) -> DeviceSpeed:
-    """Try a device for a few tenths of a second."""
+    """Measure a device for a few tenths of a second."""
     device = torch.device(device)
     side = _CPU_SIDE if device.type == "cpu" else _DEVICE_SIDE
     matrix, small = torch.randn(side, side, device=device).to(dtype), torch.zeros(64, device=device)
@@ -121,33 +118,33 @@ def _as_is(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-class _Kept:
-    """Storages that a backward pass keeps, each once, without the modules' own weights."""
+class _KeptStorages:
+    """Storages that autograd keeps for the backward pass, each once, without the weights of the modules."""
 
     def __init__(self, *modules: torch.nn.Module) -> None:
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         self.weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        self._left_out = {tensor.untyped_storage()._cdata for tensor in tensors}
-        self._found: dict[int, torch.Tensor] = {}  # held, so that no address is used twice
+        self._ignored = {tensor.untyped_storage()._cdata for tensor in tensors}
+        self._storages: dict[int, torch.Tensor] = {}  # kept alive, so that no address is used twice
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        self._found[tensor.untyped_storage()._cdata] = tensor
+        self._storages[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    def leave_out(self, tensor: torch.Tensor) -> None:
-        """The table of an attention: kernels that are fused never write it down."""
+    def ignore(self, tensor: torch.Tensor) -> None:
+        """Do not count an attention's table, which fused kernels never store."""
         key = tensor.untyped_storage()._cdata
-        self._left_out.add(key)
-        self._found[key] = tensor
+        self._ignored.add(key)
+        self._storages[key] = tensor
 
     def bytes(self) -> float:
-        return float(sum(tensor.untyped_storage().nbytes() for key, tensor in self._found.items() if key not in self._left_out))
+        return float(sum(tensor.untyped_storage().nbytes() for key, tensor in self._storages.items() if key not in self._ignored))
 
 
 class _Calls(TorchDispatchMode):
-    """Counts operations that compute, and finds the tables of attentions, which are made by softmax."""
+    """Counts operations that compute, and has the outputs of softmax, which are the tables of attentions, ignored."""
 
-    def __init__(self, kept: _Kept) -> None:
+    def __init__(self, kept: _KeptStorages) -> None:
         super().__init__()
         self.count, self._kept = 0, kept
 
@@ -155,5 +152,5 @@ class _Calls(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.count += not getattr(func, "is_view", False)
         if str(func) in _SOFTMAX:
-            self._kept.leave_out(result)
+            self._kept.ignore(result)
         return result

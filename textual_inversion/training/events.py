@@ -1,4 +1,4 @@
-"""What a training run tells whoever listens. Plain frozen data; knows nothing of pages, files or tensors."""
+"""The events of a training run, as plain frozen data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Message:
-    """Something a person wants to know, such as "Caching latents"; one sentence."""
+    """One sentence for the user, such as "Encoding 6 pictures"."""
 
     text: str
 
@@ -55,7 +55,7 @@ class CopySaved:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Training is over. `reason` is `finished`, `interrupted` or one sentence that says what went wrong.
+    """Training is over. `reason` is `finished`, `interrupted`, or one sentence that says what went wrong.
 
     `path` is the embedding file with the last good vectors, at `step`.
     """

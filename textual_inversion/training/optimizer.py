@@ -1,7 +1,7 @@
-"""AdamW for the one small tensor that learns, without a host-device sync. Knows nothing of models or data.
+"""AdamW, loss scaling and clipping for the one small tensor that learns.
 
-Everything that changes lives in tensors on the vectors' device, and a step with a non-finite gradient is left out there,
-so that the whole step can be captured in a CUDA graph.
+Everything that changes lives in tensors on the vectors' device, and a step with a non-finite gradient is skipped there, so that the
+processor never waits for the device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class AdamW:
         self.vectors = vectors
         self.weight_decay, self.betas, self.eps = weight_decay, betas, eps
         self.learning_rate = torch.zeros((), device=vectors.device)
-        self.steps = torch.zeros((), device=vectors.device)  # those that were not left out
+        self.steps = torch.zeros((), device=vectors.device)  # steps that were not skipped
         self.mean = torch.zeros_like(vectors)
         self.square = torch.zeros_like(vectors)
 
@@ -37,7 +37,7 @@ class AdamW:
         self.steps.add_(usable)
         mean = self.mean.lerp(gradient, 1 - beta1)
         square = self.square.lerp(gradient.square(), 1 - beta2)
-        # torch.pow, because `beta ** tensor` copies the number to the device in PyTorch 2.1, which a CUDA graph cannot hold
+        # torch.pow, because `beta ** tensor` copies the number to the device in PyTorch 2.1
         corrected = mean / (1 - torch.pow(beta1, self.steps))
         spread = (square / (1 - torch.pow(beta2, self.steps))).sqrt().add_(self.eps)
         moved = self.vectors * (1 - self.learning_rate * self.weight_decay) - self.learning_rate * corrected / spread
@@ -45,11 +45,11 @@ class AdamW:
             kept.copy_(torch.where(usable, new, kept))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Copies of everything that a resumed run needs."""
+        """Copies of the steps and of the two moments."""
         return {key: getattr(self, key).detach().clone() for key in ("steps", "mean", "square")}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Go on from a state that `state_dict` returned."""
         for key, value in state.items():
             getattr(self, key).copy_(value)
 
@@ -69,7 +69,7 @@ class LossScale:
 
     @torch.no_grad()
     def update(self, gradient: torch.Tensor) -> None:
-        """Look at an unscaled gradient and choose the factor of the next step."""
+        """Choose the factor of the next step by an unscaled gradient."""
         if not self.active:
             return
         usable = torch.isfinite(gradient).all()
@@ -83,7 +83,7 @@ class LossScale:
 def clip_gradient(gradient: torch.Tensor, mode: str, bound: torch.Tensor) -> torch.Tensor:
     """Clip an unscaled gradient [n, d] by `value`, by `norm`, or not (`off`); `bound` is a scalar on its device.
 
-    What is not finite never becomes finite, so that the optimizer still sees an overflow.
+    A value that is not finite stays so: the optimizer must see an overflow.
     """
     if mode == "value":
         return torch.where(torch.isfinite(gradient), torch.minimum(torch.maximum(gradient, -bound), bound), gradient)

@@ -1,35 +1,53 @@
-"""Looks at a run before it starts: pictures, crops, prompts, time and memory, each as a sentence. Changes nothing, loads no model."""
+"""Checks a run before it starts: pictures, crops, prompts, time and memory, each in a sentence. Changes nothing and loads no model."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from textual_inversion.errors import DatasetError, EmbeddingError, TextualInversionError
+from textual_inversion.files import FileStamp
 from textual_inversion.formats import file_sha256
 from textual_inversion.pictures.geometry import Size, cropped_share
 from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt, count_tokens
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, read_template, template_folder
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.text import counted
 from textual_inversion.training.data.prepare import list_pictures
 from textual_inversion.training.data.training_set import TrainingPicture, TrainingSet
 
-GOOD, HINT, PROBLEM, FATAL = "good", "hint", "problem", "fatal"
-_MOST_PROMPTS = 2000  # looked at; a folder may have tens of thousands
+_MOST_PROMPTS = 2000  # checked; a folder may have tens of thousands
 _NAMED = 3  # files named in one sentence
 _MUCH = 0.25  # share of a picture whose loss is worth a word
 _FEW_PICTURES = 5
 
 
+class FindingKind(str, Enum):
+    """How grave a finding is, the gravest first; the values are what JSON and pages hold."""
+
+    FATAL = "fatal"  # it would stop the run, or the run would learn nothing
+    PROBLEM = "problem"  # worth mending
+    HINT = "hint"  # worth knowing
+    GOOD = "good"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+_KINDS = list(FindingKind)
+FATAL, PROBLEM, HINT, GOOD = _KINDS
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One sentence; `kind` is `good`, `hint` (worth knowing), `problem` (worth mending) or `fatal` (it would stop or learn nothing)."""
+    """One sentence about the run."""
 
-    kind: str
+    kind: FindingKind
     text: str
 
 
@@ -38,14 +56,15 @@ class Preflight:
     """What a run will be.
 
     Attributes:
-        pictures: that can be used, as far as the heads of their files show.
+        pictures: number of those that can be used, as far as the headers of their files show.
         skipped: (file name, reason) of the others.
-        sizes: training size (width, height) -> number of pictures.
+        sizes: (training size (width, height), number of pictures).
         cropped: mean share (0 to 1) of a picture that is cut away.
-        longest_prompt: tokens of the longest prompt; `chunks` is how many chunks of 75 it takes.
-        seconds: about how long the steps take; None where that cannot be said, as for `memory`.
-        memory: bytes needed on the device, about.
-        findings: all of it in sentences, the gravest first.
+        longest_prompt: tokens of the longest prompt.
+        chunks: chunks of 75 tokens that the longest prompt takes.
+        seconds: about how long the steps take; None where there is no estimate.
+        memory: bytes needed on the device, about; None where there is no estimate.
+        findings: all of this in sentences, the gravest first.
     """
 
     pictures: int = 0
@@ -60,8 +79,8 @@ class Preflight:
 
     @property
     def ready(self) -> bool:
-        """Whether nothing was found that would stop the run or let it learn nothing."""
-        return not any(finding.kind == FATAL for finding in self.findings)
+        """Whether nothing would stop the run or let it learn nothing."""
+        return not any(finding.kind is FATAL for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""
@@ -69,60 +88,57 @@ class Preflight:
 
 
 def preflight(config: TrainingConfig, num_vectors: int, checkpoint: Path | None = None, *, first_step: int = 0) -> Preflight:
-    """Look at what `config` would train on.
+    """Check what `config` would train on.
 
     Args:
         num_vectors: of the embedding (1 to 75).
-        checkpoint: file whose header tells what a step costs; None = time and memory are not estimated.
+        checkpoint: file whose header says what a step costs; None = time and memory are not estimated.
         first_step: the embedding's step so far.
     """
     try:
         listed = list_pictures(config)
     except DatasetError as error:
         return Preflight(findings=(Finding(FATAL, str(error)),))
-    prompts = _Prompts(config, listed, num_vectors)
-    cost, costs = _costs(config, listed, prompts.chunks, checkpoint, first_step)
+    prompts = _check_prompts(config, listed, num_vectors)
+    cost = _estimate(config, listed, prompts.chunks, checkpoint, first_step)
     cropped = [cropped_share(picture.original, picture.size) for picture in listed.pictures] if not listed.options.whole else [0.0]
-    findings = [*_of_pictures(config, listed, first_step), *_of_sizes(config, listed), *prompts.findings, *costs]
-    order = (FATAL, PROBLEM, HINT, GOOD)
+    findings = [*_check_pictures(config, listed, first_step), *_check_sizes(config, listed), *prompts.findings, *cost.findings]
     return Preflight(
         pictures=len(listed.pictures),
         skipped=listed.skipped,
-        sizes=tuple((size, len(chosen)) for size, chosen in listed.sizes().items()),
+        sizes=tuple((size, len(indices)) for size, indices in listed.sizes().items()),
         cropped=sum(cropped) / len(cropped),
         longest_prompt=prompts.longest,
         chunks=prompts.chunks,
-        seconds=cost[0] if cost else None,
-        memory=cost[1] if cost else None,
-        findings=tuple(sorted(findings, key=lambda finding: order.index(finding.kind))),
+        seconds=cost.seconds,
+        memory=cost.memory,
+        findings=tuple(sorted(findings, key=lambda finding: _KINDS.index(finding.kind))),
     )
 
 
-def _of_pictures(config: TrainingConfig, listed: TrainingSet, first_step: int) -> Iterable[Finding]:
-    count = len(listed.pictures)
-    shown = (config.steps - first_step) * config.batch_size * config.gradient_accumulation_steps
-    entries = sum(picture.repeats for picture in listed.pictures)
-    if shown <= 0:
+def _check_pictures(config: TrainingConfig, listed: TrainingSet, first_step: int) -> Iterable[Finding]:
+    count, steps = len(listed.pictures), config.steps - first_step
+    if steps <= 0:
         yield Finding(FATAL, f"The embedding is at step {first_step} already; raise the steps above that (they are {config.steps}).")
     else:
-        times, steps = max(1, round(shown / entries)), config.steps - first_step
+        shown = steps * config.batch_size * config.gradient_accumulation_steps
+        times = max(1, round(shown / sum(picture.repeats for picture in listed.pictures)))
         often = "once" if times == 1 else f"{times} times"
-        yield Finding(GOOD, f"{_pictures(count)}, each shown about {often} in {steps} step{'s' * (steps != 1)}.")
+        yield Finding(GOOD, f"{counted(count, 'picture')}, each shown about {often} in {counted(steps, 'step')}.")
     if count < _FEW_PICTURES:
-        yield Finding(
-            HINT, f"Only {_pictures(count)}: what they share, such as the background, is learned too; 5 to 20 different ones are better."
-        )
+        advice = "what they share, such as the background, is learned too; 5 to 20 different ones are better"
+        yield Finding(HINT, f"Only {counted(count, 'picture')}: {advice}.")
     for _, reason in listed.skipped:
         yield Finding(PROBLEM, reason)
-    for same in duplicates(listed.pictures):
-        yield Finding(PROBLEM, f"{_listed(same)} are the same file; each copy makes that picture count more.")
+    for names in duplicates(listed.pictures):
+        yield Finding(PROBLEM, f"{_list_names(names)} are the same file; each copy makes that picture count more.")
 
 
-def _of_sizes(config: TrainingConfig, listed: TrainingSet) -> Iterable[Finding]:
+def _check_sizes(config: TrainingConfig, listed: TrainingSet) -> Iterable[Finding]:
     sizes = listed.sizes()
-    told = ", ".join(f"{len(chosen)} at {width} x {height}" for (width, height), chosen in sorted(sizes.items())[:12])
-    yield Finding(GOOD, f"Sizes: {told}{' and more' if len(sizes) > 12 else ''}.")
-    if len(sizes) > 1 and (lone := sum(len(chosen) < config.batch_size for chosen in sizes.values())):
+    counts = ", ".join(f"{len(indices)} at {width} x {height}" for (width, height), indices in sorted(sizes.items())[:12])
+    yield Finding(GOOD, f"Sizes: {counts}{' and more' if len(sizes) > 12 else ''}.")
+    if len(sizes) > 1 and (lone := sum(len(indices) < config.batch_size for indices in sizes.values())):
         few = f"{lone} of {len(sizes)} sizes {'has' if lone == 1 else 'have'} fewer pictures than a batch ({config.batch_size})"
         yield Finding(HINT, f"{few}, so a batch shows some of them twice.")
     if listed.options.whole:
@@ -130,94 +146,86 @@ def _of_sizes(config: TrainingConfig, listed: TrainingSet) -> Iterable[Finding]:
     shares = sorted(((cropped_share(picture.original, picture.size), picture.path.name) for picture in listed.pictures), reverse=True)
     if much := [name for share, name in shares if share > _MUCH]:
         advice = "" if config.buckets else "; aspect buckets would keep more"
-        yield Finding(HINT, f"{shares[0][0]:.0%} of {_listed(much)} {'is' if len(much) == 1 else 'or less'} cropped away{advice}.")
-    small = sorted(((_enlarged(picture), picture.path.name) for picture in listed.pictures if _enlarged(picture) > 1), reverse=True)
-    if small:
-        names, verb = _listed([name for _, name in small]), "is" if len(small) == 1 else "are"
+        yield Finding(HINT, f"{shares[0][0]:.0%} of {_list_names(much)} {'is' if len(much) == 1 else 'or less'} cropped away{advice}.")
+    enlarged = [(max(side / original for side, original in zip(p.size, p.original)), p.path.name) for p in listed.pictures]
+    if small := sorted((entry for entry in enlarged if entry[0] > 1), reverse=True):
+        names, verb = _list_names([name for _, name in small]), "is" if len(small) == 1 else "are"
         yield Finding(HINT, f"{names} {verb} smaller than the training size and enlarged up to {small[0][0]:.1f} times; that teaches blur.")
 
 
-def _enlarged(picture: TrainingPicture) -> float:
-    return max(wanted / given for wanted, given in zip(picture.size, picture.original))
-
-
 def duplicates(pictures: Sequence[TrainingPicture]) -> list[list[str]]:
-    """Names of pictures whose files are equal, byte by byte, group by group."""
+    """Names of pictures whose files are equal, byte by byte, group by group; files that cannot be read are passed over."""
     by_length: dict[int, list[Path]] = {}
     for picture in pictures:
-        by_length.setdefault(_bytes(picture.path), []).append(picture.path)
+        if stamp := FileStamp.of(picture.path):
+            by_length.setdefault(stamp.size, []).append(picture.path)
     by_hash: dict[str, list[str]] = {}
     for path in (path for length, paths in by_length.items() if length and len(paths) > 1 for path in paths):
         by_hash.setdefault(_hash(path), []).append(path.name)
     return [names for digest, names in by_hash.items() if digest and len(names) > 1]
 
 
-def _bytes(path: Path) -> int:
-    """The file's size; 0 where it is gone since the folder was listed, which the run will say."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
 def _hash(path: Path) -> str:
     try:
         return file_sha256(path)
     except EmbeddingError:
-        return ""
+        return ""  # the run will say so
 
 
+@dataclass(frozen=True)
 class _Prompts:
-    """Every prompt that a template and the captions can make, as far as there are not too many."""
+    """The prompts that a template and the captions make: tokens and chunks of the longest."""
 
-    def __init__(self, config: TrainingConfig, listed: TrainingSet, num_vectors: int) -> None:
-        self.longest, self.chunks = 0, 1
-        self.findings: list[Finding] = []
-        name, known = f"<{config.name}>", {config.name: num_vectors}
-        try:
-            lines = read_template(config.template or template_folder() / DEFAULT_TEMPLATE)
-            captions = list(dict.fromkeys(picture.caption for picture in listed.pictures))
-            texts = list(dict.fromkeys(fill(line, name, caption) for caption in captions for line in lines))[:_MOST_PROMPTS]
-            self._look(texts, known, num_vectors)
-        except TextualInversionError as error:
-            self.findings.append(Finding(FATAL, str(error)))
-            return
-        uncaptioned = sum(not caption for caption in (picture.caption for picture in listed.pictures))
-        if uncaptioned and any("[filewords]" in line for line in lines):
-            self.findings.append(
-                Finding(HINT, f"{_pictures(uncaptioned)} without a caption; the template's [filewords] stays empty for them.")
-            )
-
-    def _look(self, texts: Sequence[str], known: dict[str, int], num_vectors: int) -> None:
-        tokenizer = default_tokenizer()
-        counted = [(count_tokens(text, tokenizer, known), text) for text in texts]
-        (self.longest, places), text = max(counted)
-        self.chunks = places // CHUNK_TOKENS
-        nameless = [text for text in texts if _spliced(text, known) < num_vectors]
-        if nameless:
-            one = len(nameless) == 1
-            told = "1 prompt does not hold the name" if one else f"{len(nameless)} prompts do not hold the name"
-            self.findings.append(Finding(FATAL, f"{told}, such as {nameless[0][:80]!r}; {'it teaches' if one else 'they teach'} nothing."))
-        else:
-            self.findings.append(Finding(GOOD, "Every prompt holds the name."))
-        if self.chunks > 1:
-            shown = f"{text[:60]}…" if len(text) > 60 else text
-            told = f"The longest prompt (“{shown}”) has {self.longest} tokens, so every prompt takes {self.chunks} chunks of {CHUNK_TOKENS}"
-            self.findings.append(Finding(HINT, f"{told}; shorter captions train faster."))
-        else:
-            self.findings.append(Finding(GOOD, f"The longest prompt has {self.longest} of {CHUNK_TOKENS} tokens."))
+    longest: int
+    chunks: int
+    findings: Sequence[Finding]
 
 
-def _spliced(text: str, known: dict[str, int]) -> int:
-    return sum(len(chunk.splices) for chunk in chunk_prompt(text, default_tokenizer(), known))
+def _check_prompts(config: TrainingConfig, listed: TrainingSet, num_vectors: int) -> _Prompts:
+    captions, tokenizer = [picture.caption for picture in listed.pictures], default_tokenizer()
+    name, known = f"<{config.name}>", {config.name: num_vectors}
+    try:
+        lines = read_template(config.template or template_folder() / DEFAULT_TEMPLATE)
+        texts = list(dict.fromkeys(fill(line, name, caption) for caption in dict.fromkeys(captions) for line in lines))[:_MOST_PROMPTS]
+        (longest, places), text = max((count_tokens(text, tokenizer, known), text) for text in texts)
+        spliced = [sum(len(chunk.splices) for chunk in chunk_prompt(text, tokenizer, known)) for text in texts]
+    except TextualInversionError as error:
+        return _Prompts(0, 1, [Finding(FATAL, str(error))])
+    chunks = places // CHUNK_TOKENS
+    findings = [_check_names([text for text, count in zip(texts, spliced) if count < num_vectors])]
+    if chunks > 1:
+        shown = f"{text[:60]}…" if len(text) > 60 else text
+        length = f"The longest prompt (“{shown}”) has {longest} tokens, so every prompt takes {chunks} chunks of {CHUNK_TOKENS}"
+        findings.append(Finding(HINT, f"{length}; shorter captions train faster."))
+    else:
+        findings.append(Finding(GOOD, f"The longest prompt has {longest} of {CHUNK_TOKENS} tokens."))
+    if captions.count("") and any("[filewords]" in line for line in lines):
+        empty = counted(captions.count(""), "picture")
+        findings.append(Finding(HINT, f"{empty} without a caption; the template's [filewords] stays empty for them."))
+    return _Prompts(longest, chunks, findings)
 
 
-def _costs(
-    config: TrainingConfig, listed: TrainingSet, chunks: int, checkpoint: Path | None, first_step: int
-) -> tuple[tuple[float, float] | None, list[Finding]]:
-    """((seconds, bytes) or None, sentences)."""
+def _check_names(nameless: Sequence[str]) -> Finding:
+    if not nameless:
+        return Finding(GOOD, "Every prompt holds the name.")
+    example = f"such as {nameless[0][:80]!r}"
+    if len(nameless) == 1:
+        return Finding(FATAL, f"1 prompt does not hold the name, {example}; it teaches nothing.")
+    return Finding(FATAL, f"{len(nameless)} prompts do not hold the name, {example}; they teach nothing.")
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Seconds and bytes of the whole run; None without an estimate."""
+
+    seconds: float | None
+    memory: float | None
+    findings: Sequence[Finding]
+
+
+def _estimate(config: TrainingConfig, listed: TrainingSet, chunks: int, checkpoint: Path | None, first_step: int) -> _Cost:
     if checkpoint is None:
-        return None, []
+        return _Cost(None, None, [])
     from textual_inversion.diffusion.checkpoint import CheckpointFile
     from textual_inversion.diffusion.model import best_device, check_device, compute_dtype
     from textual_inversion.training.estimate import device_speed, step_cost
@@ -230,7 +238,7 @@ def _costs(
         cost = step_cost(CheckpointFile.open(checkpoint), largest, dtype, chunks)
         speed = device_speed(device, dtype)
     except TextualInversionError as error:
-        return None, [Finding(HINT, f"Time and memory are not estimated: {error}")]
+        return _Cost(None, None, [Finding(HINT, f"Time and memory are not estimated: {error}")])
     share = Counter[Size]()
     for picture in listed.pictures:
         share[picture.size] += picture.repeats
@@ -238,18 +246,12 @@ def _costs(
     passes = max(0, config.steps - first_step) * config.gradient_accumulation_steps
     seconds = passes * speed.seconds(cost, config.batch_size) * mean
     memory = cost.memory(config.batch_size)
-    return (seconds, memory), _told(seconds, memory, device)
-
-
-def _told(seconds: float, memory: float, device: str) -> list[Finding]:
-    findings = [
-        Finding(GOOD, f"The steps take about {_duration(seconds)} on {device} and {memory / 2**30:.1f} GB of its memory (rough figures).")
-    ]
+    figures = f"{_duration(seconds)} on {device} and {memory / 2**30:.1f} GB of its memory"
+    findings = [Finding(GOOD, f"The steps take about {figures} (rough figures).")]
     if (free := free_memory(device)) is not None and free < memory:
-        findings.append(
-            Finding(PROBLEM, f"Only {free / 2**30:.1f} GB are free on {device}; use a smaller batch size or size, or close other programs.")
-        )
-    return findings
+        advice = "use a smaller batch size or size, or close other programs"
+        findings.append(Finding(PROBLEM, f"Only {free / 2**30:.1f} GB are free on {device}; {advice}."))
+    return _Cost(seconds, memory, findings)
 
 
 def free_memory(device: str) -> float | None:
@@ -269,10 +271,6 @@ def _duration(seconds: float) -> str:
     return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def _pictures(count: int) -> str:
-    return f"{count} picture{'s' * (count != 1)}"
-
-
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_NAMED])
     return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown

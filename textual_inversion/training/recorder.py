@@ -1,4 +1,4 @@
-"""What a run leaves on the disk beside the embedding: loss table, numbered copies, previews. Knows nothing of gradients.
+"""Writes what a run leaves on the disk beside the embedding: settings, loss table, numbered copies, previews.
 
 A file that cannot be written here costs a message, never the run.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from textual_inversion.diffusion.generate import draw_prompts
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import TextualInversionError
+from textual_inversion.files import os_error_text, replace_file
 from textual_inversion.prompts.templates import fill
 from textual_inversion.settings.generation import GenerationSettings
 from textual_inversion.settings.training import TrainingConfig
@@ -30,7 +32,8 @@ class Recorder:
     """Writes into `config.log_dir`; does nothing where that is empty.
 
     Args:
-        lines: the template's lines and `caption` a picture's caption: the preview's prompt where the settings give none.
+        lines: the template's lines; the first is the preview's prompt where the settings give none.
+        caption: a picture's caption, which fills that line.
     """
 
     def __init__(self, config: TrainingConfig, model: StableDiffusion, listener: Listener, lines: Sequence[str], caption: str) -> None:
@@ -38,71 +41,73 @@ class Recorder:
         self.folder = Path(config.log_dir).expanduser() if config.log_dir else None
         prompt = config.preview_prompt or lines[0]
         self.preview_prompt = fill(prompt, f"<{config.name}>", caption) if "[" in prompt else prompt
-        self._told: set[str] = set()
-        if self.folder is None and (config.copy_every or config.preview_every):
-            listener(Message("No copies or previews are written, because the log directory is empty; set one to get them."))
-        self._try("the log directory", self._start)
+        self._reported: set[str] = set()
+        if self.folder is None:
+            if config.copy_every or config.preview_every:
+                listener(Message("No copies or previews are written, because the log directory is empty; set one to get them."))
+            return
+        with self._report_errors("The log directory"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            settings = json.dumps(config.to_dict(), indent=2) + "\n"
+            replace_file(self.folder / "settings.json", settings.encode("utf-8"), durable=False)
 
-    def _start(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "settings.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-    def steps(self, done: Sequence[StepDone]) -> None:
-        """Append rows of the loss table."""
+    def steps(self, events: Sequence[StepDone]) -> None:
+        """Append rows to the loss table."""
         every = self.config.csv_every
-        rows = [[getattr(event, column) for column in CSV_COLUMNS] for event in done if every and event.step % every == 0]
-        if rows:
-            self._try("the loss table", lambda folder: self._append(folder / "loss.csv", rows))
-
-    def _append(self, path: Path, rows: list[list[float]]) -> None:
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(CSV_COLUMNS)
-            writer.writerows(rows)
+        rows = [[getattr(event, column) for column in CSV_COLUMNS] for event in events if every and event.step % every == 0]
+        if self.folder is None or not rows:
+            return
+        path = self.folder / "loss.csv"
+        with self._report_errors("The loss table"):
+            is_new = not path.exists()
+            with path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                if is_new:
+                    writer.writerow(CSV_COLUMNS)
+                writer.writerows(rows)
 
     def copy(self, embedding: Embedding, step: int) -> None:
         """Save a numbered copy that can be used like any other embedding."""
-        self._try("the copy", lambda folder: self._copy(folder / f"{self.config.name}-{step}.safetensors", embedding, step))
-
-    def _copy(self, path: Path, embedding: Embedding, step: int) -> None:
-        formats.save(embedding, path, overwrite=True)
-        self.listener(CopySaved(step, str(path)))
+        if self.folder is None:
+            return
+        path = self.folder / f"{self.config.name}-{step}.safetensors"
+        with self._report_errors("The copy"):
+            formats.save(embedding, path, overwrite=True)
+            self.listener(CopySaved(step, str(path)))
 
     def preview(self, embedding: Embedding, step: int) -> None:
         """Draw what has been learned so far."""
-        self._try("the preview", lambda folder: self._preview(folder / f"{self.config.name}-{step}.png", embedding, step))
-
-    def _preview(self, path: Path, embedding: Embedding, step: int) -> None:
-        config = self.config
-        settings = GenerationSettings(
-            prompt=self.preview_prompt,
-            negative_prompt=config.preview_negative_prompt,
-            steps=config.preview_steps,
-            sampler=config.preview_sampler,
-            cfg_scale=config.preview_cfg_scale,
-            width=config.preview_width or config.width,
-            height=config.preview_height or config.height,
-            clip_skip=config.clip_skip,
-        )
-        prompts = [(self.preview_prompt, config.preview_seed)]
-        (picture,) = draw_prompts(self.model, prompts, settings, {embedding.name: embedding})
-        picture.save(path)
-        self.listener(PreviewDrawn(step, str(path), self.preview_prompt, config.preview_seed))
-
-    def _try(self, what: str, write: Callable[[Path], None]) -> None:
         if self.folder is None:
             return
-        try:
-            write(self.folder)
-        except (OSError, TextualInversionError) as error:
-            self._tell(f"{what.capitalize()} was not written: {error}")
-        except torch.cuda.OutOfMemoryError:
-            self._tell(f"{what.capitalize()} was not written: the device ran out of memory.")
+        config, path = self.config, self.folder / f"{self.config.name}-{step}.png"
+        with self._report_errors("The preview"):
+            settings = GenerationSettings(
+                prompt=self.preview_prompt,
+                negative_prompt=config.preview_negative_prompt,
+                steps=config.preview_steps,
+                sampler=config.preview_sampler,
+                cfg_scale=config.preview_cfg_scale,
+                width=config.preview_width or config.width,
+                height=config.preview_height or config.height,
+                clip_skip=config.clip_skip,
+            )
+            prompts = [(self.preview_prompt, config.preview_seed)]
+            (picture,) = draw_prompts(self.model, prompts, settings, {embedding.name: embedding})
+            replace_file(path, lambda file: picture.save(file, "png"), durable=False)
+            self.listener(PreviewDrawn(step, str(path), self.preview_prompt, config.preview_seed))
 
-    def _tell(self, problem: str) -> None:
-        """Once is enough: a full disk says the same at every step."""
-        if problem not in self._told:
-            self._told.add(problem)
+    @contextmanager
+    def _report_errors(self, what: str) -> Iterator[None]:
+        """Send a message where `what` cannot be written; once each, because a full disk is the same problem at every step."""
+        try:
+            yield
+            return
+        except OSError as error:
+            problem = f"{what} was not written to {self.folder}: {os_error_text(error)}."
+        except TextualInversionError as error:
+            problem = f"{what} was not written: {error}"
+        except torch.cuda.OutOfMemoryError:
+            problem = f"{what} was not written: the device ran out of memory."
+        if problem not in self._reported:
+            self._reported.add(problem)
             self.listener(Message(problem))

@@ -1,6 +1,6 @@
-"""The optimizer's state as a file beside the embedding, in A1111's layout, so that either trainer goes on from the other's.
+"""The optimizer's state as a file beside the embedding, in A1111's layout, so that A1111's trainer goes on from it and ours from A1111's.
 
-Knows nothing of training or of embeddings' files. The layout: `torch.save({"hash": …, "optimizer_state_dict": …})` with the state
+The layout: `torch.save({"hash": …, "optimizer_state_dict": …})` with the state
 dict of `torch.optim.AdamW` over one tensor; the hash tells whether the vectors are still those that the state belongs to.
 """
 
@@ -50,7 +50,7 @@ def load_optimizer(path: Path, optimizer: AdamW) -> str:
     """Take over the state in `path` if it belongs to the optimizer's vectors as they are.
 
     Returns:
-        What to tell the user: empty when there is no file or its state was taken over.
+        A sentence for the user; empty when there is no file or its state was taken over.
     """
     if not path.is_file():
         return ""
@@ -74,7 +74,7 @@ def _read(path: Path, vectors: torch.Tensor) -> dict[str, torch.Tensor] | None:
     shapes = {"steps": torch.Size(), "mean": vectors.shape, "square": vectors.shape}
     found = {key: value for key, value in state.items() if value is not None and value.shape == shapes[key]}
     if set(found) != set(shapes) or not all(torch.isfinite(value).all() for value in found.values()):
-        raise EmbeddingError(f"{path} holds no state of AdamW for {list(vectors.shape)} vectors; delete it.")
+        raise EmbeddingError(f"{path} holds no state of AdamW for {list(vectors.shape)} vectors; delete it.", path=path)
     return {key: value.float() for key, value in found.items()}
 
 

@@ -1,6 +1,6 @@
-"""One training step: splice, text encoder, UNet, loss, backward, AdamW on the vectors. Knows nothing of files, pages or data.
+"""One training step: splice, text encoder, UNet, loss, backward, AdamW on the vectors.
 
-Nothing here waits for the device: losses and norms stay there until somebody reads them.
+Nothing here waits for the device: losses and norms stay there until the run reads them.
 Legend: b batch, c channels, h w latent size, n vectors, d width.
 """
 
@@ -34,7 +34,7 @@ class TrainingStep:
         self.clip_bound = torch.ones((), device=model.device)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Mean squared error of the prediction (arXiv 2112.10752, eq. 2), each place times its weight if there are any, fp32 scalar."""
+        """The objective: the mean squared error of the prediction (arXiv 2112.10752, eq. 2), weighted by place, as an fp32 scalar."""
         model, schedule = self.model, self.model.schedule
         noisy = schedule.mix(batch.latents, batch.noise, batch.timesteps)
         context = model.conditioner.encode(batch.prompts, self.vectors, self.config.clip_skip)

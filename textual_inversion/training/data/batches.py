@@ -1,4 +1,4 @@
-"""What goes into each training step: rows of latents, prompts, noise, timesteps. Knows nothing of gradients.
+"""The batches of the training steps: latents, prompts, noise and timesteps.
 
 Legend: b batch, c channels, h w latent size, k chunks.
 """
@@ -21,7 +21,7 @@ from textual_inversion.training.data.latents import LatentBucket, LatentMoments,
 from textual_inversion.training.data.sampler import BucketOrder
 
 _MOST_PROMPTS, _LONGEST = 4096, 64
-_SEEDS_APART = 2**33 + 1  # more than any two seeds that a person can give differ by
+_SEEDS_APART = 2**33 + 1  # more than the difference of any two seeds that a person can give
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Batch:
         noise: [b, c, h, w].
         timesteps: int64 [b], 0 to 999.
         prompts: tokenized, b rows of k chunks.
-        weights: what each place counts in the loss, [b, 1, h, w]; None where all count alike.
+        weights: of each place in the loss, [b, 1, h, w]; None where all count alike.
     """
 
     latents: torch.Tensor
@@ -44,20 +44,20 @@ class Batch:
 
 
 class PromptMaker:
-    """Prompts of pictures, from template lines and captions, tokenized and remembered."""
+    """Makes the prompts of pictures from template lines and captions, and tokenizes them; tokenized prompts are cached."""
 
     def __init__(
         self, config: TrainingConfig, lines: Sequence[str], captions: Sequence[str], conditioner: TextConditioner, table: VectorTable
     ) -> None:
         self.config, self.lines, self.captions = config, lines, captions
-        # in brackets, because a plain `cat-` and the comma behind it would be read as one word
+        # with brackets, because the tokenizer would read a plain `cat-` and the comma behind it as one word
         self.name = f"<{config.name}>"
         self._tokenize = lru_cache(maxsize=4096)(lambda text, chunks: conditioner.tokenize([text], table, chunks))
-        # fixed shapes: every prompt is padded to the longest that a template and a caption can make
+        # every prompt is padded to the longest that a template line and a caption make, so that shapes stay the same
         self.chunks = max(self._tokenize(text, 0).chunks for text in self._longest(sorted(set(captions))))
 
     def _longest(self, captions: Sequence[str]) -> list[str]:
-        """Every prompt or, where that would take minutes, those of the longest lines and captions."""
+        """All prompts or, where those are too many, the ones of the longest lines and captions."""
         lines = self.lines
         if len(captions) * len(lines) > _MOST_PROMPTS:
             captions = sorted(captions, key=len, reverse=True)[:_LONGEST]
@@ -78,7 +78,7 @@ class PromptMaker:
     def batch(self, pictures: Sequence[int], rng: random.Random) -> TokenizedPrompts:
         """Tokenized prompts for pictures, one row of chunks each."""
         rows = [self._tokenize(self.text(picture, rng), self.chunks) for picture in pictures]
-        if len({row.chunks for row in rows}) > 1:  # shuffled tags can need one chunk more than any order tried above
+        if len({row.chunks for row in rows}) > 1:  # a shuffled caption can need one chunk more than the captions in their own order
             most = max(row.chunks for row in rows)
             rows = [row if row.chunks == most else _padded(row, most) for row in rows]
         tokens = TokenBatch(*(torch.cat([getattr(row.tokens, part) for row in rows]) for part in ("ids", "index", "mask")))
@@ -91,7 +91,7 @@ class PromptMaker:
 
 
 def _padded(row: TokenizedPrompts, chunks: int) -> TokenizedPrompts:
-    """Repeat the last chunk until there are `chunks`: harmless padding that keeps shapes equal."""
+    """Repeat the last chunk until there are `chunks`, so that all rows of a batch have one shape."""
     pick = torch.arange(chunks, device=row.tokens.ids.device).clamp(max=row.chunks - 1)
     return TokenizedPrompts(row.tokens[pick], None if row.weights is None else row.weights[pick], chunks)
 
@@ -118,7 +118,7 @@ class BatchMaker:
     ) -> None:
         self.config, self.prompts = config, prompts
         self.device, self.noise_device = buckets[0].moments.mean.device, torch.device(noise_device)
-        # the latents that are sampled once stay the same over all runs; everything else goes on with new numbers
+        # latents that are sampled once are the same in all runs; everything else draws new numbers in a run that goes on
         self.generator = torch.Generator(self.noise_device).manual_seed(config.seed + 1)
         self._buckets = [_Bucket(self._presample(bucket.moments), bucket, repeats) for bucket in buckets]
         seed = config.seed + first_step * _SEEDS_APART
@@ -130,7 +130,7 @@ class BatchMaker:
         return torch.randn(tuple(shape), generator=self.generator, device=self.noise_device).to(self.device)
 
     def _presample(self, moments: LatentMoments) -> LatentMoments:
-        """Moments without deviation where each latent is to stay the same: half the memory, and nothing to add in the steps."""
+        """Draw the latents now where each is to stay the same: this halves the memory, and the steps add nothing to the means."""
         method = self.config.latent_sampling
         if method == "random":
             return moments
@@ -157,7 +157,7 @@ class BatchMaker:
 
 
 class _Bucket:
-    """The pictures of one size as they are shown: one that repeats stands in `shown` several times."""
+    """The pictures of one size; `shown` holds a picture as often as it is repeated."""
 
     def __init__(self, moments: LatentMoments, bucket: LatentBucket, repeats: Sequence[int]) -> None:
         self.moments, self.weights = moments, bucket.weights
