@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.embeddings import load_all
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError, UnknownLayoutError
-from textual_inversion.formats import FileInfo, describe_all, load, load_all
+from textual_inversion.formats import FileInfo, describe_all, load
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))

@@ -10,9 +10,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.embeddings import load_all
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError
-from textual_inversion.formats import FileInfo, describe_all, load_all
+from textual_inversion.formats import FileInfo, describe_all
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
 FILES = {name: (FOLDER / name).read_bytes() for name in json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))}

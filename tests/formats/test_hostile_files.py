@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.embeddings import load_all
 from textual_inversion.errors import EmbeddingError, UnsafeFileError
-from textual_inversion.formats import READ_ENDINGS, describe, describe_all, load, load_all
+from textual_inversion.formats import READ_ENDINGS, describe, describe_all, load
 from textual_inversion.library import EmbeddingLibrary
 
 MB = 2**20

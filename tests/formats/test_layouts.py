@@ -10,9 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.support.embeddings import load_all
 from textual_inversion.embedding import family_of
 from textual_inversion.errors import EmbeddingError, UnknownLayoutError
-from textual_inversion.formats import describe, describe_all, load, load_all
+from textual_inversion.formats import describe, describe_all, load
 
 L, G, H = torch.ones(2, 768), torch.ones(2, 1280), torch.ones(2, 1024)
 T5 = torch.ones(2, 4096)

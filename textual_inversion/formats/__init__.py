@@ -15,7 +15,6 @@ from textual_inversion.formats.embedding_files import (
     describe,
     describe_all,
     load,
-    load_all,
     read_all,
     save,
 )
@@ -36,7 +35,6 @@ __all__ = [
     "is_safetensors",
     "is_torch_file",
     "load",
-    "load_all",
     "may_import",
     "open_file",
     "read_all",

@@ -111,13 +111,6 @@ def load(path: str | Path, name: str | None = None, *, word: str | None = None) 
         return read_vectors(parsed, path, name)
 
 
-def load_all(path: str | Path) -> list[Embedding]:
-    """Every embedding in the file at `path`, each under its own word where there are several; raises what `load` raises."""
-    path = Path(path)
-    with _parsed(path) as (_, _, embeddings):
-        return [read_vectors(parsed, path, None) for parsed in embeddings]
-
-
 def read_all(path: str | Path) -> Iterator[tuple[FileInfo, dict[str, torch.Tensor]]]:
     """Every embedding in the file at `path` with its vectors as they are stored, for whoever looks into damaged ones too.
 
