@@ -1,4 +1,8 @@
-"""CLIP's byte-pair tokenizer, from the merges that ship with the package. Knows nothing of emphasis, chunks or embeddings."""
+"""CLIP's byte-pair tokenizer, from the merges that ship with the package.
+
+The library `tokenizers` is not used: with a few lines less it differs in Greek final sigmas and unassigned letters, refuses lone
+surrogates, takes half as long again to build (0.3 s), and twice as long for a prompt whose words were encoded before.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +25,11 @@ _WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _WORDS_REMEMBERED = 1 << 16
 
 
-def _byte_alphabet() -> list[str]:
-    """One printable character for each byte, in the vocabulary's order: first the bytes that print as themselves, then the others."""
+def _byte_letters() -> dict[int, str]:
+    """Byte -> the printable character that stands for it, in the vocabulary's order: first the bytes that print as themselves."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
-
-
-def _byte_order() -> list[int]:
-    """The byte that each character of `_byte_alphabet` stands for."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return printable + sorted(set(range(256)) - set(printable))
+    others = sorted(set(range(256)) - set(printable))
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + index) for index, byte in enumerate(others)}
 
 
 class Tokenizer:
@@ -51,13 +50,13 @@ class Tokenizer:
         """Build the vocabulary from merges in order of rank, each `left right`."""
         import regex  # only here: importing the package must stay quick
 
-        alphabet = _byte_alphabet()
+        self._letter = _byte_letters()
+        alphabet = list(self._letter.values())
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
         self._ranks = {pair: rank for rank, pair in enumerate(pairs)}
         letters = alphabet + [letter + _END_OF_WORD for letter in alphabet]
         self.vocabulary = (*letters, *(left + right for left, right in pairs), _START_WORD, _END_WORD)
         self._ids = {token: index for index, token in enumerate(self.vocabulary)}
-        self._letter = dict(zip(_byte_order(), alphabet, strict=True))
         self._byte = {letter: byte for byte, letter in self._letter.items()}
         self._words = regex.compile(_WORD)
         self._special = regex.compile(_SPECIAL)
