@@ -136,8 +136,9 @@ def test_bad_files_get_one_sentence(tmp_path: Path, data: bytes, reason: str) ->
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     for name in ("gone.png", "folder.png"):
-        with pytest.raises(DatasetError, match="no such file"):
+        with pytest.raises(DatasetError, match="no such file") as error:
             read_image(tmp_path / name)
+        assert error.value.path == tmp_path / name
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +222,8 @@ def test_transparency_stays_until_it_is_laid_on_a_colour(tmp_path: Path) -> None
     assert read_colours(tmp_path / "opaque.png").mode == "RGB"
 
 
-def test_a_size_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+def test_a_size_that_cannot_be_read_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("text")
-    with pytest.raises(DatasetError, match=r"a\.png cannot be read: its contents are not"):
+    with pytest.raises(DatasetError) as error:
         picture_size(tmp_path / "a.png")
+    assert error.value.path == tmp_path / "a.png"

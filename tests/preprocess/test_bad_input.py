@@ -90,8 +90,8 @@ def test_each_is_named_and_the_rest_goes_on(folder: Path, steps: dict[str, objec
         assert reasons[name].startswith(f"{name} cannot be read: ")
         assert re.search(words, reasons[name]), reasons[name]
         assert "\n" not in reasons[name]
-    made = {path.name.split("-", 2)[2] for path in report.written}
-    assert made == {Path(name).stem + ".png" for name in GOOD}
+    results = {path.name.split("-", 2)[2] for path in report.written}
+    assert results == {Path(name).stem + ".png" for name in GOOD}
     for path in report.written:
         with Image.open(path) as image:
             image.load()
@@ -104,8 +104,9 @@ def test_each_is_named_and_the_rest_goes_on(folder: Path, steps: dict[str, objec
 def test_no_permission(folder: Path) -> None:
     out = folder.parent / "out"
     out.mkdir(mode=0o500)
-    with pytest.raises(DatasetError, match="check the permissions"):
+    with pytest.raises(DatasetError) as error:
         preprocess(PreprocessConfig(str(folder), str(out), width=64, height=64))
+    assert (error.value.path, error.value.setting) == (out, "destination")
 
 
 def test_ten_thousand_pictures_hold_no_pixels(tmp_path: Path) -> None:
@@ -121,8 +122,8 @@ def test_ten_thousand_pictures_hold_no_pixels(tmp_path: Path) -> None:
     plan(PreprocessConfig(str(source), str(tmp_path / "out")), should_stop=lambda: True)
     tracemalloc.start()
     items = plan(config)
-    held, _ = tracemalloc.get_traced_memory()
+    size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(items) == 100
-    assert held / 100 < 4000
+    assert size / 100 < 4000
     assert sum(bool(item.problems) for item in items) == 99  # the same, all of them

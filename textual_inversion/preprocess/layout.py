@@ -106,16 +106,16 @@ def flipped(image: Image.Image, way: str) -> Image.Image:
     return image.transpose(_TRANSPOSES[way]) if way else image
 
 
-def _view(box: Box, part: int, kept: Size, config: PreprocessConfig, name: str) -> PlannedView:
-    """The view that is cut from `box`; `kept` is its size where pictures keep theirs."""
+def _view(box: Box, part: int, own_size: Size, config: PreprocessConfig, name: str) -> PlannedView:
+    """The view that is cut from `box`; `own_size` is its size where pictures keep theirs."""
     left, top, right, bottom = box
     extent = (right - left, bottom - top)
-    size = _result_size(extent, kept, config, name)
+    size = _result_size(extent, own_size, config, name)
     inner = crop_box(extent, size[0] / size[1])
     return PlannedView((left + inner[0], top + inner[1], left + inner[2], top + inner[3]), size, part)
 
 
-def _result_size(extent: Extent, kept: Size, config: PreprocessConfig, name: str) -> Size:
+def _result_size(extent: Extent, own_size: Size, config: PreprocessConfig, name: str) -> Size:
     if config.auto_size:
         size = auto_size(extent, config)
         if size is None:
@@ -129,4 +129,4 @@ def _result_size(extent: Extent, kept: Size, config: PreprocessConfig, name: str
         return config.width, config.height
     if config.resize == "fit":
         return fit_size(extent, config.width, config.height)
-    return kept
+    return own_size

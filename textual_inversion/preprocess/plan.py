@@ -49,7 +49,7 @@ class Planned:
         views: what becomes results; empty when nothing does.
         focus: the place that the focal crop chose, and the faces that it found; None where it had nothing to do.
         problems: what to look at before writing.
-        reason: one sentence why nothing is made of it; empty when all is well.
+        reason: one sentence on why it has no result; empty when it has.
         done: all of its results are in the destination already.
         settings: fingerprint of the settings that it was planned with.
         stamp: of the source when it was planned.
@@ -74,7 +74,7 @@ class Planned:
         return any(view.chosen for view in self.views)
 
     def choose(self, chosen: bool, part: int | None = None) -> Planned:
-        """The same with all its views, or only that part, taken or left out."""
+        """The same with all its views, or only that part, wanted or left out."""
         return self._changed(part, chosen=chosen)
 
     def with_caption(self, caption: str, part: int | None = None) -> Planned:
@@ -94,13 +94,13 @@ def plan(
     captioners: Mapping[str, Captioner] | None = None,
     workers: int = 0,
 ) -> list[Planned]:
-    """Look at every picture of the source folder; nothing is written, and no pixels stay in memory.
+    """Plan the results of every picture of the source folder; nothing is written, and no pixels stay in memory.
 
     Args:
         config: folders and settings.
         progress: called with (pictures done, pictures in all, file name) after each picture.
         should_stop: asked before each picture; the plan then ends there.
-        captioners: name -> what describes a picture; with those in `config.captioners`, captions are made now.
+        captioners: name -> captioner; those in `config.captioners` describe the pictures now.
         workers: threads; 0 = as many as there are processors, at most four.
 
     Returns:

@@ -37,7 +37,7 @@ class PreprocessReport:
     Attributes:
         written: picture files that are new, in order.
         captions: caption files that are new or have changed, in order.
-        kept: picture files that an earlier run had written and that were left alone.
+        kept: results of an earlier run, which were left alone.
         skipped: (source file name, sentence that says why) of wanted pictures without a result.
         left_out: source files that were left out of the plan by a person.
         notes: sentences on what this machine cannot do for these settings.

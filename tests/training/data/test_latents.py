@@ -26,9 +26,9 @@ def test_samples_have_the_moments_they_were_drawn_from() -> None:
 
 
 def test_moments_that_do_not_belong_together() -> None:
-    with pytest.raises(DatasetError, match="have shapes"):
+    with pytest.raises(DatasetError):
         LatentMoments(torch.zeros(2, 4, 2, 2), torch.zeros(1, 4, 2, 2))
-    with pytest.raises(DatasetError, match="must be even"):
+    with pytest.raises(DatasetError):
         LatentMoments(torch.zeros(3, 4, 2, 2), torch.zeros(3, 4, 2, 2), flipped=True)
     moved = LatentMoments(torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 2), flipped=True).to("cpu")
     assert moved.views == 1

@@ -126,8 +126,9 @@ def test_a_mask_turns_and_is_cropped_with_its_picture(tmp_path: Path) -> None:
 
 def test_a_picture_of_which_nothing_counts_says_so(tmp_path: Path) -> None:
     Image.new("RGBA", (64, 64), (9, 9, 9, 0)).save(tmp_path / "a.png")
-    with pytest.raises(DatasetError, match=r"Nothing of a\.png would be learned: .* turn the loss weight off"):
+    with pytest.raises(DatasetError, match=r"Nothing of a\.png would be learned: .* turn the loss weight off") as error:
         view_of(tmp_path / "a.png", (64, 64))
+    assert error.value.path == tmp_path / "a.png"
 
 
 @settings(deadline=None, max_examples=60)

@@ -69,7 +69,7 @@ def encode_pictures(
     """Encode the pictures on the model's device.
 
     Raises:
-        InterruptedEncodingError: `should_stop` said so.
+        InterruptedEncodingError: `should_stop` asked for it.
         DatasetError: none of the pictures can be used.
         TrainingError: the device ran out of memory.
     """
