@@ -31,8 +31,8 @@ def main(a1111: str, source: str, destination: str, side: str) -> None:
         cropped.save(Path(destination) / f"{path.stem}.png", pnginfo=PngImagePlugin.PngInfo())
         count += 1
     seconds, processor = time.perf_counter() - begin, time.process_time() - processor
-    told = {"pictures": count, "seconds": seconds, "processor": processor, "peak": peak_memory(), "faces": bool(model)}
-    print(json.dumps(told))
+    figures = {"pictures": count, "seconds": seconds, "processor": processor, "peak": peak_memory(), "faces": bool(model)}
+    print(json.dumps(figures))
 
 
 def peak_memory() -> float:

@@ -102,13 +102,13 @@ def check(plan: Plan, sizes: Sizes) -> list[Row]:
     for precision in plan.precisions:
         cosine, difference = closeness(update(sizes, plan.device, DTYPES[precision]), reference)
         good = cosine >= LEAST_COSINE[precision]
-        figures = {"cosine": f"{cosine:.6f}", "max rel. diff.": f"{difference:.1e}", "ok": _said(good)}
+        figures = {"cosine": f"{cosine:.6f}", "max rel. diff.": f"{difference:.1e}", "ok": _yes_or_no(good)}
         rows.append({"what": f"{COMPARED_STEPS} steps, to CPU fp32", "model": sizes.name, "precision": precision, "batch": "2", **figures})
     before, after = losses_of_one_batch(plan, sizes)
     what = f"loss {before:.4f} to {after:.4f} in {plan.falling_steps} steps"
-    rows.append({"what": what, "model": sizes.name, "precision": "fp32", "batch": "2", "ok": _said(after < before)})
+    rows.append({"what": what, "model": sizes.name, "precision": "fp32", "batch": "2", "ok": _yes_or_no(after < before)})
     if plan.is_cuda:
-        rows.append({"what": "a step never waits", "model": sizes.name, "precision": "fp16", "ok": _said(never_waits(plan, sizes))})
+        rows.append({"what": "a step never waits", "model": sizes.name, "precision": "fp16", "ok": _yes_or_no(never_waits(plan, sizes))})
     return rows
 
 
@@ -222,7 +222,7 @@ def _figure(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def _said(good: bool) -> str:
+def _yes_or_no(good: bool) -> str:
     return "yes" if good else "no"
 
 

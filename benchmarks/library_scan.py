@@ -89,15 +89,15 @@ def as_a1111(folder: Path) -> list[float]:
     import safetensors.torch  # noqa: F401
 
     before = resident()
-    kept: list[object] = []
+    embeddings: list[object] = []
 
     def scan() -> None:
-        kept[:] = [load_as_a1111(path) for path in sorted(folder.rglob("*.*"))]
+        embeddings[:] = [load_as_a1111(path) for path in sorted(folder.rglob("*.*"))]
 
     processor = time.process_time()
     first = seconds(scan)
     processor = time.process_time() - processor
-    return [first, processor, seconds(folder.stat), seconds(scan), resident() - before, len(kept)]
+    return [first, processor, seconds(folder.stat), seconds(scan), resident() - before, len(embeddings)]
 
 
 def load_as_a1111(path: Path) -> tuple[object, str]:

@@ -1,4 +1,4 @@
-"""Models of random weights and batches for them, without files. Knows nothing of clocks or tables, and needs only torch and safetensors.
+"""Models of random weights and batches for them, without files. It needs torch and safetensors only.
 
 Legend: b batch, l tokens, n vectors, d width.
 """

@@ -52,17 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
         load = os.getloadavg()[0]
         results = list(take_turns(source, Path(temporary), options))
     columns = ("focal crops", "seconds", "processor seconds", "pictures/s", "peak MB", "faces looked for")
-    rows = [row(side, [told for name, told in results if name == side]) for side in dict(results)]
+    rows = [row(side, [figures for name, figures in results if name == side]) for side in dict(results)]
     title = f"{options.pictures} photographs of {options.megapixels:g} megapixels to {SIDE}², load {load:.1f} at the start"
     publish(f"{where('cpu')}; {title}\n\n{table(columns, rows)}", options.out)
     return 0
 
 
-def row(side: str, told: list[dict[str, float]]) -> list[str]:
+def row(side: str, turns: list[dict[str, float]]) -> list[str]:
     """Medians of one side's turns."""
-    seconds, processor, peak = (statistics.median(turn[key] for turn in told) for key in ("seconds", "processor", "peak"))
-    faces = "yes" if told[0]["faces"] else "no"
-    return [side, f"{seconds:.1f}", f"{processor:.1f}", f"{told[0]['pictures'] / seconds:.1f}", f"{peak:.0f}", faces]
+    seconds, processor, peak = (statistics.median(turn[key] for turn in turns) for key in ("seconds", "processor", "peak"))
+    faces = "yes" if turns[0]["faces"] else "no"
+    return [side, f"{seconds:.1f}", f"{processor:.1f}", f"{turns[0]['pictures'] / seconds:.1f}", f"{peak:.0f}", faces]
 
 
 def take_turns(source: Path, temporary: Path, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
@@ -100,8 +100,8 @@ def photographs() -> list[Image.Image]:
     import skimage.data
     from sklearn.datasets import load_sample_image
 
-    found = [getattr(skimage.data, name)() for name in PHOTOGRAPHS["skimage.data"]]
-    return [Image.fromarray(pixels).convert("RGB") for pixels in [*found, *map(load_sample_image, PHOTOGRAPHS["sklearn.datasets"])]]
+    pictures = [getattr(skimage.data, name)() for name in PHOTOGRAPHS["skimage.data"]]
+    return [Image.fromarray(pixels).convert("RGB") for pixels in [*pictures, *map(load_sample_image, PHOTOGRAPHS["sklearn.datasets"])]]
 
 
 def make_photographs(folder: Path, count: int, megapixels: float) -> None:

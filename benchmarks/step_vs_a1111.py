@@ -128,9 +128,9 @@ class Side:
             "preview_width": self.size, "preview_height": self.size,
             "save_embedding_every": 1_000_000,  # with both at 0 it fails, as it has no folder to write its settings to
         }  # fmt: skip
-        told = self.post("/sdapi/v1/train/embedding", **body)["info"]
-        if not told.startswith("train embedding complete") or not told.endswith("error: None"):
-            raise RuntimeError(f"A1111's own trainer said: {told}")
+        answer = self.post("/sdapi/v1/train/embedding", **body)["info"]
+        if not answer.startswith("train embedding complete") or not answer.endswith("error: None"):
+            raise RuntimeError(f"A1111's own trainer said: {answer}")
 
     def post(self, path: str, **body: Any) -> Any:
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
@@ -174,9 +174,9 @@ def running_a1111(data: Path, options: argparse.Namespace) -> Iterator[str]:
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + START_SECONDS
-    while not all(line in (said := log.read_text(encoding="utf-8", errors="replace")) for line in READY):
+    while not all(line in (output := log.read_text(encoding="utf-8", errors="replace")) for line in READY):
         if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"A1111 did not start:\n{said[-3000:]}")
+            raise RuntimeError(f"A1111 did not start:\n{output[-3000:]}")
         time.sleep(0.3)
 
 

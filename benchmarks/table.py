@@ -1,4 +1,4 @@
-"""Markdown tables and their files. Knows nothing of what is measured."""
+"""Markdown tables and their files."""
 
 from __future__ import annotations
 

@@ -81,6 +81,11 @@ def _without_odd(text: str) -> str:
     return _ODD.sub(lambda match: match[0] if unicodedata.category(match[0]).startswith("M") else "_", text)
 
 
+def name_in_file(stem: str, word: str | None) -> str:
+    """The name for prompts of an embedding in a file: the file's stem, or the word that the file gives the embedding."""
+    return clean_name(stem) if word is None else word_name(word)
+
+
 def word_name(text: str) -> str:
     """A word as a name for prompts: `<cat-toy>`, as diffusers writes its tokens, becomes `cat-toy`."""
     inner = text[1:-1] if text.startswith("<") and text.endswith(">") else text

@@ -140,5 +140,5 @@ def fit(
         if step % 50 == 0:
             report(f"unet step {step} of {args.unet_steps}, loss {running:.4f}, {(time.monotonic() - start) / step:.2f} s a step")
         if step % 500 == 0 or step == args.unet_steps:
-            kept = {key: value.contiguous().cpu() for key, value in average.items()}
-            save_file({**kept, "word_ids": torch.tensor(words.ids)}, args.out / "unet.safetensors")
+            tensors = {key: value.contiguous().cpu() for key, value in average.items()}
+            save_file({**tensors, "word_ids": torch.tensor(words.ids)}, args.out / "unet.safetensors")

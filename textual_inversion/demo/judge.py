@@ -22,7 +22,7 @@ from textual_inversion.settings.generation import GenerationSettings
 
 _GRID = 32  # pixels of the normalised object box, both sides
 _NAMES = tuple(COLOURS)
-_MOST_UNEXPLAINED = 0.5
+_MOST_UNEXPLAINED = 0.5  # share of the object that the closest drawing may fail to explain
 _BATCH = 12  # pictures drawn together
 
 
@@ -40,13 +40,13 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How an embedding did.
+class Scores:
+    """How well an embedding does.
 
     Attributes:
         concept: share of pictures (0 to 1) whose shape, colour and pattern are all the concept's.
-        prompt_following: share whose background and position are both as asked.
-        pictures: what was judged, in the order of the settings.
+        prompt_following: share of pictures whose background and position are both those of the prompt.
+        pictures: the judged pictures, in the order of the settings.
     """
 
     concept: float
@@ -69,7 +69,7 @@ def judge(
     *,
     seed: int = 1000,
     progress: Callable[[int, int], None] | None = None,
-) -> Verdict:
+) -> Scores:
     """Draw `name` (an embedding or plain words) once in each setting and look at the pictures."""
     sampling = GenerationSettings(prompt="", steps=20, cfg_scale=4.0, width=SIZE, height=SIZE)
     pictures: list[Image.Image] = []
@@ -80,7 +80,7 @@ def judge(
         if progress:
             progress(len(pictures), len(settings))
     seen = [look(picture) for picture in pictures]
-    return Verdict(
+    return Scores(
         concept=sum(shows(concept, sighting) for sighting in seen) / len(seen),
         prompt_following=sum(follows(setting, sighting) for setting, sighting in zip(settings, seen)) / len(seen),
         pictures=tuple(pictures),
@@ -93,7 +93,7 @@ def shows(concept: Scene, seen: Sighting) -> bool:
 
 
 def follows(setting: Setting, seen: Sighting) -> bool:
-    """Background and place are as asked."""
+    """Background and place are those of the setting."""
     return (seen.background, seen.position) == (setting.background, setting.position)
 
 
@@ -106,7 +106,6 @@ class Sighting:
     colour: str = ""
     pattern: str = ""
     position: str = ""
-    unexplained: float = 1.0  # share of what differs from the background that the closest drawing does not explain
 
 
 def look(picture: Image.Image) -> Sighting:
@@ -123,8 +122,8 @@ def look(picture: Image.Image) -> Sighting:
     whole = Image.fromarray(pixels.astype(np.uint8))
     unexplained, colour, shape, pattern = min(_closest(whole, ground, shifted, background) for shifted in _neighbours(box))
     if unexplained > _MOST_UNEXPLAINED:
-        return Sighting(background, unexplained=unexplained)
-    return Sighting(background, shape, colour, pattern, _position(box, shape), unexplained)
+        return Sighting(background)
+    return Sighting(background, shape, colour, pattern, _position(box, shape))
 
 
 def _position(box: tuple[int, int, int, int], shape: str) -> str:
@@ -156,7 +155,8 @@ def _neighbours(box: tuple[int, int, int, int]) -> list[tuple[int, int, int, int
 
 
 def _closest(picture: Image.Image, ground: np.ndarray, box: tuple[int, int, int, int], background: str) -> tuple[float, str, str, str]:
-    crop = np.asarray(picture.resize((_GRID, _GRID), Image.Resampling.BOX, box=_clamp(box)), np.float32).reshape(-1, 3) - ground  # g*g 3
+    inside = max(0, box[0]), max(0, box[1]), min(SIZE, box[2]), min(SIZE, box[3])
+    crop = np.asarray(picture.resize((_GRID, _GRID), Image.Resampling.BOX, box=inside), np.float32).reshape(-1, 3) - ground  # g*g 3
     cover, tone, sums = _templates()  # k g*g
     on_cover, on_tone = cover @ crop, tone @ crop  # k 3
     whole = max(float(np.square(crop).sum()), 1.0)
@@ -172,11 +172,6 @@ def _closest(picture: Image.Image, ground: np.ndarray, box: tuple[int, int, int,
         k = int(np.argmin(errors))
         best = min(best, (float(errors[k]), name, SHAPES[k // len(PATTERNS)], PATTERNS[k % len(PATTERNS)]))
     return best
-
-
-def _clamp(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    left, top, right, bottom = box
-    return max(0, left), max(0, top), min(SIZE, right), min(SIZE, bottom)
 
 
 @lru_cache(maxsize=1)

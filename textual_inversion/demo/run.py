@@ -10,10 +10,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from textual_inversion import formats
-from textual_inversion.demo.judge import Verdict, judge, settings_for
+from textual_inversion.demo.judge import Scores, judge, settings_for
 from textual_inversion.demo.world import SIZE, Scene
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.errors import EmbeddingError
+from textual_inversion.files import os_error_words
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.events import Event, StepDone, Stopped
@@ -30,7 +31,7 @@ _SHEET = 6  # pictures in a row of the sheet
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration found; the shares run from 0 to 1.
+    """The result of the demonstration; the shares run from 0 to 1.
 
     Attributes:
         steps: optimizer steps trained.
@@ -83,7 +84,7 @@ def run_demo(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EmbeddingError(f"The folder {out} cannot be made: {error.strerror}.") from error
+        raise EmbeddingError(f"The folder {out} cannot be made: {os_error_words(error)}.", path=out) from error
     path = create_embedding(model, NAME, INITIALIZER_TEXT, NUM_VECTORS, out, overwrite=True)
     settings = settings_for(CONCEPT)
     before = judge(model, NAME, {NAME: formats.load(path)}, CONCEPT, settings)
@@ -121,7 +122,7 @@ class _Stopwatch:
         self.listener(event)
 
 
-def draw_sheet(before: Verdict, after: Verdict) -> Image.Image:
+def draw_sheet(before: Scores, after: Scores) -> Image.Image:
     """Three labelled rows: the training pictures, and the same prompts before and after."""
     prompts = [setting.prompt(NAME) for setting in settings_for(CONCEPT)]
     chosen = range(0, len(prompts), max(1, len(prompts) // _SHEET))[:_SHEET]
@@ -134,8 +135,8 @@ def draw_sheet(before: Verdict, after: Verdict) -> Image.Image:
     return _paint_rows(rows)
 
 
-def _title(when: str, verdict: Verdict) -> str:
-    return f"{when}: shows the concept {verdict.concept:.0%}, follows the prompt {verdict.prompt_following:.0%}"
+def _title(when: str, scores: Scores) -> str:
+    return f"{when}: shows the concept {scores.concept:.0%}, follows the prompt {scores.prompt_following:.0%}"
 
 
 def _paint_rows(rows: Sequence[tuple[str, Sequence[Image.Image], Sequence[str]]]) -> Image.Image:

@@ -154,9 +154,9 @@ class TensorReader:
         Raises:
             CheckpointError: tensors that the module needs and the file lacks, or that have another shape, listed by key.
         """
-        found = self.source.under(prefix)
+        stored = self.source.under(prefix)
         wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-        problems = _problems(wanted, found, prefix)
+        problems = _problems(wanted, stored, prefix)
         if problems:
             listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise CheckpointError(
@@ -167,22 +167,22 @@ class TensorReader:
         module.requires_grad_(False).eval()
 
     def _weight(self, name: str, shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
-        stored = self.tensor(name).reshape(shape)
-        if not stored.is_floating_point():
-            kind = str(stored.dtype).removeprefix("torch.")
+        tensor = self.tensor(name).reshape(shape)
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
             advice = "quantized checkpoints cannot be trained on, so take one in fp16 or fp32"
             raise UnsupportedCheckpointError(f"{self.source.path.name} stores {name} as {kind}; {advice}.", path=self.source.path)
         # a tensor that already has the right type would keep the file mapped: copy it
-        return stored.to(device=device, dtype=dtype, copy=True)
+        return tensor.to(device=device, dtype=dtype, copy=True)
 
 
-def _problems(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], prefix: str) -> list[str]:
-    missing = [f"{prefix}{key} is missing" for key in wanted if key not in found]
+def _problems(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], prefix: str) -> list[str]:
+    missing = [f"{prefix}{key} is missing" for key in wanted if key not in stored]
     # the VAE's attention is stored as 1x1 convolutions or as linear layers: the same numbers
     wrong = [
-        f"{prefix}{key} is {list(found[key])}, expected {list(shape)}"
+        f"{prefix}{key} is {list(stored[key])}, expected {list(shape)}"
         for key, shape in wanted.items()
-        if key in found and _trimmed(found[key]) != _trimmed(shape)
+        if key in stored and _trimmed(stored[key]) != _trimmed(shape)
     ]
     return missing + wrong
 
@@ -237,9 +237,9 @@ def check_family(file: CheckpointFile) -> str:
         )
     channels = keys.get(UNET + "input_blocks.0.0.weight", (0, 4))[1:2]
     if channels != (4,):
-        found = f"{channels[0]} channels" if channels else "no channels"
+        count = f"{channels[0]} channels" if channels else "no channels"
         raise UnsupportedCheckpointError(
-            f"{name} has a UNet for {found}, as inpainting checkpoints do; this version needs one for 4, so choose another checkpoint.",
+            f"{name} has a UNet for {count}, as inpainting checkpoints do; this version needs one for 4, so choose another checkpoint.",
             path=file.path,
         )
     return "SD1"
@@ -262,14 +262,14 @@ def token_tables(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """
     file = CheckpointFile.open(path)
     _check_native(file)
-    found = {encoder: key for key, encoder in reversed(_TOKEN_TABLES.items()) if key in file.shapes}
-    if not found:
+    keys = {encoder: key for key, encoder in reversed(_TOKEN_TABLES.items()) if key in file.shapes}
+    if not keys:
         sample = ", ".join(sorted(file.shapes)[:3])[:200] or "nothing"
         raise CheckpointError(
             f"{file.path.name} holds no token table of a text encoder, but {sample}; give a whole checkpoint.", path=file.path
         )
     with file.reader() as reader:
-        tables = {encoder: reader.tensor(key) for encoder, key in found.items()}
+        tables = {encoder: reader.tensor(key) for encoder, key in keys.items()}
     for encoder, table in tables.items():
         if table.ndim != 2 or 0 in table.shape or not table.is_floating_point():
             kind = f"{str(table.dtype).removeprefix('torch.')} of shape {list(table.shape)}"

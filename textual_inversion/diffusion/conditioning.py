@@ -36,7 +36,7 @@ class VectorTable:
         """Stack the vectors that `embeddings` have for `encoder`.
 
         Raises:
-            EmbeddingError: one that was made for another width.
+            EmbeddingError: an embedding is for another width.
         """
         rows, offsets, sizes, start = [], {}, {}, 0
         for name, embedding in embeddings.items():

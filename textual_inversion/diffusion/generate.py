@@ -39,7 +39,7 @@ def generate(
 
     Args:
         model: a loaded checkpoint.
-        embeddings: name -> embedding, those that the prompts may name; only those that they do name are taken out.
+        embeddings: name -> embedding, for all names that the prompts may hold; only those that they do hold are looked up.
         progress: called with steps done and steps in all, each counted once for every picture.
         should_stop: asked after each step; when it says yes, only pictures that are whole come back.
 

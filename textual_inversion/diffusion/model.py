@@ -162,7 +162,7 @@ def load_checkpoint(
     with file.reader() as reader, vae_file.reader() as vae_reader:
         loader = _Loader(reader, device)
         unet = loader.part(UNET, lambda shapes: UNet(UNetConfig.from_shapes(shapes)), dtype)
-        autoencoder = _Loader(vae_reader, device).part(VAE, _build_vae, torch.float32)
+        autoencoder = _Loader(vae_reader, device).part(VAE, lambda shapes: AutoEncoder(VAEConfig.from_shapes(shapes)), torch.float32)
         text = loader.part(TEXT, lambda shapes: CLIPTextEncoder(CLIPConfig.from_shapes(shapes)), dtype)
         schedule = _read_schedule(reader).to(device)
     if torch.device(device).type == "cuda":
@@ -170,10 +170,6 @@ def load_checkpoint(
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     conditioner = TextConditioner(text, default_tokenizer())
     return StableDiffusion(file, family, unet, autoencoder, text, conditioner, schedule, Epsilon())
-
-
-def _build_vae(shapes: Mapping[str, tuple[int, ...]]) -> AutoEncoder:
-    return AutoEncoder(VAEConfig.from_shapes(shapes))
 
 
 @dataclass(frozen=True)

@@ -259,8 +259,8 @@ class UNet(nn.Module):
         if config.label_channels:
             label = nn.Sequential(nn.Linear(config.label_channels, time), nn.SiLU(), nn.Linear(time, time))
             self.label_emb = nn.Sequential(label)
-        kept = self._build_input(config, base, time)
-        channels = kept[-1]
+        skips = self._build_input(config, base, time)
+        channels = skips[-1]
         self.middle_block = Block(
             [
                 ResBlock(channels, channels, time),
@@ -268,28 +268,28 @@ class UNet(nn.Module):
                 ResBlock(channels, channels, time),
             ]
         )
-        channels = self._build_output(config, channels, time, kept)
+        channels = self._build_output(config, channels, time, skips)
         self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1))
 
     def _build_input(self, config: UNetConfig, channels: int, time: int) -> list[int]:
         """Build the way down; return the channels of each map that the way up takes again."""
-        blocks, kept = [Block([nn.Conv2d(config.in_channels, channels, 3, padding=1)])], [channels]
+        blocks, skips = [Block([nn.Conv2d(config.in_channels, channels, 3, padding=1)])], [channels]
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks[level]):
                 blocks.append(self._level_block(config, level, channels, time))
                 channels = mult * config.model_channels
-                kept.append(channels)
+                skips.append(channels)
             if level + 1 < len(config.channel_mult):
                 blocks.append(Block([Downsample(channels)]))
-                kept.append(channels)
+                skips.append(channels)
         self.input_blocks = nn.ModuleList(blocks)
-        return kept
+        return skips
 
-    def _build_output(self, config: UNetConfig, channels: int, time: int, kept: list[int]) -> int:
-        blocks, kept = [], list(kept)
+    def _build_output(self, config: UNetConfig, channels: int, time: int, skips: list[int]) -> int:
+        blocks, skips = [], list(skips)
         for level in reversed(range(len(config.channel_mult))):
             for index in range(config.num_res_blocks[level] + 1):
-                block = self._level_block(config, level, channels + kept.pop(), time)
+                block = self._level_block(config, level, channels + skips.pop(), time)
                 channels = config.channel_mult[level] * config.model_channels
                 if level and index == config.num_res_blocks[level]:
                     block.append(Upsample(channels))
@@ -319,13 +319,13 @@ class UNet(nn.Module):
         time = self.time_embed(timestep_embedding(timesteps, self.config.model_channels, x.dtype))  # b t
         if label is not None:
             time = time + self.label_emb(label)
-        kept = []
+        skips = []
         for block in self.input_blocks:
             x = block(x, time, context)
-            kept.append(x)
+            skips.append(x)
         x = self.middle_block(x, time, context)
         for block in self.output_blocks:
-            x = torch.cat((x, kept.pop()), dim=1)
-            size = (kept[-1].shape[-2], kept[-1].shape[-1]) if kept else (0, 0)
+            x = torch.cat((x, skips.pop()), dim=1)
+            size = (skips[-1].shape[-2], skips[-1].shape[-1]) if skips else (0, 0)
             x = block(x, time, context, size)
         return self.out(x)

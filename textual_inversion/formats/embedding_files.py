@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from textual_inversion.description import EmbeddingDescription
-from textual_inversion.embedding import Embedding, Provenance, clean_name, family_of, word_name
+from textual_inversion.embedding import Embedding, Provenance, family_of, name_in_file
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.files import short_hash
 from textual_inversion.formats.containers import read_container
@@ -189,7 +189,7 @@ def read_vectors(parsed: Parsed, path: Path, name: str | None) -> Embedding:
     if parsed.unusable:
         raise EmbeddingError(f"{parsed.unusable}.")
     if name is None:
-        name = clean_name(path.stem) if parsed.word is None else word_name(parsed.word)
+        name = name_in_file(path.stem, parsed.word)
     embedding = Embedding(name, {encoder: tensor.read() for encoder, tensor in parsed.vectors.items()}, parsed.provenance)
     _check_finite(embedding)
     return embedding

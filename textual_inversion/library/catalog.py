@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from textual_inversion.embedding import Embedding, clean_name, word_name
+from textual_inversion.embedding import Embedding, clean_name, name_in_file, word_name
 from textual_inversion.errors import EmbeddingError, NoEmbeddingError
 from textual_inversion.files import FileStamp
 from textual_inversion.formats import PICTURE_ENDINGS, FileInfo, describe_all, file_sha256, load
@@ -211,7 +211,7 @@ class EmbeddingLibrary:
             if file.reason:
                 entries.append(Entry(clean_name(stem), file.path, None, file.reason, preview, sidecars=sidecars))
             for info in file.infos:
-                name = clean_name(stem) if info.word is None else word_name(info.word)
+                name = name_in_file(stem, info.word)
                 entries.append(Entry(name, file.path, info, misfit(info, self._width), preview, sidecars=sidecars))
         return entries
 

@@ -50,6 +50,11 @@ def rewrite_names(text: str, known: Collection[str]) -> str:
     return "".join([*pieces, text[end:]])
 
 
+def tag_of(name: str) -> str:
+    """`<name>`, which means the embedding whatever stands beside it; a plain `cat-` and a comma behind it would be read as one word."""
+    return f"<{name}>"
+
+
 def names_in(texts: Iterable[str], known: Iterable[str]) -> list[str]:
     """The names of `known` that the prompts may contain: a quick search that returns some names too many and never one too few.
 

@@ -72,7 +72,7 @@ def step_cost(file: CheckpointFile, size: tuple[int, int], dtype: torch.dtype, c
         text = CLIPTextEncoder(CLIPConfig.from_shapes(file.under(TEXT))).to(dtype).requires_grad_(False)
     kept = _KeptStorages(unet, text)
     calls = _Calls(kept)
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(kept.keep, _as_is), calls:
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor), calls:
         _pass(unet, text, size, dtype, chunks)
     vae_file = file.under(VAE)
     vae = sum(4 * math.prod(shape) for shape in vae_file.values())
@@ -112,10 +112,6 @@ def _pass(unet: UNet, text: CLIPTextEncoder, size: tuple[int, int], dtype: torch
     noisy = torch.zeros(1, unet.config.in_channels, size[1] // 8, size[0] // 8, device="meta", dtype=dtype)  # 1 c h w
     predicted = unet(noisy, torch.zeros(1, dtype=torch.int64, device="meta"), context)
     predicted.float().square().mean().backward()
-
-
-def _as_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 class _KeptStorages:

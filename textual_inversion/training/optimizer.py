@@ -41,8 +41,8 @@ class AdamW:
         corrected = mean / (1 - torch.pow(beta1, self.steps))
         spread = (square / (1 - torch.pow(beta2, self.steps))).sqrt().add_(self.eps)
         moved = self.vectors * (1 - self.learning_rate * self.weight_decay) - self.learning_rate * corrected / spread
-        for kept, new in ((self.mean, mean), (self.square, square), (self.vectors, moved)):
-            kept.copy_(torch.where(usable, new, kept))
+        for tensor, new in ((self.mean, mean), (self.square, square), (self.vectors, moved)):
+            tensor.copy_(torch.where(usable, new, tensor))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Copies of the steps and of the two moments."""

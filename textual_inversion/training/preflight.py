@@ -14,6 +14,7 @@ from textual_inversion.files import FileStamp
 from textual_inversion.formats import file_sha256
 from textual_inversion.pictures.geometry import Size, cropped_share
 from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt, count_tokens
+from textual_inversion.prompts.names import tag_of
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, read_template, template_folder
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.training import TrainingConfig
@@ -183,7 +184,7 @@ class _Prompts:
 
 def _check_prompts(config: TrainingConfig, listed: TrainingSet, num_vectors: int) -> _Prompts:
     captions, tokenizer = [picture.caption for picture in listed.pictures], default_tokenizer()
-    name, known = f"<{config.name}>", {config.name: num_vectors}
+    name, known = tag_of(config.name), {config.name: num_vectors}
     try:
         lines = read_template(config.template or template_folder() / DEFAULT_TEMPLATE)
         texts = list(dict.fromkeys(fill(line, name, caption) for caption in dict.fromkeys(captions) for line in lines))[:_MOST_PROMPTS]

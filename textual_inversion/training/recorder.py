@@ -19,6 +19,7 @@ from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.files import os_error_text, replace_file
+from textual_inversion.prompts.names import tag_of
 from textual_inversion.prompts.templates import fill
 from textual_inversion.settings.generation import GenerationSettings
 from textual_inversion.settings.training import TrainingConfig
@@ -40,7 +41,7 @@ class Recorder:
         self.config, self.model, self.listener = config, model, listener
         self.folder = Path(config.log_dir).expanduser() if config.log_dir else None
         prompt = config.preview_prompt or lines[0]
-        self.preview_prompt = fill(prompt, f"<{config.name}>", caption) if "[" in prompt else prompt
+        self.preview_prompt = fill(prompt, tag_of(config.name), caption) if "[" in prompt else prompt
         self._reported: set[str] = set()
         if self.folder is None:
             if config.copy_every or config.preview_every:

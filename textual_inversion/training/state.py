@@ -65,29 +65,29 @@ def load_optimizer(path: Path, optimizer: AdamW) -> str:
 
 
 def _read(path: Path, vectors: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    """Steps and moments by our names; None where the file belongs to other vectors."""
     with open_file(path) as source:
         tree = read_torch_file(source).tree if is_torch_file(source) else None
         if not isinstance(tree, dict) or tree.get("hash") != checksum(vectors):
             return None
-        stored = _first_state(tree.get("optimizer_state_dict"))
-        state = {ours: _tensor(stored.get(theirs)) for theirs, ours in _NAMES.items()}
+        states = _as_dict(_as_dict(tree.get("optimizer_state_dict")).get("state"))
+        stored = _as_dict(next(iter(states.values()), None))
+        state: dict[str, torch.Tensor] = {}
+        for theirs, ours in _NAMES.items():
+            value = stored.get(theirs)
+            if isinstance(value, StoredTensor):
+                state[ours] = value.read()
+            elif isinstance(value, (int, float)):  # older PyTorch stores the step as a number
+                state[ours] = torch.tensor(float(value))
     shapes = {"steps": torch.Size(), "mean": vectors.shape, "square": vectors.shape}
-    found = {key: value for key, value in state.items() if value is not None and value.shape == shapes[key]}
-    if set(found) != set(shapes) or not all(torch.isfinite(value).all() for value in found.values()):
+    fits = {key: value.shape for key, value in state.items()} == shapes
+    if not fits or not all(torch.isfinite(value).all() for value in state.values()):
         raise EmbeddingError(f"{path} holds no state of AdamW for {list(vectors.shape)} vectors; delete it.", path=path)
-    return {key: value.float() for key, value in found.items()}
+    return {key: value.float() for key, value in state.items()}
 
 
-def _first_state(state_dict: Any) -> dict[str, Any]:
-    states = state_dict.get("state") if isinstance(state_dict, dict) else None
-    first = next(iter(states.values()), None) if isinstance(states, dict) else None
-    return first if isinstance(first, dict) else {}
-
-
-def _tensor(value: Any) -> torch.Tensor | None:
-    if isinstance(value, StoredTensor):
-        return value.read()
-    return torch.tensor(float(value)) if isinstance(value, (int, float)) else None  # older PyTorch keeps the step as a number
+def _as_dict(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def checksum(vectors: torch.Tensor) -> str:

@@ -15,6 +15,7 @@ import torch
 from textual_inversion.diffusion.clip import TokenBatch
 from textual_inversion.diffusion.conditioning import TextConditioner, TokenizedPrompts, VectorTable
 from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS
+from textual_inversion.prompts.names import tag_of
 from textual_inversion.prompts.templates import drop_tags, fill, shuffle_tags
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.data.latents import LatentBucket, LatentMoments, sample
@@ -50,8 +51,7 @@ class PromptMaker:
         self, config: TrainingConfig, lines: Sequence[str], captions: Sequence[str], conditioner: TextConditioner, table: VectorTable
     ) -> None:
         self.config, self.lines, self.captions = config, lines, captions
-        # with brackets, because the tokenizer would read a plain `cat-` and the comma behind it as one word
-        self.name = f"<{config.name}>"
+        self.name = tag_of(config.name)
         self._tokenize = lru_cache(maxsize=4096)(lambda text, chunks: conditioner.tokenize([text], table, chunks))
         # every prompt is padded to the longest that a template line and a caption make, so that shapes stay the same
         self.chunks = max(self._tokenize(text, 0).chunks for text in self._longest(sorted(set(captions))))
