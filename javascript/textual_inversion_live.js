@@ -5,9 +5,13 @@
     const el = (...given) => ti.el(...given);
     const view = { kind: "loss", preview: null, job: null, panel: null, parts: null, pointed: false, width: 0 };
 
-    const PHASES = {
-        starting: "Getting ready", working: "Learning", stopping: "Stopping after this step",
-        finished: "Learned", interrupted: "Stopped early", failed: "Stopped", idle: "",
+    const PHASES = { starting: "Getting ready", interrupted: "Stopped early", failed: "Stopped", idle: "" };
+    // Kind of job -> its own words for the other phases, and whether its end is good news; the kinds are those of JobKind in app/job.py.
+    const KINDS = {
+        train: { working: "Learning", stopping: "Stopping after this step", finished: "Learned", good: true },
+        preprocess: { working: "Preprocessing", stopping: "Stopping after this picture", finished: "Preprocessed", good: true },
+        look: { working: "Looking", stopping: "Stopping after this picture", finished: "Looked at", good: false },
+        check: { working: "Checking", stopping: "Stopping after this file", finished: "Checked", good: false },
     };
 
     function duration(seconds) {
@@ -25,10 +29,8 @@
     }
 
     function phase(state) {
-        if (state.kind === "check") return { working: "Checking", stopping: "Stopping after this file", finished: "Checked" }[state.phase] || PHASES[state.phase];
-        if (state.kind === "look") return { working: "Looking", stopping: "Stopping after this picture", finished: "Looked at" }[state.phase] || PHASES[state.phase];
-        if (state.kind === "preprocess") return { working: "Preprocessing", stopping: "Stopping after this picture", finished: "Preprocessed" }[state.phase] || PHASES[state.phase];
-        return PHASES[state.phase] || state.phase;
+        const words = Object.assign({}, PHASES, KINDS[state.kind]);
+        return words[state.phase] || state.phase;
     }
 
     function mark() {
@@ -130,7 +132,7 @@
         else if (!busy && state.kind === "train") {
             text = state.reason || (state.phase === "interrupted" ? ((state.points || []).length ? "What was learned up to step " + state.step + " is kept." : "Stopped before the first step; nothing has changed.") : "The word is ready: use it in a prompt.");
             kind = "done";
-        } else if (!busy) [text, kind] = [state.reason, ["check", "look"].includes(state.kind) ? "" : "done"];
+        } else if (!busy) [text, kind] = [state.reason, KINDS[state.kind] && KINDS[state.kind].good ? "done" : ""];
         parts.notice.textContent = text;
         parts.notice.className = "ti-notice" + (kind ? " ti-notice-" + kind : "");
         parts.notice.hidden = !text;
@@ -139,10 +141,10 @@
     }
 
     function messages(state) {
-        const said = state.messages || [], box = view.parts.messages;
-        box.hidden = !said.length;
-        box.querySelector("summary").textContent = said.length === 1 ? "1 message" : said.length + " messages";
-        box.querySelector("ul").replaceChildren(...said.map((text) => el("li", {}, text)));
+        const texts = state.messages || [], box = view.parts.messages;
+        box.hidden = !texts.length;
+        box.querySelector("summary").textContent = texts.length === 1 ? "1 message" : texts.length + " messages";
+        box.querySelector("ul").replaceChildren(...texts.map((text) => el("li", {}, text)));
     }
 
     // On a narrow page the running job stands above the form; whoever pressed Train below is taken there.

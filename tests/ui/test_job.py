@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -159,3 +160,9 @@ def test_a_loss_that_is_not_finite_leaves_a_gap() -> None:
     assert points[1][1] is None
     assert points[2][2] == 0.5
     json.dumps(points, allow_nan=False)
+
+
+def test_the_page_has_words_for_every_kind_of_job() -> None:
+    script = (Path(__file__).parents[2] / "javascript" / "textual_inversion_live.js").read_text(encoding="utf-8")
+    table = script[script.index("const KINDS = {") :].partition("};")[0]
+    assert re.findall(r"^ +(\w+): \{ working:", table, re.MULTILINE) == [kind.value for kind in JobKind]

@@ -16,7 +16,7 @@ from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.names import about_unknown, unknown_names
 from textual_inversion.settings.generation import GenerationSettings
 from textual_inversion.settings.schema import cleaned, settings_of
-from textual_inversion.ui import cards, compat, form, render
+from textual_inversion.ui import compat, form, render
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,7 +52,7 @@ def build_txt2img_page(engine: Engine, drawing: Drawing) -> dict[str, Any]:
             gr.HTML('<div class="ti-drawing" hidden></div>', elem_id="ti_drawing")
             parts["gallery"] = gr.Gallery(elem_id="ti_gallery", **compat.known(gr.Gallery, **_GALLERY))
             parts["note"] = gr.HTML(_EMPTY, elem_id="ti_generate_note")
-    parts["cards"] = cards.build_cards(engine)
+    parts["cards"] = _build_cards(engine)
     keys = [each.name for each in settings_of(GenerationSettings) if each.name in parts]
     pages = _Page(engine, drawing, keys)
     compat.on(generate.click, pages.generate, [parts[key] for key in keys], [parts["gallery"], parts["note"]])
@@ -60,6 +60,25 @@ def build_txt2img_page(engine: Engine, drawing: Drawing) -> dict[str, Any]:
     for prompt, counter in (("prompt", "tokens"), ("negative_prompt", "negative_tokens")):
         compat.on(parts[prompt].change, pages.count, [parts[prompt]], [parts[counter]])
     return parts
+
+
+_CARD_BAR = """<div class="ti-cardbar">
+<h3>Textual Inversion</h3>
+<input type="search" class="ti-search" placeholder="Search" aria-label="Search the cards">
+<label class="ti-option" title="Insert the word as &lt;name:1&gt;, whose number is its strength">
+<input type="checkbox" class="ti-strength"> with strength</label>
+<button type="button" class="ti-refresh" title="Look for files again" aria-label="Refresh the cards">↻</button>
+</div>"""
+
+
+def _build_cards(engine: Engine) -> Any:
+    """Draw the cards inside the open gradio context; the script reads them again when something changes.
+
+    Where there are none now there may be some by the time that the page is opened: nothing is said before the script has asked.
+    """
+    cards = engine.cards()
+    shelf = f'<div class="ti-shelf">{render.cards(cards) if cards else ""}</div>'
+    return gr.HTML(f'<section class="ti-library">{_CARD_BAR}{shelf}</section>', elem_id="ti_cards")
 
 
 _EMPTY = '<div class="ti-note ti-note-hint">Pictures appear here. A click on a card below puts its word into the prompt.</div>'

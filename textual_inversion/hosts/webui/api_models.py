@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr, create_model
 
+from textual_inversion.app.job import JobKind
 from textual_inversion.files import short_hash
 from textual_inversion.hosts.webui.tables import path_below
 from textual_inversion.settings.creation import NewEmbedding
@@ -153,7 +154,7 @@ class StateAnswer(BaseModel):
     """How the last job stands."""
 
     job: str = Field(..., description="Its id; empty when there was none since the WebUI's start.")
-    kind: str = Field(..., description="`train`, `preprocess` or `check`.")
+    kind: str = Field(..., description=", ".join(f"`{kind.value}`" for kind in JobKind) + ".")
     name: str = Field(..., description="What it is about, such as the embedding's name.")
     phase: str = Field(..., description="`idle`, `starting`, `working`, `stopping`, `finished`, `interrupted` or `failed`.")
     step: int = Field(..., description="The embedding's step now.")
