@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from textual_inversion.app.actions import DRAWING_SETTINGS, preview_settings
 from textual_inversion.app.job import JobKind
-from textual_inversion.app.previews import DRAWING_SETTINGS, preview_settings
 from textual_inversion.hosts.fake import FakeEngine
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.training import TrainingConfig

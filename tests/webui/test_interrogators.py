@@ -33,9 +33,9 @@ def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
             monkeypatch.setitem(sys.modules, name, module)
         inside.modules["modules"].deepbooru = deepbooru  # type: ignore[attr-defined]
         inside.modules["modules.shared"].interrogator = SimpleNamespace(interrogate=describe)  # type: ignore[attr-defined]
-        from textual_inversion.hosts.webui.interrogators import interrogators
+        from textual_inversion.hosts.webui.host import interrogators
 
-        return interrogators(lambda: False, lambda event: None)
+        return interrogators(lambda event: None, lambda: False)
 
     with webui_hosts.forgetting():
         yield with_both

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -13,7 +14,7 @@ from textual_inversion.app.job import JobKind, JobRunningError, Listener, Should
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError
 from textual_inversion.settings.creation import NewEmbedding
-from textual_inversion.settings.schema import cleaned, folder_text, settings_of
+from textual_inversion.settings.schema import Setting, cleaned, folder_text, setting_of, settings_of
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message
 
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
 
 _STOPPING = "Stopping after this step; what was learned is kept."
 FOLDER_STAMP = "%Y-%m-%d_%H-%M-%S"
+#: What a WebUI's txt2img page hands over, in this order, as fields of `TrainingConfig`.
+DRAWING_SETTINGS = (
+    "preview_prompt",
+    "preview_negative_prompt",
+    "preview_steps",
+    "preview_sampler",
+    "preview_cfg_scale",
+    "preview_seed",
+    "preview_width",
+    "preview_height",
+)
+_NETWORKS = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")  # previews are drawn without them
 
 
 @dataclass(frozen=True)
@@ -41,12 +54,12 @@ class Outcome:
 
 
 def answered(click: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    """The handler with every error as its answer."""
+    """A handler that answers with every error's message."""
 
     @wraps(click)
-    def answer(*given: Any) -> Outcome:
+    def answer(*values: Any) -> Outcome:
         try:
-            return click(*given)
+            return click(*values)
         except Exception as error:  # noqa: BLE001  a click's last frame: of what rises above it gradio shows "Error" and no more
             return Outcome(user_message(error), "error")
 
@@ -134,7 +147,7 @@ class Actions:
         return [card.name for card in self.engine.cards() if not (card.reason or card.untrainable)]
 
     def left_out(self) -> list[Card]:
-        """Those that cannot."""
+        """Embeddings that cannot be trained here."""
         return [card for card in self.engine.cards() if card.reason or card.untrainable]
 
     def config(self, values: Mapping[str, Any]) -> TrainingConfig:
@@ -152,7 +165,7 @@ class Actions:
         require_images(paths["images"])
         if template := values.get("template"):
             paths["template"] = str(folders.templates / Path(template).name)
-            read_template(paths["template"])  # told now rather than after a checkpoint was loaded
+            read_template(paths["template"])  # a template that cannot be used is an error now, not after a checkpoint was loaded
         log = Path(paths["log_dir"] or folders.outputs / "training").expanduser()
         paths["log_dir"] = str(log / name / time.strftime(FOLDER_STAMP))
         return TrainingConfig.from_dict({**values, **paths})
@@ -172,9 +185,9 @@ def new_embedding(values: Mapping[str, Any]) -> NewEmbedding:
     """
     from textual_inversion.embedding import check_name
 
-    given = cleaned(NewEmbedding, values)
-    check_name(given["name"])
-    return NewEmbedding.from_dict(given)
+    fields = cleaned(NewEmbedding, values)
+    check_name(fields["name"])
+    return NewEmbedding.from_dict(fields)
 
 
 def _vectors(new: NewEmbedding | None) -> int:
@@ -195,3 +208,27 @@ def name_problem(name: str) -> str:
     except InvalidNameError as error:
         return str(error)
     return ""
+
+
+def preview_settings(drawn_with: Sequence[Any], fixed_seed: int) -> dict[str, Any]:
+    """Values of `DRAWING_SETTINGS` as previews can be drawn with them: within their ranges, by a sampler that is here.
+
+    Args:
+        drawn_with: the values of the txt2img page.
+        fixed_seed: instead of a random seed, so that previews can be compared.
+    """
+    values = zip(DRAWING_SETTINGS, drawn_with)
+    return {name: _usable(setting_of(TrainingConfig, name), value, fixed_seed) for name, value in values}
+
+
+def _usable(setting: Setting, value: Any, fixed_seed: int) -> Any:
+    """`value` as the setting allows it: a number within its range, a sampler that is here, a prompt without networks."""
+    if setting.choices:
+        known = {choice.lower(): choice for choice in setting.choices}
+        return known.get(str(value or "").lower(), setting.choices[-1])
+    if setting.type is str:
+        return _NETWORKS.sub("", str(value or "")).strip()
+    if setting.name == "preview_seed":
+        seed = int(value if value not in (None, "") else -1)
+        return seed if seed == setting.nearest(seed) else fixed_seed
+    return setting.nearest(float(value or 0))

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from textual_inversion.app.engine import Engine
     from textual_inversion.preprocess.captioning import Captioner
     from textual_inversion.preprocess.plan import Planned
-    from textual_inversion.preprocess.run import PreprocessReport
 
 OURS = ("blip", "tagger")  # captioners that need no WebUI
 _BYTES_A_MESSAGE = 50 * 2**20  # bytes of a download between two messages
@@ -35,7 +34,7 @@ class Preprocessing:
         return review_of(self.engine.job)
 
     def captioners(self) -> list[str]:
-        """Names of who can describe pictures."""
+        """Names of the captioners that there are."""
         return [*self.engine.host.captioners(silent, never), *OURS]
 
     @answered
@@ -52,7 +51,12 @@ class Preprocessing:
 
     @answered
     def write(self, values: Mapping[str, Any], sent: Any = "") -> Outcome:
-        """Preprocess in the background, as it was looked at and changed if it was; `sent` are the page's latest commands."""
+        """Preprocess in the background, the reviewed pictures as a person changed them.
+
+        Args:
+            values: of the form.
+            sent: the latest commands of the page's script, which may hold a caption that is still being typed.
+        """
         config = config_of(values)
         review = self.review
         review.take(sent)
@@ -66,7 +70,7 @@ class Preprocessing:
                 message, complete = write(config, planned, captioners, listener, stop)
             finally:
                 review.writing = False
-            if complete:  # else what a person changed is needed again
+            if complete:  # otherwise the next run needs a person's changes again
                 review.forget()
             return message
 
@@ -96,10 +100,10 @@ def config_of(values: Mapping[str, Any]) -> PreprocessConfig:
     Raises:
         ConfigError: with the name of the first setting that cannot be used.
     """
-    given = cleaned(PreprocessConfig, values)
-    if given.get("captions_only"):
-        given["destination"] = ""  # the form is never empty there
-    return PreprocessConfig.from_dict(given)
+    fields = cleaned(PreprocessConfig, values)
+    if fields.get("captions_only"):
+        fields["destination"] = ""  # the form is never empty there
+    return PreprocessConfig.from_dict(fields)
 
 
 def values_of(config: PreprocessConfig) -> dict[str, Any]:
@@ -115,7 +119,14 @@ def write(
     listener: Listener,
     should_stop: ShouldStop,
 ) -> tuple[str, bool]:
-    """Preprocess, and say in one sentence what came of it; also whether everything that was wanted is there now."""
+    """Preprocess; returns the outcome in one sentence, and whether everything that was wanted is there now.
+
+    Args:
+        config: the settings.
+        planned: the pictures as reviewed; None = whatever the source holds.
+        captioners: name -> function, those that `config` names.
+        listener, should_stop: of the job.
+    """
     from textual_inversion.preprocess.run import preprocess
 
     def progress(done: int, total: int, _name: str) -> None:
@@ -135,10 +146,5 @@ def write(
     message = f"{', '.join(parts)}; they are in {config.destination_path}."
     if report.stopped:
         message += " The rest is still to be done; Preprocess goes on with it."
-    return message, not report.stopped and not _unexpected(report, planned)
-
-
-def _unexpected(report: PreprocessReport, planned: list[Planned] | None) -> bool:
-    """Whether a picture was skipped that could be used when it was looked at."""
-    known = {item.source.name for item in planned or [] if item.reason}
-    return any(name not in known for name, _ in report.skipped)
+    unusable_before = {item.source.name for item in planned or [] if item.reason}
+    return message, not report.stopped and all(name in unusable_before for name, _ in report.skipped)

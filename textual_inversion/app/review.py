@@ -1,7 +1,7 @@
 """Pictures looked at before they are preprocessed: what becomes of each, and what a person changed about it.
 
-The page's script sends what was clicked and typed as numbered commands, again and again until it sees that they were taken, since
-gradio drops a call while the one before is under way.
+The page's script sends clicks and typed captions as numbered commands. It repeats them until the server names their numbers as taken,
+since gradio drops a call while the one before is under way.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ _sessions: WeakKeyDictionary[Job, ReviewSession] = WeakKeyDictionary()
 
 
 def review_of(job: Job) -> ReviewSession:
-    """The pictures looked at in the WebUI whose job this is: one set for all of its pages, so that a reloaded page finds it again."""
+    """The one review of the program whose job this is: all of its pages share it, so that a reloaded page finds it again."""
     return _sessions.setdefault(job, ReviewSession())
 
 
 @dataclass
 class ReviewSession:
-    """A set of pictures and how it is shown.
+    """A set of pictures under review, and which of them are shown.
 
     Attributes:
         id: another text for each set; empty while there is none.
-        config: what it was looked at with.
+        config: the settings that the pictures were looked at with.
         planned: one entry a picture, with what a person changed.
         notes: sentences on what the settings cannot do on this machine.
-        show: which pictures: `all`, a kind of problem, `unreadable`, `out` or `done`.
-        page: of those, from 0.
-        taken: page of a browser -> number of its last command that was taken.
-        writing: it is being written, and nothing can be changed meanwhile.
+        show: the filter: `all`, a kind of problem, `unreadable`, `out` or `done`.
+        page: number of the page of those pictures, from 0.
+        taken: id of a browser's page -> number of its last command that was taken.
+        writing: the pictures are being written, and nothing can be changed meanwhile.
     """
 
     id: str = ""
@@ -67,18 +67,18 @@ class ReviewSession:
     writing: bool = False
 
     def look(self, config: PreprocessConfig, captioners: Mapping[str, Captioner], listener: Listener, should_stop: ShouldStop) -> str:
-        """Look at every picture of the source; returns one sentence. What a person changed about the same pictures before stays."""
+        """Look at every picture of the source, and return one sentence. A person's earlier changes to the same pictures stay."""
         from textual_inversion.preprocess.run import notes, plan
 
-        seen = [0, 0]
+        latest = [0, 0]  # done, total
 
         def progress(done: int, total: int, _name: str) -> None:
-            seen[:] = done, total
+            latest[:] = done, total
             listener(Advanced(done, total))
 
         planned = plan(config, progress, should_stop, captioners=captioners)
-        if should_stop() and seen[0] < seen[1]:
-            return f"Stopped after {seen[0]} of {counted(seen[1], 'picture')}; nothing has changed."
+        if should_stop() and latest[0] < latest[1]:
+            return f"Stopped after {latest[0]} of {counted(latest[1], 'picture')}; nothing has changed."
         planned = _as_changed(planned, self.planned)
         self.forget()
         self.config, self.planned, self.notes = config, planned, notes(config)
@@ -89,15 +89,15 @@ class ReviewSession:
         return f"{counted(len(planned), 'picture')} looked at; nothing is written yet."
 
     def forget(self) -> None:
-        """There is nothing to show."""
+        """End the review: nothing is shown any more."""
         self.id, self.config, self.planned, self.notes = "", None, [], []
         self.show, self.page, self.taken = ALL, 0, {}
 
     def for_writing(self, config: PreprocessConfig) -> list[Planned] | None:
-        """What was looked at, for a run with these settings; None when nothing was.
+        """The pictures as reviewed, for a run with these settings; None where nothing is under review.
 
         Raises:
-            ConfigError: it was looked at with others.
+            ConfigError: the pictures were looked at with other settings.
         """
         if not self.id:
             return None
@@ -109,12 +109,12 @@ class ReviewSession:
         return list(self.planned)
 
     def places(self, show: str | None = None) -> list[int]:
-        """Places in `planned` of the pictures that a filter shows; the one that is chosen unless told."""
+        """Places in `planned` of the pictures that the filter `show` lets through; None = the chosen filter."""
         show = self.show if show is None else show
         return [place for place, item in enumerate(self.planned) if show in (ALL, *kinds(item))]
 
     def shown(self) -> list[int]:
-        """Places of those on the current page."""
+        """Places in `planned` of the pictures on the current page."""
         return self.places()[self.page * PAGE : (self.page + 1) * PAGE]
 
     @property
@@ -129,26 +129,26 @@ class ReviewSession:
     def sizes(self) -> Counter[tuple[int, int]]:
         """(width, height) -> results that are wanted, mirrored copies counted."""
         copies = 1 + len(self.config.flips) if self.config else 1
-        found: Counter[tuple[int, int]] = Counter()
+        results: Counter[tuple[int, int]] = Counter()
         for item in self.planned:
             for view in item.views:
-                found[view.size] += copies * view.chosen
-        return +found
+                results[view.size] += copies * view.chosen
+        return +results  # without sizes that nobody wants
 
     def take(self, sent: Any) -> bool:
-        """Do what the page's script asks for in JSON, what was done already left alone; returns whether other pictures are now shown."""
+        """Carry out the commands that the page's script sent as JSON, each once; returns whether the page must be drawn anew."""
         before = (self.id, self.show, self.page)
-        told, shown_anew = _object(sent), False
+        request, draw_anew = _object(sent), False
         client = client_of(sent)
-        if self.writing or not self.id or told.get("look") != self.id:
+        if self.writing or not self.id or request.get("look") != self.id:
             return False
-        for number, command in _commands(told.get("commands"), self.taken.get(client, 0)):
-            shown_anew |= self._do(command)
+        for number, command in _commands(request.get("commands"), self.taken.get(client, 0)):
+            draw_anew |= self._do(command)
             if self.id:
                 self.taken[client] = number
         while len(self.taken) > MOST_CLIENTS:
             self.taken.pop(next(iter(self.taken)))
-        return shown_anew or (self.id, self.show, self.page) != before
+        return draw_anew or (self.id, self.show, self.page) != before
 
     def _do(self, command: Mapping[str, Any]) -> bool:
         kind = command.get("do")
@@ -172,7 +172,7 @@ class ReviewSession:
         return False
 
     def thumbnail(self, look: str, place: int) -> bytes | None:
-        """A small JPEG of a whole upright source picture; None when there is no such picture or it cannot be read any more."""
+        """A small JPEG of a whole upright source picture; None where there is no such picture, or where it cannot be read any more."""
         if look != self.id or not look or not 0 <= place < len(self.planned) or self.config is None:
             return None
         source = self.planned[place].source
@@ -183,20 +183,20 @@ class ReviewSession:
 
 
 def kinds(item: Planned) -> list[str]:
-    """Filters that show a picture, but for `all`."""
-    found = list(dict.fromkeys(problem.kind for problem in item.problems))
-    found += [UNREADABLE] if item.reason else []
-    found += [LEFT_OUT] if item.views and not all(view.chosen for view in item.views) else []
-    return found + ([DONE] if item.done else [])
+    """Filters that show a picture, besides `all`."""
+    filters = list(dict.fromkeys(problem.kind for problem in item.problems))
+    filters += [UNREADABLE] if item.reason else []
+    filters += [LEFT_OUT] if item.views and not all(view.chosen for view in item.views) else []
+    return filters + ([DONE] if item.done else [])
 
 
 def sent_for(sent: Any) -> str:
-    """Which set of pictures the page showed when it last sent something."""
+    """Id of the set of pictures that the page showed when its script last sent something."""
     return str(_object(sent).get("look") or "")
 
 
 def client_of(sent: Any) -> str:
-    """Which page of which browser sent it: each counts its own commands."""
+    """Id of the browser's page that sent it; each page counts its own commands."""
     return str(_object(sent).get("client") or "")[:40]
 
 
@@ -206,11 +206,11 @@ def _as_changed(planned: list[Planned], before: list[Planned]) -> list[Planned]:
     changed = []
     for item in planned:
         for view in item.views:
-            was = old.get((item.source, view.part))
-            if was is not None and not was.chosen:
+            earlier = old.get((item.source, view.part))
+            if earlier is not None and not earlier.chosen:
                 item = item.choose(False, view.part)
-            if was is not None and was.edited:
-                item = item.with_caption(was.caption or "", view.part)
+            if earlier is not None and earlier.edited:
+                item = item.with_caption(earlier.caption or "", view.part)
         changed.append(item)
     return changed
 
@@ -224,10 +224,10 @@ def _commands(commands: Any, taken: int) -> Iterator[tuple[int, Mapping[str, Any
 
 def _object(sent: Any) -> dict[str, Any]:
     try:
-        told = json.loads(sent or "{}")
+        value = json.loads(sent or "{}")
     except (TypeError, ValueError, RecursionError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _whole(value: Any) -> int:

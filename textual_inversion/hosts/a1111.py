@@ -15,7 +15,7 @@ from textual_inversion.app.port import Checkpoint
 from textual_inversion.errors import CheckpointError
 from textual_inversion.hosts.webui.generation import complete_hashes
 from textual_inversion.hosts.webui.host import WebUIHost
-from textual_inversion.hosts.webui.tables import Kind, widths_of
+from textual_inversion.hosts.webui.tables import TableClass, widths_of
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class A1111Host(WebUIHost):
     """A1111 1.10; the model that is loaded counts, and before one is, the one that would be."""
 
     def __init__(self) -> None:
-        table = Kind(
+        table = TableClass(
             theirs.EmbeddingDatabase,
             theirs.Embedding,
             lambda database, embedding: database.register_embedding(embedding, shared.sd_model),

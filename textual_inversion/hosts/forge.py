@@ -22,7 +22,7 @@ from textual_inversion.errors import CheckpointError
 from textual_inversion.files import FileStamp
 from textual_inversion.hosts.webui.generation import complete_hashes, forget_conditioning
 from textual_inversion.hosts.webui.host import WebUIHost
-from textual_inversion.hosts.webui.tables import Kind, widths_of
+from textual_inversion.hosts.webui.tables import TableClass, widths_of
 from textual_inversion.library import EmbeddingLibrary
 
 _ENGINES = ("text_processing_engine", "text_processing_engine_l", "text_processing_engine_g")
@@ -33,8 +33,12 @@ class ForgeHost(WebUIHost):
     """Forge; the chosen checkpoint counts, whether it is loaded or not."""
 
     def __init__(self) -> None:
-        engine = Kind(engine_side.EmbeddingDatabase, engine_side.Embedding, lambda table, embedding: table.register_embedding(embedding))
-        page = Kind(page_side.EmbeddingDatabase, page_side.Embedding, lambda table, embedding: table.register_embedding(embedding, None))
+        engine = TableClass(
+            engine_side.EmbeddingDatabase, engine_side.Embedding, lambda table, embedding: table.register_embedding(embedding)
+        )
+        page = TableClass(
+            page_side.EmbeddingDatabase, page_side.Embedding, lambda table, embedding: table.register_embedding(embedding, None)
+        )
         super().__init__([engine, page])
         self._engines_library: EmbeddingLibrary | None = None
         self._engines_widths: dict[str, int] | None = None

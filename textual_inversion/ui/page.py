@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from textual_inversion.app import previews
-from textual_inversion.app.actions import Actions, Outcome, name_problem
+from textual_inversion.app.actions import Actions, Outcome, name_problem, preview_settings
 from textual_inversion.app.checking import Checking, CheckOffer
 from textual_inversion.app.job import JobKind
 from textual_inversion.app.preprocessing import Preprocessing
@@ -86,7 +85,7 @@ def build_train_page(
 
     Args:
         offer: whether to offer a check of the embedding files; None = never.
-        drawing_settings: components of a txt2img page that previews may take their settings from, as `previews.DRAWING_SETTINGS`.
+        drawing_settings: components of a txt2img page that previews may take their settings from, as `actions.DRAWING_SETTINGS`.
         list_names: fill the list of embeddings; otherwise the page asks for it when it is opened, and a program that has tens of
             tabs to draw starts sooner.
     """
@@ -253,7 +252,7 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
     def start(*values: Any) -> Any:
         given, new = dict(zip(keys, values)), dict(zip(new_keys, values[len(keys) :]))
         if drawing_settings and values[len(keys) + len(new_keys)]:
-            given |= previews.preview_settings(values[-len(drawing_settings) :], int(given.get("preview_seed") or 0))
+            given |= preview_settings(values[-len(drawing_settings) :], int(given.get("preview_seed") or 0))
         outcome = actions.train(given, new)
         return render.outcome(outcome), compat.update() if outcome.failed else ""
 

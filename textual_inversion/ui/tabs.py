@@ -29,7 +29,7 @@ def draw_train_tab(
     Args:
         offer: whether to offer a check of the embedding files; None = never.
         drawing_settings: components of txt2img that previews may take their settings from, in the order of
-            `previews.DRAWING_SETTINGS`; none where there is no such page.
+            `actions.DRAWING_SETTINGS`; none where there is no such page.
         first: open this tab when the page opens; it stays behind those that are there.
     """
     around = Context.block

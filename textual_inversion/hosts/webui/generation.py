@@ -14,7 +14,7 @@ from textual_inversion.prompts.names import rewrite_names
 HASHES_KEY = "TI hashes"
 _SAME_CHECKPOINT = ("", "Use same checkpoint")
 _EVERYTHING = slice(None)
-#: The WebUI's API names and infotext labels, either of which a field may have, in the order of `app.previews.DRAWING_SETTINGS`.
+#: The WebUI's API names and infotext labels, either of which a field may have, in the order of `app.actions.DRAWING_SETTINGS`.
 _FIELDS = (
     ("prompt", "Prompt"),
     ("negative_prompt", "Negative prompt"),

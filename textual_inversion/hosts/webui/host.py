@@ -12,23 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 from modules import paths, shared
 
+from textual_inversion.app.job import StoppedWaitingError
 from textual_inversion.app.port import Folders, Host, Suggestions, Turn
+from textual_inversion.errors import DatasetError
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS
 from textual_inversion.hosts.webui import options
 from textual_inversion.hosts.webui.generation import forget_conditioning
-from textual_inversion.hosts.webui.interrogators import interrogators
-from textual_inversion.hosts.webui.tables import EmbeddingTables, Kind
-from textual_inversion.hosts.webui.turn import queue_if_free, take_turn
+from textual_inversion.hosts.webui.tables import EmbeddingTables, TableClass
+from textual_inversion.hosts.webui.turn import queue_if_free, queue_turn, take_turn
 from textual_inversion.prompts.templates import template_folder
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.schema import setting_of
 from textual_inversion.settings.training import TrainingConfig
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from textual_inversion.app.job import Listener, ShouldStop
     from textual_inversion.library import EmbeddingLibrary
     from textual_inversion.preprocess.captioning import Captioner
 
+_FAILED = "<error>"  # what A1111's interrogator adds to its text, instead of raising
 _PICKLES = tuple(ending for ending in READ_ENDINGS if ending not in (".safetensors", *PICTURE_ENDINGS))
 
 
@@ -36,12 +40,12 @@ class WebUIHost(Host):
     """A WebUI of the Stable Diffusion WebUI family; a subclass adds its checkpoint, its memory and its tables.
 
     Args:
-        kinds: the WebUI's classes of tables of embeddings.
+        classes: the WebUI's classes of tables of embeddings.
     """
 
-    def __init__(self, kinds: Sequence[Kind]) -> None:
+    def __init__(self, classes: Sequence[TableClass]) -> None:
         self.library: Callable[[], EmbeddingLibrary]  # given by `install`
-        self.tables = EmbeddingTables(kinds, self.library_for, lambda: bool(self.option("own_reader")), forget_conditioning)
+        self.tables = EmbeddingTables(classes, self.library_for, lambda: bool(self.option("own_reader")), forget_conditioning)
 
     # what the port asks for
 
@@ -140,3 +144,48 @@ class WebUIHost(Host):
 def _has_pickle(folder: Path) -> bool:
     """Whether a file below `folder` has an ending that programs unpickle."""
     return any(name.lower().endswith(_PICKLES) for _, _, names in os.walk(folder, followlinks=True) for name in names)
+
+
+def interrogators(listener: Listener, should_stop: ShouldStop) -> dict[str, Captioner]:
+    """Name -> function that describes an RGB picture, by the WebUI's BLIP and Deepbooru.
+
+    A function waits for its turn in the WebUI's queue, and loads its model when it is called first. It raises `DatasetError` where the
+    WebUI could not describe the picture, or where the wait was stopped.
+    """
+
+    def in_turn(describe: Captioner) -> Captioner:
+        def described(image: Image.Image) -> str:
+            try:
+                with queue_turn(listener, should_stop):
+                    return describe(image)
+            except StoppedWaitingError:
+                raise DatasetError("Stopped before the WebUI could describe it.") from None
+            except DatasetError:
+                raise
+            except Exception as error:
+                raise DatasetError(
+                    f"The WebUI could not describe it ({type(error).__name__}: {error}); its console may say more."
+                ) from error
+
+        return described
+
+    return {"interrogate (WebUI)": in_turn(_interrogate), "deepbooru (WebUI)": in_turn(_deepbooru)}
+
+
+def _interrogate(image: Image.Image) -> str:
+    from modules import shared
+
+    description = str(shared.interrogator.interrogate(image.convert("RGB"))).removesuffix(_FAILED).strip(", ")
+    if not description:
+        raise DatasetError("The WebUI could not describe it; its console says why, as where it cannot download its model.")
+    return description
+
+
+def _deepbooru(image: Image.Image) -> str:
+    from modules import deepbooru
+
+    deepbooru.model.start()
+    try:
+        return str(deepbooru.model.tag_multi(image.convert("RGB"), force_disable_ranks=True))
+    finally:
+        deepbooru.model.stop()

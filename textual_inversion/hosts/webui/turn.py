@@ -23,8 +23,6 @@ _RELOAD_SECONDS = 60.0  # longer than a WebUI takes to load its scripts
 #: Set while this extension is loaded. While the WebUI loads its scripts again it is clear, and the WebUI reads embedding files itself.
 scripts_loaded = threading.Event()
 scripts_loaded.set()
-
-
 _this_thread = threading.local()  # `has_queue`: whether it holds the WebUI's queue for a run of ours
 
 
