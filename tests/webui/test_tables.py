@@ -26,9 +26,13 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[webui_ho
 
 
 def a1111() -> Any:
+    """A host whose `engine` works over it."""
+    from textual_inversion.app.engine import Engine
     from textual_inversion.hosts.a1111 import A1111Host
 
-    return A1111Host()
+    host: Any = A1111Host()
+    host.engine = Engine(host)
+    return host
 
 
 def wrap(inside: webui_hosts.Inside, calls: list[str]) -> None:
@@ -52,7 +56,7 @@ def test_another_extensions_wrapper_stays_and_ours_works_once_through_reloads(in
     changes: list[int] = []
     host.tables._changed = lambda: changes.append(1)
     for reloads in range(3):
-        host.install()
+        host.install(host.engine.library)
         changes.clear()
         host.embeddings_changed()
         assert set(table.word_embeddings) == {"word"}
@@ -68,7 +72,7 @@ def test_another_extensions_wrapper_stays_and_ours_works_once_through_reloads(in
 
 def test_a_file_that_goes_while_it_is_read_has_a_reason(inside: webui_hosts.Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     host, table = a1111(), inside.tables[0]
-    host.install()
+    host.install(host.engine.library)
 
     def gone(path: str, title: str) -> str:
         raise FileNotFoundError(2, "No such file or directory", path)
@@ -83,7 +87,7 @@ def test_a_file_that_goes_while_it_is_read_has_a_reason(inside: webui_hosts.Insi
 def test_a_name_in_no_encoding_is_known_by_the_librarys_only(inside: webui_hosts.Inside) -> None:
     host, table = a1111(), inside.tables[0]
     save_file({"emb_params": torch.randn(1, 64)}, inside.root / "embeddings" / "c\udcffat.safetensors")
-    host.install()
+    host.install(host.engine.library)
     host.embeddings_changed()
     assert len(table.word_embeddings) == 2
     assert "".join(table.word_embeddings).encode()
@@ -93,7 +97,7 @@ def test_a_name_in_no_encoding_is_known_by_the_librarys_only(inside: webui_hosts
 def test_files_that_cannot_be_read_take_one_line_once(inside: webui_hosts.Inside, caplog: pytest.LogCaptureFixture) -> None:
     host, folder = a1111(), inside.root / "embeddings"
     (folder / "first.pt").write_bytes(b"rubbish" * 9)
-    host.install()
+    host.install(host.engine.library)
     host.embeddings_changed()
     (said,) = caplog.messages
     assert said.startswith("Textual Inversion: first.pt: ")
