@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures.captions import caption_for
+from textual_inversion.pictures.folder import caption_for
 
 
 @pytest.mark.parametrize(

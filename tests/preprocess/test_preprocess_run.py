@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from textual_inversion.errors import ConfigError, DatasetError
-from textual_inversion.pictures.captions import caption_for
+from textual_inversion.pictures.folder import caption_for
 from textual_inversion.preprocess.run import PreprocessConfig, preprocess
 
 

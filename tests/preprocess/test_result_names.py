@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textual_inversion.pictures.captions import caption_for
+from textual_inversion.pictures.folder import caption_for
 from textual_inversion.preprocess.destination import caption_stem, number_sources, place_of, result_name
 from textual_inversion.preprocess.layout import FLIPS
 

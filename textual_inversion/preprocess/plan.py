@@ -14,9 +14,8 @@ from PIL import Image
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.files import FileStamp, os_error_words
-from textual_inversion.pictures.captions import caption_file, caption_for, caption_in_name, written_caption
 from textual_inversion.pictures.colours import on_colour
-from textual_inversion.pictures.folder import require_images
+from textual_inversion.pictures.folder import caption_file, caption_for, caption_in_name, require_images, written_caption
 from textual_inversion.pictures.geometry import Size
 from textual_inversion.pictures.measures import Fingerprint, find_duplicates
 from textual_inversion.pictures.parallel import PixelRoom, default_workers, in_order

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from textual_inversion.errors import ConfigError, DatasetError
 from textual_inversion.files import replace_file
-from textual_inversion.pictures.captions import caption_bytes, caption_file, written_caption
-from textual_inversion.pictures.folder import mask_file, require_images
+from textual_inversion.pictures.folder import caption_bytes, caption_file, mask_file, require_images, written_caption
 from textual_inversion.pictures.geometry import scaled
 from textual_inversion.pictures.parallel import default_workers, in_order
 from textual_inversion.pictures.reading import read_image

@@ -51,8 +51,7 @@ class FolderPictures:
 
 def pictures_in(folder: str) -> FolderPictures:
     """Look into `folder`; whatever is wrong with it is its `problem`."""
-    from textual_inversion.pictures.captions import caption_file
-    from textual_inversion.pictures.folder import require_images
+    from textual_inversion.pictures.folder import caption_file, require_images
 
     if not folder:
         return FolderPictures()

@@ -18,11 +18,9 @@ from textual_inversion.errors import DatasetError
 from textual_inversion.pictures.geometry import cover
 from textual_inversion.pictures.reading import read_image
 from textual_inversion.training.data.encoding import Encoded, encode_set
-from textual_inversion.training.data.latent_store import LatentStore, encoder_hash
-from textual_inversion.training.data.latents import sample
-from textual_inversion.training.data.sizes import BUCKETS, OWN, Sizing
+from textual_inversion.training.data.latents import LatentStore, encoder_hash, sample
 from textual_inversion.training.data.training_set import DatasetOptions, TrainingSet, scan_training_set
-from textual_inversion.training.data.views import to_tensor
+from textual_inversion.training.data.views import BUCKETS, OWN, Sizing, to_tensor
 
 SIZES = [(96, 64), (64, 96), (64, 64), (200, 64), (70, 66), (64, 130), (96, 96)]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textual_inversion.errors import ConfigError, DatasetError
-from textual_inversion.training.data.sampler import BucketOrder, DataOrder
+from textual_inversion.training.data.batches import BucketOrder, DataOrder
 
 
 def order(n_pictures: int, batch_size: int, seed: int = 0) -> DataOrder:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from textual_inversion.errors import ConfigError, DatasetError
 from textual_inversion.pictures.geometry import CENTRE, cropped_share
-from textual_inversion.training.data.sizes import BUCKETS, OWN, Sizing, bucket_sizes
+from textual_inversion.training.data.views import BUCKETS, OWN, Sizing, bucket_sizes
 
 SIDES = st.sampled_from([128, 256, 384, 512, 640, 768, 1024])
 STEPS = st.sampled_from([8, 16, 32, 64])

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.training.data.sizes import OWN, Sizing
 from textual_inversion.training.data.training_set import DatasetOptions, scan_training_set
+from textual_inversion.training.data.views import OWN, Sizing
 
 
 def options(width: int = 64, height: int = 64, method: str = "fixed", **more: object) -> DatasetOptions:

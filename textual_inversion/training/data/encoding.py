@@ -18,8 +18,7 @@ from textual_inversion.errors import DatasetError
 from textual_inversion.pictures.folder import mask_file
 from textual_inversion.pictures.geometry import Size
 from textual_inversion.pictures.parallel import in_order
-from textual_inversion.training.data.latent_store import LatentStore
-from textual_inversion.training.data.latents import LatentBucket, LatentMoments
+from textual_inversion.training.data.latents import LatentBucket, LatentMoments, LatentStore
 from textual_inversion.training.data.training_set import TrainingSet, none_usable
 from textual_inversion.training.data.views import TrainingView
 

@@ -12,10 +12,9 @@ from textual_inversion.errors import TrainingError
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import counted
 from textual_inversion.training.data.encoding import encode_set
-from textual_inversion.training.data.latent_store import LatentStore, encoder_hash
-from textual_inversion.training.data.latents import LatentBucket
-from textual_inversion.training.data.sizes import BUCKETS, FIXED, OWN, Sizing
+from textual_inversion.training.data.latents import LatentBucket, LatentStore, encoder_hash
 from textual_inversion.training.data.training_set import DatasetOptions, TrainingSet, scan_training_set
+from textual_inversion.training.data.views import BUCKETS, FIXED, OWN, Sizing
 from textual_inversion.training.events import Event, Message
 
 

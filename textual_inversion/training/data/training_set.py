@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures.captions import caption_for
-from textual_inversion.pictures.folder import find_images, require_images
+from textual_inversion.pictures.folder import caption_for, find_images, require_images
 from textual_inversion.pictures.geometry import CENTRE, Place, Size
 from textual_inversion.pictures.reading import picture_size
-from textual_inversion.training.data.sizes import OWN, Sizing
-from textual_inversion.training.data.views import TrainingView, ViewOptions, load_views
+from textual_inversion.training.data.views import OWN, Sizing, TrainingView, ViewOptions, load_views
 
 MAX_REPEATS = 1000
 _REPEATS = re.compile(r"(\d{1,4})_")
