@@ -1,4 +1,7 @@
-"""The training size of a picture, its crops at that size, and the loss weight of each place in them. Sizes are (width, height) in pixels."""
+"""The training size of a picture, its crops at that size, and the loss weight of each place in them.
+
+Sizes are (width, height) in pixels.
+"""
 
 from __future__ import annotations
 
