@@ -1,7 +1,7 @@
 """Latents of pictures: their moments, samples of them, and a store on the disk that keeps them for the next run.
 
-The store names them by a hash of the files and settings that they were made of. A store that cannot be read or written costs time, never a run: each kind of
-problem is noted once, in `problems`.
+The store names them by a hash of the files and settings that they were made of. A store that cannot be read or written costs time,
+never a run: each kind of problem is noted once, in `problems`.
 """
 
 from __future__ import annotations
