@@ -1,4 +1,4 @@
-"""Where a WebUI comes in: which one it is, its adapter, and where its Train page goes. Composes and does nothing else."""
+"""The entry of the extension in a WebUI: finds out which WebUI this is, its adapter, and where its Train page goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where gradio 3.41.2, 4.40.0, 5 and 6 differ. Knows nothing of embeddings."""
+"""Where gradio 3.41.2, 4.40.0, 5 and 6 differ."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def update(**changes: Any) -> Any:
 
 
 def known(component: Any, **keywords: Any) -> dict[str, Any]:
-    """Those of `keywords` that this gradio's `component` takes; for looks only, since the others are dropped."""
-    taken = inspect.signature(component.__init__).parameters
-    return {key: value for key, value in keywords.items() if key in taken}
+    """The `keywords` that this gradio's `component` takes; the others are dropped, so use it for looks only."""
+    parameters = inspect.signature(component.__init__).parameters
+    return {key: value for key, value in keywords.items() if key in parameters}
 
 
 def uploaded_paths(files: Any) -> list[str]:

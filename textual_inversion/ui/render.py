@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from textual_inversion.app.checking import path_in_folder
-from textual_inversion.text import legible
+from textual_inversion.text import counted, legible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,10 +48,10 @@ def outcome(outcome: Outcome) -> str:
     return note(outcome.text, outcome.kind)
 
 
-def findings(found: Sequence[Finding]) -> str:
-    """What a check before the start has found: what is wrong line by line, what is well in one."""
-    wrong = "".join(note(finding.text, "hint" if finding.kind == "hint" else "error") for finding in found if finding.kind != "good")
-    return wrong + note(" ".join(finding.text for finding in found if finding.kind == "good"))
+def findings(items: Sequence[Finding]) -> str:
+    """The findings of a check before the start: each problem on a line of its own, all that is well on one."""
+    problems = "".join(note(item.text, "hint" if item.kind == "hint" else "error") for item in items if item.kind != "good")
+    return problems + note(" ".join(item.text for item in items if item.kind == "good"))
 
 
 def word(name: str) -> str:
@@ -76,11 +76,10 @@ def live() -> str:
 
 def strip(thumbnails: Sequence[str], total: int, captioned: int) -> str:
     """The pictures of a folder: small ones as data addresses, and how many there are."""
-    shown = "".join(f'<img src="{escape(source)}" alt="" loading="lazy">' for source in thumbnails)
+    images = "".join(f'<img src="{escape(source)}" alt="" loading="lazy">' for source in thumbnails)
     more = f'<span class="ti-more">+{total - len(thumbnails)}</span>' if total > len(thumbnails) else ""
     captions = "all with captions" if captioned == total else f"{captioned} with captions" if captioned else "no captions"
-    noun = "picture" if total == 1 else "pictures"
-    return f'<div class="ti-strip"><div class="ti-thumbs">{shown}{more}</div><span>{total} {noun}, {captions}</span></div>'
+    return f'<div class="ti-strip"><div class="ti-thumbs">{images}{more}</div><span>{counted(total, "picture")}, {captions}</span></div>'
 
 
 def standing(card: Card | None, name: str, steps: int) -> str:
@@ -98,14 +97,14 @@ def standing(card: Card | None, name: str, steps: int) -> str:
     return f'<div class="ti-note ti-note-hint">{word(name)} has {facts.vectors} and is at step {facts.step}.{advice}</div>'
 
 
-def left_out(found: Sequence[Card]) -> str:
-    """The embeddings that are not among the names to train, and why; a list that unfolds, for a choice has no room for reasons."""
-    if not found:
+def left_out(items: Sequence[Card]) -> str:
+    """The embeddings that cannot be trained, and why, as a list that unfolds: the field of names has no room for reasons."""
+    if not items:
         return ""
-    rows = [f"<li>{word(item.name)} {escape(item.reason or item.untrainable)}</li>" for item in found[:_MOST_LEFT_OUT]]
-    more = f"<li>and {len(found) - _MOST_LEFT_OUT} more</li>" if len(found) > _MOST_LEFT_OUT else ""
-    said = f"{len(found)} {'embedding' if len(found) == 1 else 'embeddings'} cannot be trained here"
-    return f'<details class="ti-messages ti-leftout"><summary>{said}</summary><ul>{"".join(rows)}{more}</ul></details>'
+    rows = [f"<li>{word(item.name)} {escape(item.reason or item.untrainable)}</li>" for item in items[:_MOST_LEFT_OUT]]
+    more = f"<li>and {len(items) - _MOST_LEFT_OUT} more</li>" if len(items) > _MOST_LEFT_OUT else ""
+    summary = f"{counted(len(items), 'embedding')} cannot be trained here"
+    return f'<details class="ti-messages ti-leftout"><summary>{summary}</summary><ul>{"".join(rows)}{more}</ul></details>'
 
 
 def tokens(taken: int, places: int) -> str:
@@ -113,14 +112,14 @@ def tokens(taken: int, places: int) -> str:
     return f'<span class="ti-tokens" title="Places that this prompt takes, of those in the chunks that it fills">{taken}/{places}</span>'
 
 
-def cards(found: Sequence[Card]) -> str:
+def cards(items: Sequence[Card]) -> str:
     """The Textual Inversion cards, those that fit first, or what to do when there are none."""
-    if not found:
+    if not items:
         return (
             f'<div class="ti-empty">{MARK}<p><strong>No embeddings yet.</strong><br>'
             "Teach one on the Train page, or put a file into the embeddings folder and refresh.</p></div>"
         )
-    return f'<div class="ti-cards" role="list">{"".join(card(item) for item in sorted(found, key=lambda item: bool(item.reason)))}</div>'
+    return f'<div class="ti-cards" role="list">{"".join(card(item) for item in sorted(items, key=lambda item: bool(item.reason)))}</div>'
 
 
 def card(item: Card) -> str:
@@ -148,8 +147,8 @@ def _about(item: Card) -> str:
         f"on {item.description.checkpoint}" if item.description.checkpoint else "",
         "for the negative prompt" if item.is_negative else f"with {item.negative} in the negative prompt" if item.negative else "",
     ]
-    told = "".join(f'<span class="ti-about">{escape(line)}</span>' for line in lines if line)
-    return told + (f'<span class="ti-reason">{escape(item.reason)}</span>' if item.reason else "")
+    facts = "".join(f'<span class="ti-about">{escape(line)}</span>' for line in lines if line)
+    return facts + (f'<span class="ti-reason">{escape(item.reason)}</span>' if item.reason else "")
 
 
 def _time_of(picture: Path) -> int:

@@ -90,16 +90,16 @@ class _Json(JSONResponse):
 
 def _state(engine: Engine, drawing: Drawing | None) -> Handler:
     def state(request: Request) -> Response:
-        shown = engine.job.snapshot()
-        shown["embeddings"] = engine.embeddings_version()
+        snapshot = engine.job.snapshot()
+        snapshot["embeddings"] = engine.embeddings_version()
         checkpoint = engine.checkpoint()
-        shown["checkpoint"] = checkpoint.name if checkpoint else ""  # the page says where it matters that there is none
+        snapshot["checkpoint"] = checkpoint.name if checkpoint else ""  # the page says where it matters that there is none
         if drawing is not None:
-            shown["drawing"] = drawing.snapshot()
-        if request.query_params.get("since") == f"{shown['job']}-{shown['version']}":
+            snapshot["drawing"] = drawing.snapshot()
+        if request.query_params.get("since") == f"{snapshot['job']}-{snapshot['version']}":
             for key in ("points", "previews", "copies", "messages"):
-                del shown[key]
-        return _Json(shown, headers=_HEADERS)
+                del snapshot[key]
+        return _Json(snapshot, headers=_HEADERS)
 
     return state
 
@@ -114,8 +114,8 @@ def _job_picture(engine: Engine) -> Handler:
 
 def _cards(engine: Engine) -> Handler:
     def cards(request: Request) -> Response:
-        shown = engine.cards(rescan="rescan" in request.query_params)
-        return _Json({"html": render.cards(shown), "count": len(shown)}, headers=_HEADERS)
+        items = engine.cards(rescan="rescan" in request.query_params)
+        return _Json({"html": render.cards(items), "count": len(items)}, headers=_HEADERS)
 
     return cards
 

@@ -1,6 +1,6 @@
-"""The addresses under `/textual-inversion/v1/`: create, train, follow and interrupt, list, inspect. Knows nothing of pages.
+"""The addresses under `/textual-inversion/v1/`: create, train, follow and interrupt, list, inspect.
 
-Open where the WebUI's own API is open, and behind the same password: the guards of the WebUI's own addresses are taken over.
+They are open where the WebUI's own API is open, and behind the same password: each gets the guards of the WebUI's own addresses.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Api:
 
         409 when the name is taken and `overwrite` is false, or while that embedding is being trained.
         """
-        with _told():
+        with _errors_as_answers():
             new = new_embedding(values_of(body))
             if self._engine.job.about(JobKind.TRAIN, new.name):
                 raise JobRunningError(f"{new.name!r} is being trained; interrupt that first, or choose another name.")
@@ -112,7 +112,7 @@ class _Api:
         """
         values = values_of(body)
         wait = values.pop("wait")
-        with _told():
+        with _errors_as_answers():
             values["log_dir"] = self._log_folder(values["log_dir"])
             config = self._actions.settings(values)  # a wrong setting is told before a missing embedding
         if self._actions.card(config.name) is None:
@@ -134,10 +134,10 @@ class _Api:
 
         404 when `job` is not the last one: only that is remembered.
         """
-        shown = self._snapshot(points)
-        if job and job != shown["job"]:
-            raise HTTPException(404, f"The job {job!r} is not known; the last one is {shown['job'] or 'none'}.")
-        return shown
+        state = self._snapshot(points)
+        if job and job != state["job"]:
+            raise HTTPException(404, f"The job {job!r} is not known; the last one is {state['job'] or 'none'}.")
+        return state
 
     def interrupt(self, body: InterruptRequest) -> Any:
         """Ask the running job to stop after its step; what it has learned is kept.
@@ -151,7 +151,7 @@ class _Api:
 
     def embeddings(self) -> Any:
         """List every embedding file, also those that do not fit the checkpoint, with the reason."""
-        with _told():
+        with _errors_as_answers():
             library = self._engine.library()
             return [embedding_answer(entry, library.folders) for entry in library.rescan()]
 
@@ -160,7 +160,7 @@ class _Api:
 
         404 when it is not in the embeddings folders; no other file is looked at.
         """
-        with _told():
+        with _errors_as_answers():
             library = self._engine.library()
             entry = _named(name, library.rescan(), library.folders) or library.find(name)
             if entry is None:
@@ -168,10 +168,10 @@ class _Api:
             return inspect_answer(entry, library.folders, library.sha256(entry) if entry.info else "")
 
     def _snapshot(self, points: bool) -> dict[str, Any]:
-        shown = self._engine.job.snapshot()
+        state = self._engine.job.snapshot()
         if not points:
-            shown["points"] = []
-        return shown
+            state["points"] = []
+        return state
 
     def _log_folder(self, given: str) -> str:
         """Where the run writes its log: below the outputs folder only, as an address must not write wherever a caller likes."""
@@ -183,7 +183,7 @@ class _Api:
 
 
 def _named(name: str, entries: Sequence[Entry], folders: Sequence[Path]) -> Entry | None:
-    """The entry whose file `name` is, as listed: a path that is compared, and never opened."""
+    """The entry whose file `name` is, as the list shows it. The path is only compared, never opened."""
     wanted = PurePath(name)
     for entry in entries:
         if entry.path == wanted or any(folder / wanted == entry.path for folder in folders) or path_below(entry.path, folders) == name:
@@ -192,8 +192,8 @@ def _named(name: str, entries: Sequence[Entry], folders: Sequence[Path]) -> Entr
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Turn what goes wrong inside into an answer of one sentence; what nobody foresaw is left to the WebUI."""
+def _errors_as_answers() -> Iterator[None]:
+    """Turn an error raised inside into an answer of one sentence; an error that nobody foresaw is left to the WebUI."""
     try:
         yield
     except (JobRunningError, NameTakenError) as error:

@@ -1,7 +1,6 @@
 """The WebUI's Textual Inversion page with every embedding file on it, also those that it could not load, and why.
 
-Knows nothing of how files are read. The WebUI may load its own modules again, so they are imported, and its page subclassed, at
-the call.
+The WebUI may load its own modules again. So they are imported, and its page is subclassed, at the call.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ _log = logging.getLogger(__name__)
 
 
 def replace_page(host: WebUIHost, engine: Engine) -> bool:
-    """Put our page in the place of the WebUI's own; called before each page is built, harmless when called again.
+    """Put our page in the place of the WebUI's own; called before each page is built, and a second call changes nothing.
 
     Returns:
-        Whether there was such a page.
+        Whether the WebUI has such a page.
     """
     from modules import ui_extra_networks
 
@@ -63,7 +62,7 @@ def page_class(base: Any) -> Any:
 
 
 class _Cards:
-    """What differs from the WebUI's page; mixed in before it."""
+    """The methods that differ from the WebUI's page; mixed in before its class."""
 
     host: WebUIHost
     engine: Engine
@@ -75,28 +74,28 @@ class _Cards:
         self.engine.library().rescan()
 
     def list_items(self) -> Iterator[dict[str, Any]]:
-        """An item for each embedding of the library, those that fit first, then for what only the WebUI knows of."""
+        """An item for each embedding of the library, usable ones first, then for those that only the WebUI knows."""
         try:
-            shown = self._shown()
+            entries = self._named_entries()
         except (TextualInversionError, OSError) as error:
             _log.error("The embeddings could not be listed, so only those that the WebUI has loaded are shown: %s", error)
-            shown = {}
-        in_order = sorted(shown.items(), key=lambda named: not named[1].usable)
+            entries = {}
+        in_order = sorted(entries.items(), key=lambda named: not named[1].usable)
         for index, (name, entry) in enumerate(in_order):
             yield self._item_or_reason(name, entry, index)
-        ours = {*shown, *(word for entry in shown.values() for word in spellings(entry))}
+        ours = {*entries, *(word for entry in entries.values() for word in spellings(entry))}
         foreign = (name for name in self.host.known_names() if name not in ours)
-        for index, name in enumerate(foreign, len(shown)):
+        for index, name in enumerate(foreign, len(entries)):
             if item := self._foreign_item(name, index):
                 yield item
 
     def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any]:
-        """The item of the card called `name`, its file looked at again.
+        """The item of the card called `name`, after another look at its file.
 
         Raises:
-            LookupError: there is none any more; the WebUI then keeps the card that it has.
+            LookupError: there is no such embedding any more; the WebUI then keeps the card that it has.
         """
-        entry = self._shown().get(name)
+        entry = self._named_entries().get(name)
         if entry is not None:
             return self._item(name, entry, index)
         if item := self._foreign_item(name, index):
@@ -104,7 +103,7 @@ class _Cards:
         raise LookupError(f"There is no embedding {name!r} any more; refresh the cards.")
 
     def create_html(self, *args: Any, **keywords: Any) -> str:
-        """The WebUI's page; a letter of a file's name that no encoding knows would leave every page blank."""
+        """The WebUI's page, made legible: one letter of a file's name that no encoding knows would leave every page blank."""
         return legible(super().create_html(*args, **keywords))  # type: ignore[misc]
 
     def create_item_html(self, tabname: str, item: dict[str, Any], template: str | None = None) -> str | dict[str, Any]:
@@ -128,14 +127,14 @@ class _Cards:
         return super().create_tree_file_item_html(tabname, html.escape(file_path), escaped)  # type: ignore[misc,no-any-return]
 
     def read_user_metadata(self, item: dict[str, Any], use_cache: bool = True) -> None:
-        """The notes that the WebUI's edit form keeps in a `.json` beside the file; one that is not the form's own is passed over."""
+        """The notes that the WebUI's edit form keeps in a `.json` beside the file; a `.json` of another program counts as empty."""
         try:
             super().read_user_metadata(item, use_cache)  # type: ignore[misc]
         except (AttributeError, TypeError):
             item["user_metadata"] = {}
 
-    def _shown(self) -> dict[str, Entry]:
-        """Card name -> entry; names that several files have tell the file too."""
+    def _named_entries(self) -> dict[str, Entry]:
+        """Card name -> entry; where several files have one name, the card's name has the file's path too."""
         library, known = self.engine.library(), self.host.known_names()
         return unique_names(library.rescan(), lambda entry: legible(word_of(entry, known)), library.folders)
 
@@ -161,7 +160,7 @@ class _Cards:
         return item
 
     def _bare_item(self, name: str, entry: Entry, index: int | None, reason: str) -> dict[str, Any]:
-        """What the WebUI needs at least, made of what is at hand."""
+        """The least that the WebUI needs of an item, without reading any file."""
         from modules import shared
         from modules.ui_extra_networks import quote_js
 
@@ -182,7 +181,7 @@ class _Cards:
         }
 
     def _add_click(self, item: dict[str, Any], entry: Entry) -> None:
-        """What a click puts into the prompt and, for a pair, into the negative prompt."""
+        """Add the texts that a click puts into the prompt and, for a pair, into the negative prompt."""
         from modules.ui_extra_networks import quote_js
 
         known = self.host.known_names()
@@ -199,7 +198,7 @@ class _Cards:
             item["ti_insert"] = (text, negative_text)
 
     def _foreign_item(self, name: str, index: int | None) -> dict[str, Any] | None:
-        """The WebUI's own item of an embedding that came from elsewhere, such as out of a LoRA; None where it fails."""
+        """The WebUI's own item of an embedding from elsewhere, such as out of a LoRA; None where the WebUI's code fails."""
         try:
             return super().create_item(name, index)  # type: ignore[misc,no-any-return]
         except Exception as error:  # noqa: BLE001  the WebUI's code over another extension's object; a page without it is better than none
@@ -237,10 +236,10 @@ def search_terms(entry: Entry) -> list[str]:
 
 def metadata(entry: Entry) -> dict[str, Any]:
     """What the card's ⓘ shows: everything that the file tells about itself."""
-    told = entry.info.description.labelled() if entry.info else {}
+    facts = entry.info.description.labelled() if entry.info else {}
     if entry.reason:
-        told["problem"] = entry.reason
-    return {key: legible(value) if isinstance(value, str) else value for key, value in told.items()}
+        facts["problem"] = entry.reason
+    return {key: legible(value) if isinstance(value, str) else value for key, value in facts.items()}
 
 
 def description(line: str, reason: str, theirs: str, shown: bool) -> str:
@@ -274,12 +273,12 @@ def is_no_plain_pattern(text: str) -> bool:
 
 
 def insert(tabname: str, text: str, negative_text: str) -> str:
-    """JavaScript that puts the texts into the prompts or takes them out again, whatever is in them."""
+    """JavaScript that puts the texts into the prompts, or takes them out again; the texts may hold any characters."""
     return f"textualInversion.insert({_quoted(tabname)}, {_quoted(text)}, {_quoted(negative_text)})"
 
 
 def explain(name: str, reason: str) -> str:
-    """JavaScript that says in the WebUI's own popup why a click puts nothing into the prompt."""
+    """JavaScript that shows in the WebUI's own popup why a click puts nothing into the prompt."""
     text = f"{name} cannot be used in prompts now: {reason}"
     return f"popup(Object.assign(document.createElement('p'), {{className: 'ti-card-why', textContent: {_quoted(text)}}}))"
 

@@ -6,7 +6,7 @@ The WebUI may load its own modules again, so they are imported at the call.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from textual_inversion.prompts.names import rewrite_names
@@ -28,29 +28,24 @@ _FIELDS = (
 
 
 def rewrite_all(p: Any, known: Collection[str], known_in_hires: Collection[str] | None = None, part: slice = _EVERYTHING) -> None:
-    """Rewrite the prompts of a generation in place, as often as it is called; see `rewrite_names`.
+    """Rewrite `<name>` and `<name:1.2>` in the prompts of a generation, in place; see `rewrite_names`. A second call changes nothing.
 
-    Lists stay the same objects, since the host hands them to other extensions too; what a kind of generation lacks is passed over.
+    Lists stay the same objects, since the WebUI hands them to other extensions too. A list that this kind of generation lacks is skipped.
 
     Args:
-        p: the host's `StableDiffusionProcessing`, its prompts set up.
+        p: the WebUI's `StableDiffusionProcessing`, its prompts set up.
         known: names of embeddings for the first pass.
-        known_in_hires: those for the hires pass, where they differ.
-        part: which pictures of the generation; those of the batch at hand always.
+        known_in_hires: names for the hires pass, where they differ.
+        part: which pictures of the generation are rewritten; those of the current batch always are.
     """
     for prefix, names in (("", known), ("hr_", known if known_in_hires is None else known_in_hires)):
-        rewrite = _rewriter(names)
+        rewrite = lru_cache(maxsize=None)(partial(rewrite_names, known=names))  # most prompts of a generation are the same
         for kind in ("prompts", "negative_prompts"):
             _rewrite_list(p, f"all_{prefix}{kind}", rewrite, part)
             _rewrite_list(p, f"{prefix}{kind}", rewrite, _EVERYTHING)
     for attribute in ("main_prompt", "main_negative_prompt"):  # a grid's infotext shows these
         if isinstance(text := getattr(p, attribute, None), str):
             setattr(p, attribute, rewrite_names(text, known))
-
-
-def _rewriter(known: Collection[str]) -> Callable[[str], str]:
-    """`rewrite_names` for prompts of which most are the same."""
-    return lru_cache(maxsize=None)(lambda text: rewrite_names(text, known))
 
 
 def _rewrite_list(p: Any, attribute: str, rewrite: Callable[[str], str], part: slice) -> None:
@@ -63,7 +58,7 @@ def _rewrite_list(p: Any, attribute: str, rewrite: Callable[[str], str], part: s
 
 
 def has_own_hires_checkpoint(p: Any) -> bool:
-    """Whether the hires pass is drawn with another checkpoint, which may know other names."""
+    """Whether the hires pass is drawn with a checkpoint of its own, which may know other names."""
     return bool(getattr(p, "enable_hr", False)) and (getattr(p, "hr_checkpoint_name", None) or "") not in _SAME_CHECKPOINT
 
 
@@ -75,7 +70,7 @@ def complete_hashes(p: Any, encoder: Any) -> None:
 
     Args:
         p: the WebUI's generation, its prompts encoded.
-        encoder: what cuts prompts into chunks, with `process_texts`; None leaves the infotext alone.
+        encoder: the WebUI's object that cuts prompts into chunks, with `process_texts`; None leaves the infotext alone.
     """
     from modules import shared
 
@@ -116,11 +111,11 @@ def forget_conditioning() -> None:
 
     first, hires = processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img
     for cache in (first.cached_c, first.cached_uc, hires.cached_hr_c, hires.cached_hr_uc):
-        cache[0] = None  # what it is for, in place; a generation that is just taking the rest out still gets it
+        cache[0] = None  # the prompts that it holds, not the conditioning: a generation that is just taking that out still gets it
 
 
 def txt2img_components() -> list[Any]:
-    """Prompt, negative prompt, steps, sampler, guidance, seed, width and height; empty where one of them is missing."""
+    """The txt2img page's prompt, negative prompt, steps, sampler, guidance, seed, width and height; empty where one is missing."""
     from modules import infotext_utils
 
     fields = infotext_utils.paste_fields.get("txt2img", {}).get("fields") or []

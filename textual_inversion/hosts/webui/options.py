@@ -1,4 +1,4 @@
-"""This extension's settings in the WebUI's Settings page, and the WebUI's own training options. Knows nothing of pages or models."""
+"""This extension's settings in the WebUI's Settings page, and the WebUI's own training options."""
 
 from __future__ import annotations
 

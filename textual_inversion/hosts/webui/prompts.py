@@ -1,7 +1,7 @@
-"""`<name>` and `<name:1.2>` become what the WebUI understands, before it looks for extra networks. Knows nothing of tokens.
+"""`<name>` and `<name:1.2>` become what the WebUI understands, before it looks for extra networks.
 
-`process` runs once the styles are in and the embeddings are loaded again, and before the infotext is made. `before_process_batch`
-runs just before `<word:…>` is taken out of the positive prompts, so it reaches what an extension has put in since.
+`process` runs when the styles are in and the embeddings are loaded again, before the infotext is made. `before_process_batch` runs just
+before the WebUI takes `<word:…>` out of the positive prompts, and so reaches the text that another extension has put in since.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from textual_inversion.prompts.names import rewrite_names
 
 
 class TextualInversionPrompts(scripts.Script):
-    """Always at work, on txt2img and img2img, from the page and from the API; has no controls."""
+    """Runs at every generation of txt2img and img2img, from the page and from the API; has no controls."""
 
     create_group = False  # without controls, a group would be an empty box
 
     def title(self) -> str:
-        """What the host calls it."""
+        """The WebUI's name for the script."""
         return "Textual Inversion names"
 
     def show(self, is_img2img: bool) -> object:
-        """On both pages, unasked."""
+        """On both pages, without being chosen."""
         return scripts.AlwaysVisible
 
     def before_process(self, p: Any, *args: Any) -> None:
-        """The model is not chosen yet."""
+        """Called before the WebUI loads the model of the generation."""
         current_host().before_loading()
 
     def process(self, p: Any, *args: Any) -> None:
@@ -40,27 +40,27 @@ class TextualInversionPrompts(scripts.Script):
         _rewrite(p)
 
     def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        """Rewrite what was put in since; `kwargs` has the `batch_number`."""
+        """Rewrite the text that was put in since; `kwargs` has the `batch_number`."""
         first = int(kwargs.get("batch_number", 0)) * p.batch_size
         _rewrite(p, slice(first, first + p.batch_size))
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        """The prompts are encoded, the infotext is not made yet."""
+        """Called when the prompts are encoded and the infotext is not made yet."""
         current_host().before_sampling(p)
 
 
 def run_last() -> None:
-    """Let the script come after those of all extensions; called before the WebUI makes its scripts, so before each page.
+    """Move the script behind those of all other extensions; called before each page, as the WebUI makes its scripts then.
 
-    An extension that puts names into prompts would otherwise have to be listed in metadata.ini.
+    Otherwise every extension that puts names into prompts would have to be listed in metadata.ini.
     """
     scripts.scripts_data.sort(key=lambda data: data.script_class is TextualInversionPrompts)
 
 
 def before_token_counter(params: Any) -> None:
-    """Let the host's counter count what will be drawn; `params` is its `BeforeTokenCounterParams`.
+    """Have the WebUI's counter count the prompt as it will be drawn; `params` is the WebUI's `BeforeTokenCounterParams`.
 
-    The host adds the styles after this. Where one of them has a name in it, they are added here.
+    The WebUI adds the styles afterwards. Where one of them holds a name, they are added and rewritten here.
     """
     host = current_host()
     if not host.option("rewrite_prompts"):
@@ -86,5 +86,5 @@ def _rewrite(p: Any, part: slice = slice(None)) -> None:
 
 
 def _known_in_hires(known: Collection[str]) -> set[str]:
-    """With another checkpoint for hires, every file's name may be a word; the prompts are parsed before that one is loaded."""
+    """Names for a hires pass with a checkpoint of its own: every file's name, as the prompts are parsed before that one is loaded."""
     return {*known, *(word_of(entry, known) for entry in current_engine().library().entries() if entry.info is not None)}

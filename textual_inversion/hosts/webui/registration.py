@@ -1,7 +1,7 @@
 """Tells the WebUI what of ours to call, and when.
 
-The WebUI forgets every callback when its page is reloaded and runs the extension's script again, while this package stays in
-memory: so every registration is made anew, and what was changed in the WebUI itself is undone when it asks for that.
+When its page is reloaded, the WebUI forgets every callback and runs the extension's script again, while this package stays in memory.
+So every registration is made anew, and our changes to the WebUI are undone when it unloads its scripts.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def listen(kind: str, callback: Callable[..., Any]) -> None:
     Its `on_…` functions do the same, and look through the whole stack for the name of the file that calls: 0.2 s each time.
     """
     if "filename" in signature(script_callbacks.add_callback).parameters:
-        theirs = script_callbacks.callback_map[f"callbacks_{kind}"]
-        script_callbacks.add_callback(theirs, callback, category=kind, filename=str(_SCRIPT))
+        callbacks = script_callbacks.callback_map[f"callbacks_{kind}"]
+        script_callbacks.add_callback(callbacks, callback, category=kind, filename=str(_SCRIPT))
     else:
         getattr(script_callbacks, f"on_{kind}")(callback)
 
@@ -84,11 +84,11 @@ def _model_loaded(_model: Any) -> None:
 
 
 def _script_unloaded() -> None:
-    """Undo what was changed in the WebUI; a job that ends before this extension is loaded again waits for that, if it is to be."""
+    """Undo our changes to the WebUI. If this extension will be loaded again, a job that ends before then waits for that."""
     current_host().remove()
-    off = getattr(shared.opts, "disable_all_extensions", "none") != "none"
-    off |= _SCRIPT.parents[1].name in getattr(shared.opts, "disabled_extensions", ())
-    if not off and _SCRIPT.is_file():
+    disabled = getattr(shared.opts, "disable_all_extensions", "none") != "none"
+    disabled |= _SCRIPT.parents[1].name in getattr(shared.opts, "disabled_extensions", ())
+    if not disabled and _SCRIPT.is_file():
         scripts_loaded.clear()
 
 
