@@ -29,23 +29,23 @@ _MOST_SIZES = 8
 
 
 def head(review: ReviewSession) -> str:
-    """How many pictures and results there are, of which sizes, and the filters; nothing when nothing was looked at."""
+    """How many pictures and results there are, of which sizes, and the filters; empty where nothing is under review."""
     if not review.id:
         return ""
     counts, sizes = review.counts(), review.sizes()
     total = counted(counts[ALL], "picture")
-    made = _captions_line(review) if review.config and review.config.captions_only else _sizes_line(sizes)
+    results = _captions_line(review) if review.config and review.config.captions_only else _sizes_line(sizes)
     filters = "".join(
         f'<button type="button" data-do="show" data-kind="{kind}" aria-pressed="{str(kind == review.show).lower()}">'
         f"{label} <b>{counts[kind]}</b></button>"
         for kind, label in FILTERS.items()
         if counts[kind] or kind == review.show
     )
-    told = "".join(note(text, "hint") for text in review.notes)
+    notes = "".join(note(text, "hint") for text in review.notes)
     return (
-        f'<div class="ti-look-head"><h3>{total}, {made}</h3>'
+        f'<div class="ti-look-head"><h3>{total}, {results}</h3>'
         '<button type="button" class="ti-look-close" data-do="forget" title="Forget what was looked at and changed">Close</button>'
-        f'{told}<div class="ti-switch" role="group" aria-label="Which pictures are shown">{filters}</div></div>'
+        f'{notes}<div class="ti-switch" role="group" aria-label="Which pictures are shown">{filters}</div></div>'
     )
 
 
@@ -53,9 +53,9 @@ def tiles(review: ReviewSession) -> str:
     """The pictures of the current page, with the buttons to others."""
     if not review.id:
         return ""
-    shown = review.shown()
-    pictures = "".join(_tile(review, place) for place in shown)
-    nothing = "" if shown else '<p class="ti-look-none">There is no such picture any more.</p>'
+    places = review.shown()
+    pictures = "".join(_tile(review, place) for place in places)
+    nothing = "" if places else '<p class="ti-look-none">There is no such picture any more.</p>'
     copies = len(review.config.flips) if review.config else 0
     hint = "Click a picture to leave it out or take it back. Captions are saved as you type."
     hint += f" Each gets {copies} mirrored {'copy' if copies == 1 else 'copies'} as well." if copies else ""
@@ -66,7 +66,7 @@ def tiles(review: ReviewSession) -> str:
 
 
 def acknowledged(review: ReviewSession, client: str) -> str:
-    """What tells a page's script which of its commands were taken."""
+    """The element that tells a page's script which of its commands were taken."""
     taken = review.taken.get(client, 0)
     return f'<span class="ti-look-ack" data-look="{review.id}" data-client="{escape(client)}" data-taken="{taken}"></span>'
 
@@ -76,9 +76,9 @@ def _sizes_line(sizes: dict[tuple[int, int], int]) -> str:
     most = sorted(sizes.items(), key=lambda item: -item[1])[:_MOST_SIZES]
     if len(sizes) == 1:
         return f"{results} of {_pixels(most[0][0])}"
-    told = ", ".join(f"{number} of {_pixels(size)}" for size, number in most)
+    listed = ", ".join(f"{number} of {_pixels(size)}" for size, number in most)
     more = f" and {len(sizes) - len(most)} other sizes" if len(sizes) > len(most) else ""
-    return f"{results}: {told}{more}" if sizes else results
+    return f"{results}: {listed}{more}" if sizes else results
 
 
 def _captions_line(review: ReviewSession) -> str:
@@ -95,8 +95,8 @@ def _tile(review: ReviewSession, place: int) -> str:
     problems = "".join(f'<p class="ti-problem">{escape(problem.text)}</p>' for problem in item.problems)
     problems += f'<p class="ti-problem ti-problem-fatal">{escape(item.reason)}</p>' if item.reason else ""
     parts = "".join(_part(view, place, alone=len(item.views) == 1) for view in item.views)
-    made = ", ".join(dict.fromkeys(_pixels(view.size) for view in item.views))
-    sizes = f"{_pixels(item.size)} → {made}" if made else _pixels(item.size) if item.size[0] else ""
+    results = ", ".join(dict.fromkeys(_pixels(view.size) for view in item.views))
+    sizes = f"{_pixels(item.size)} → {results}" if results else _pixels(item.size) if item.size[0] else ""
     done = '<span class="ti-done">is there already</span>' if item.done else ""
     if item.done and not item.chosen:
         problems += '<p class="ti-problem">Its result stays in the destination; delete it there if it is not to be trained on.</p>'
@@ -109,19 +109,19 @@ def _tile(review: ReviewSession, place: int) -> str:
 
 
 def _shot(review: ReviewSession, place: int, item: Planned) -> str:
-    """The picture with what becomes of it lit and the rest in the dark; a click leaves it out."""
+    """The picture, the part that is kept lit and the rest dark; a click leaves the picture out."""
     width, height = item.size
     if not item.views or not width or not height:
         return '<div class="ti-shot ti-shot-none">no picture</div>'
     cut = any(view.box != (0, 0, width, height) for view in item.views)
-    drawn = _crops(item, width, height) if cut else ""
-    drawn += _faces(item.focus, width, height) if item.focus else ""
+    overlay = _crops(item, width, height) if cut else ""
+    overlay += _faces(item.focus, width, height) if item.focus else ""
     label = escape(f"Use {item.source.name}")
     return (
         f'<button type="button" class="ti-shot" data-do="choose" role="switch" aria-checked="{str(item.chosen).lower()}" '
         f'aria-label="{label}" title="Click to leave it out, or to take it back" style="--ti-w:{width};--ti-h:{height}">'
         f'<img src="{ROUTE}/source?look={review.id}&amp;item={place}" alt="" loading="lazy">'
-        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg></button>'
+        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{overlay}</svg></button>'
     )
 
 

@@ -27,7 +27,7 @@ _CHECKPOINT_SIZES = (128, 512, 768, 1024)  # pixels that some checkpoint was mad
 
 @dataclass(frozen=True)
 class TrainPage:
-    """What was drawn: key -> component for each tab, and the notes and buttons by name."""
+    """The components of the page: key -> component for each tab, and the notes and buttons by name."""
 
     create: Parts
     preprocess: Parts
@@ -47,16 +47,16 @@ class TrainPage:
         return line + render.left_out(self.actions.left_out())
 
     def refresh(self, name: Any, folder: Any, width: Any, height: Any) -> Any:
-        """Names to choose from, the pictures, the size: as they are now."""
-        given = str(name or "").strip()
-        current = self._current(given)
-        named = _name_update(self.actions, current)
-        if current == given:
-            named.pop("value", None)  # Create may have put another one there meanwhile
-        return named, self.strip(folder), *self._sizes(width, height)
+        """Updates of the names to choose from, the strip of pictures and the size, as they are now."""
+        typed = str(name or "").strip()
+        current = self._current(typed)
+        name_update = _name_update(self.actions, current)
+        if current == typed:
+            name_update.pop("value", None)  # Create may have put another one there meanwhile
+        return name_update, self.strip(folder), *self._sizes(width, height)
 
     def _sizes(self, width: Any, height: Any) -> tuple[Any, Any]:
-        """What the checkpoint was made for, as long as the form shows what another one was: a person's own size stays."""
+        """Updates to the size that the checkpoint was made for, where the form shows another checkpoint's; a person's own size stays."""
         wanted = _size(self.actions.engine).get("width")
         if wanted is None or width != height or width not in _CHECKPOINT_SIZES or width == wanted:
             return compat.update(), compat.update()
@@ -64,13 +64,13 @@ class TrainPage:
 
     def strip(self, folder: Any) -> str:
         """The pictures of the data set; while they are being made, that they are."""
-        found = pictures.pictures_in(folder_text(folder))
-        if found.problem and self.actions.engine.job.about(JobKind.PREPROCESS):
+        contents = pictures.pictures_in(folder_text(folder))
+        if contents.problem and self.actions.engine.job.about(JobKind.PREPROCESS):
             return render.note("Pictures are being preprocessed; they appear here when that is done.", "hint")
-        return found.html()
+        return contents.html()
 
     def _current(self, name: str) -> str:
-        """The word being trained; else, while the one suggested does not exist, the latest; else the one chosen."""
+        """The name to show: the word being trained; else the latest word, while `name` is a suggestion that does not exist; else `name`."""
         engine, known = self.actions.engine, self.actions.names()
         if engine.job.about(JobKind.TRAIN):
             return engine.job.name

@@ -108,8 +108,8 @@ class StandaloneHost(Host):
         self._chosen = files[name]
 
     def _files(self) -> dict[str, Path]:
-        found = sorted((self._data / "checkpoints").glob("*.safetensors"), key=lambda path: path.name.lower())
-        files = [path for path in (TINY, self._given, *found) if path is not None and path.is_file()]
+        added = sorted((self._data / "checkpoints").glob("*.safetensors"), key=lambda path: path.name.lower())
+        files = [path for path in (TINY, self._given, *added) if path is not None and path.is_file()]
         return {path.stem: path for path in files}
 
 
