@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from textual_inversion.errors import ConfigError
@@ -17,6 +18,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _CHANCE: dict[str, Any] = {"minimum": 0, "maximum": 1, "step": 0.05}
 _EVERY: dict[str, Any] = {"minimum": 0, "maximum": 1_000_000}
+
+_GROUPS = ("learning", "pictures", "prompts", "what a run leaves")
+_learning, _pictures, _prompts, _output = (partial(setting, group=group) for group in _GROUPS)
 
 
 def _schedule(text: Any) -> str:
@@ -43,7 +47,7 @@ class TrainingConfig(Settings):
         ConfigError: with the name of the first setting that cannot be used.
     """
 
-    GROUPS: ClassVar[tuple[str, ...]] = ("learning", "pictures", "prompts", "what a run leaves")
+    GROUPS: ClassVar[tuple[str, ...]] = _GROUPS
 
     name: str = setting(
         label="Embedding",
@@ -60,162 +64,138 @@ class TrainingConfig(Settings):
         metavar="DIR",
         saved=False,
     )
-    subfolders: bool = setting(
+    subfolders: bool = _pictures(
         False,
-        group="pictures",
         label="Read subfolders too",
         hint="One named 5_cats is shown 5 times as often.",
         help="read the folders inside it too; one named `5_cats` has its pictures shown 5 times as often as others",
         saved=False,
     )
-    template: str = setting(
+    template: str = _prompts(
         "",
-        group="prompts",
         label="Prompt template",
         hint="Sentences to train the word in; “filewords” ones use the captions.",
         help="file of prompts, one a line, with `[name]` and optionally `[filewords]`; empty = the shipped `subject_filewords.txt`",
         kind="choice",
         metavar="FILE",
     )
-    steps: int = setting(
+    steps: int = _learning(
         300,
         minimum=1,
         maximum=1_000_000,
-        group="learning",
         label="Max steps",
         hint="Train until the word has had this many steps in all.",
         help="train until the embedding's own step reaches this number (optimizer steps, {minimum} or more)",
         saved=False,
     )
-    learning_rate: str | float = setting(
+    learning_rate: str | float = _learning(
         "0.005",
-        group="learning",
         label="Embedding Learning rate",
         hint="0.005 is usual. In stages: 0.005:2000, 0.002",
         help="a number or A1111's schedule `0.005:100, 1e-3:1000, 1e-5` (rate:until step). Higher learns faster and breaks sooner",
         metavar="RATE",
         rule=_schedule,
     )
-    batch_size: int = setting(
+    batch_size: int = _learning(
         4,
         minimum=1,
         maximum=1024,
-        group="learning",
         label="Batch size",
         hint="More is smoother, slower and needs memory.",
         help="pictures in one forward pass ({minimum} or more). More is smoother, slower, and needs more memory",
     )
-    gradient_accumulation_steps: int = setting(
+    gradient_accumulation_steps: int = _learning(
         1,
         minimum=1,
         maximum=1024,
-        group="learning",
         label="Gradient accumulation steps",
         hint="A larger batch without its memory.",
         help="forward passes averaged into one optimizer step ({minimum} or more): a larger batch without its memory",
     )
-    width: int = setting(
+    width: int = _pictures(
         512,
         **SIDE,
-        group="pictures",
         label="Width",
         hint="As the checkpoint was made.",
         help="training width in pixels ({range}); pictures are resized and cropped to it",
         saved=False,
     )
-    height: int = setting(
-        512,
-        **SIDE,
-        group="pictures",
-        label="Height",
-        hint="Larger needs more memory.",
-        help="training height in pixels ({range}), likewise",
-        saved=False,
+    height: int = _pictures(
+        512, **SIDE, label="Height", hint="Larger needs more memory.", help="training height in pixels ({range}), likewise", saved=False
     )
-    buckets: bool = setting(
+    buckets: bool = _pictures(
         False,
-        group="pictures",
         label="Aspect buckets",
         hint="Several sizes of one area, so that little is cropped away.",
         help="train at several sizes of about width x height in area, so that little is cropped away; a batch has one size",
     )
-    bucket_step: int = setting(
+    bucket_step: int = _pictures(
         64,
         minimum=8,
         maximum=64,
         multiple=8,
-        group="pictures",
         label="Bucket step",
         hint="Sides are multiples of this; smaller crops less and mixes less.",
         help="sides of bucket sizes are multiples of this (a {range}); smaller crops less and mixes less",
     )
-    no_resize: bool = setting(
+    no_resize: bool = _pictures(
         False,
-        group="pictures",
         label="Do not resize images",
         hint="Each at its own size; large ones need memory.",
         help="train each picture at its own size, cut to multiples of 8 (sides of 64 to 2048); width and height go unused",
     )
-    crops: int = setting(
+    crops: int = _pictures(
         1,
         minimum=1,
         maximum=16,
         step=1,
-        group="pictures",
         label="Crops of each picture",
         hint="Spread along the side that does not fit, one at random each time; 1 = the centre.",
         help="most crops of a picture ({range}), spread along the side that does not fit, one at random each time; 1 = the centre",
     )
-    flip: bool = setting(
+    flip: bool = _pictures(
         False,
-        group="pictures",
         label="Flip pictures at random",
         hint="Shows each mirrored half of the time.",
         help="show each picture mirrored half of the time; not for text or faces that must keep their side",
     )
-    clip_mode: str = setting(
+    clip_mode: str = _learning(
         "off",
         choices=CLIP_MODES,
-        group="learning",
         label="Gradient Clipping",
         hint="Holds single steps back.",
         help="gradient clipping `off`, by `value` or by `norm` (of the unscaled gradient)",
     )
-    clip_schedule: str | float = setting(
+    clip_schedule: str | float = _learning(
         "1.0",
-        group="learning",
         label="Gradient clipping bound",
         hint="A number, or staged like the learning rate.",
         help="the clipping bound, a number or a schedule like `learning_rate`'s",
         metavar="RATE",
     )
-    weight_decay: float = setting(
+    weight_decay: float = _learning(
         0.0,
         minimum=0,
         maximum=10,
-        group="learning",
         label="Weight decay",
         hint="Pulls the vectors towards zero; 0 = off.",
         help="AdamW's decoupled weight decay ({minimum} or more); pulls vectors towards zero",
     )
-    alpha_weight: bool = setting(
+    alpha_weight: bool = _pictures(
         False,
-        group="pictures",
         label="Use PNG alpha channel as loss weight",
         hint="Or NAME-mask.png beside it: white counts.",
         help="the loss counts where a picture is opaque, or where `NAME-mask.png` beside it is white (mean 1)",
     )
-    background: str = setting(
+    background: str = _pictures(
         "white",
-        group="pictures",
         label="Colour under transparency",
         hint="A name, or #rrggbb.",
         help="colour under what is transparent, such as `white` or `#808080`",
         rule=colour,
     )
-    latent_cache: str = setting(
+    latent_cache: str = _pictures(
         "",
-        group="pictures",
         label="Latent cache directory",
         hint="Saves encoding next time; empty = off.",
         help="folder that keeps encoded pictures for later runs (4 GB at most, the least used go first); empty = none",
@@ -223,77 +203,68 @@ class TrainingConfig(Settings):
         metavar="DIR",
         saved=False,
     )
-    latent_sampling: str = setting(
+    latent_sampling: str = _pictures(
         "once",
         choices=SAMPLING_METHODS,
-        group="pictures",
         label="Choose latent sampling method",
         hint="once: one latent for each picture. random: a fresh one each time.",
         help="`once` (one latent a picture, fixed), `deterministic` (the mean), `random` (a fresh sample each time)",
     )
-    filename_regex: str = setting(
+    filename_regex: str = _prompts(
         "",
-        group="prompts",
         label="Filename word regex",
         hint="For pictures without a .txt: which parts of the file name are words; empty = all of it.",
         help="which parts of a file name are words of its caption, for pictures without a `.txt`; empty = the whole name",
         rule=_pattern,
         saved=False,
     )
-    filename_join: str = setting(
+    filename_join: str = _prompts(
         " ",
-        group="prompts",
         label="Filename join string",
         hint="What stands between those words.",
         help="what stands between those words",
         verbatim=True,
         saved=False,
     )
-    shuffle_tags: bool = setting(
+    shuffle_tags: bool = _prompts(
         False,
-        group="prompts",
         label="Shuffle tags by ',' when creating prompts.",
         hint="So that no order is learned.",
         help="shuffle the comma-separated tags of a caption each time",
     )
-    tag_dropout: float = setting(
+    tag_dropout: float = _prompts(
         0.0,
         **_CHANCE,
-        group="prompts",
         label="Drop out tags when creating prompts.",
         hint="Chance of leaving out each.",
         help="chance ({range}) of leaving out each tag",
     )
-    keep_tags: int = setting(
+    keep_tags: int = _prompts(
         0,
         minimum=0,
         maximum=1000,
-        group="prompts",
         label="Keep the first N tags",
         hint="Neither shuffled nor dropped: what every picture is about.",
         help="this many tags at the beginning of a caption are neither shuffled nor left out ({range})",
     )
-    caption_dropout: float = setting(
+    caption_dropout: float = _prompts(
         0.0,
         **_CHANCE,
-        group="prompts",
         label="Drop out whole captions",
         hint="So that the name alone has to do.",
         help="chance ({range}) of leaving out the whole caption, so that the name alone has to do",
     )
-    clip_skip: int = setting(
+    clip_skip: int = _prompts(
         1,
         **CLIP_SKIP,
-        group="prompts",
         label="Clip skip in training",
         hint="As you draw with; 1 = none.",
         help="layers left out at the end of the text encoder, counted as A1111 does (1 = none left out, up to {maximum})",
         saved=False,
     )
-    seed: int = setting(
+    seed: int = _learning(
         0,
         **SEED,
-        group="learning",
         before="clip_mode",
         label="Training seed",
         hint="The same seed gives the same vectors on the same device.",
@@ -314,113 +285,92 @@ class TrainingConfig(Settings):
         metavar="DEVICE",
         saved=False,
     )
-    copy_every: int = setting(
+    copy_every: int = _output(
         0,
         **_EVERY,
-        group="what a run leaves",
         label="Save a copy of embedding to log directory every N steps, 0 to disable",
         hint="To go back to.",
         help="save a numbered copy of the embedding every N steps (0 = never)",
     )
-    preview_every: int = setting(
+    preview_every: int = _output(
         0,
         **_EVERY,
-        group="what a run leaves",
         label="Save an image to log directory every N steps, 0 to disable",
         hint="Previews.",
         help="draw a preview picture every N steps (0 = never)",
         saved=False,
     )
-    preview_prompt: str = setting(
+    preview_prompt: str = _output(
         "",
-        group="what a run leaves",
         label="Preview prompt",
         hint="[name] stands for the word; empty = a sentence of the template.",
         help="prompt of the preview; empty = a prompt from the template, `[name]` is filled in",
         kind="lines",
         saved=False,
     )
-    preview_negative_prompt: str = setting(
+    preview_negative_prompt: str = _output(
         "",
-        group="what a run leaves",
         label="Preview negative prompt",
         hint="What previews are led away from.",
         help="negative prompt of the preview",
         kind="lines",
         saved=False,
     )
-    preview_steps: int = setting(
-        20,
-        **SAMPLER_STEPS,
-        group="what a run leaves",
-        label="Preview sampling steps",
-        hint="Fewer draw faster.",
-        help="sampler steps of the preview ({range})",
+    preview_steps: int = _output(
+        20, **SAMPLER_STEPS, label="Preview sampling steps", hint="Fewer draw faster.", help="sampler steps of the preview ({range})"
     )
-    preview_cfg_scale: float = setting(
-        7.0,
-        **GUIDANCE,
-        group="what a run leaves",
-        label="Preview CFG Scale",
-        hint="How closely it follows.",
-        help="guidance of the preview ({range})",
+    preview_cfg_scale: float = _output(
+        7.0, **GUIDANCE, label="Preview CFG Scale", hint="How closely it follows.", help="guidance of the preview ({range})"
     )
-    preview_seed: int = setting(
+    preview_seed: int = _output(
         0,
         **SEED,
-        group="what a run leaves",
         label="Preview seed",
         hint="Fixed, so that previews can be compared.",
         help="seed of the preview, fixed so that previews can be compared",
     )
-    preview_sampler: str = setting(
+    preview_sampler: str = _output(
         "DPM++ 2M Karras",
         choices=SAMPLERS,
-        group="what a run leaves",
         label="Preview sampling method",
         hint="What you draw with.",
         help="sampler of the preview: `Euler`, `Euler a` or `DPM++ 2M Karras`",
         metavar="NAME",
     )
-    preview_width: int = setting(
+    preview_width: int = _output(
         0,
         **SIDE,
         zero="the training width",
-        group="what a run leaves",
         label="Preview width",
         hint="0 = the training width.",
         help="width of the preview in pixels ({range}); 0 = the training width",
     )
-    preview_height: int = setting(
+    preview_height: int = _output(
         0,
         **SIDE,
         zero="the training height",
-        group="what a run leaves",
         label="Preview height",
         hint="0 = the training height.",
         help="height of the preview, likewise",
     )
-    save_optimizer: bool = setting(
+    save_optimizer: bool = _learning(
         False,
-        group="learning",
         label="Save the optimizer's state",
         hint="Beside the embedding, as X.optim; a later run goes on from it, and so can A1111's own trainer.",
         help="keep the optimizer's state in `<file>.optim` beside the embedding, as A1111 does, and go on from it",
         saved=False,
     )
-    csv_every: int = setting(
+    csv_every: int = _output(
         1,
         **_EVERY,
-        group="what a run leaves",
         before="copy_every",
         label="Write the loss table every N steps, 0 to disable",
         hint="loss.csv in the log directory.",
         help="write a row of the loss table every N steps (0 = never)",
         saved=False,
     )
-    log_dir: str = setting(
+    log_dir: str = _output(
         "",
-        group="what a run leaves",
         before="csv_every",
         label="Log directory",
         hint="Each run gets a folder of its own in it.",
