@@ -89,7 +89,7 @@ def test_a_checkpoint_that_cannot_be_chosen_leaves_the_list_at_the_one_before(
 def generate(engine: FakeEngine) -> Any:
     keys = list(defaults_of(GenerationSettings))
     page = _Page(engine, Drawing(), keys)
-    small = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "count": 1, "seed": 0}
+    small = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64}
     values = {**defaults_of(GenerationSettings), **drawing_values(engine), **small}
     return page, lambda: page.generate(*[values[key] for key in keys])
 
@@ -128,3 +128,7 @@ def test_an_error_while_drawing_is_one_sentence_and_the_next_click_works(generat
 def test_a_seed_below_zero_is_another_one_each_time(engine: FakeEngine) -> None:
     values = {"prompt": "", "negative_prompt": None, **defaults_of(GenerationSettings), **drawing_values(engine), "seed": -1}
     assert checked(values)["seed"] != checked(values)["seed"]
+
+
+def test_another_checkpoint_leaves_the_seed_and_the_number_of_pictures_alone(engine: FakeEngine) -> None:
+    assert {"seed", "count"}.isdisjoint(drawing_values(engine))

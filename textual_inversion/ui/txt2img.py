@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from textual_inversion.app.engine import Engine
 
-_MOST_PICTURES = 16  # that the slider offers
+#: What this page shows where its host suggests nothing; the slider offers fewer pictures than the settings allow.
+_USUAL: dict[str, Any] = {"seed": -1, "count": 4, "count_options": {"maximum": 16}}
 _GALLERY: dict[str, Any] = {
     "show_label": False,
     "columns": 2,
@@ -35,7 +36,7 @@ _GALLERY: dict[str, Any] = {
 
 def build_txt2img_page(engine: Engine, drawing: Drawing) -> dict[str, Any]:
     """Draw the page inside the open gradio context; returns key -> component."""
-    values, sections = drawing_values(engine), form.txt2img_sections()
+    values, sections = {**_USUAL, **drawing_values(engine)}, form.txt2img_sections()
     parts: dict[str, Any] = {}
     with gr.Row(elem_classes=["ti-page"]):
         with gr.Column(scale=5, min_width=320, elem_classes=["ti-forms"]):
@@ -160,8 +161,5 @@ def drawing_values(engine: Engine) -> dict[str, Any]:
         "sampler_options": {"choices": list(engine.samplers)},
         "width": side,
         "height": side,
-        "seed": -1,
-        "count": 4,
-        "count_options": {"maximum": _MOST_PICTURES},
         **engine.host.suggestions().drawing,
     }
