@@ -12,6 +12,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteSchedul
 from tests.support.references import apart
 from textual_inversion.diffusion.noise import Epsilon, NoiseSchedule, VPrediction
 from textual_inversion.diffusion.samplers import SAMPLERS, even_sigmas, karras_sigmas
+from textual_inversion.settings import generation
 
 # diffusers asks numpy for a copy in a way that torch does not know
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
@@ -128,3 +129,7 @@ def test_samplers_reach_a_picture_that_the_model_knows(name: str) -> None:
     sigmas = sigmas_for(SCHEDULE, 12)
     picture = sample(lambda x, sigma: known, next(noises) * sigmas[0], sigmas, lambda: next(noises), lambda done: None)
     assert apart(picture, known) < 1e-5
+
+
+def test_the_settings_offer_every_sampler() -> None:
+    assert tuple(SAMPLERS) == generation.SAMPLERS

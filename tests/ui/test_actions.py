@@ -20,7 +20,8 @@ from textual_inversion.errors import DatasetError
 from textual_inversion.hosts.fake import FakeEngine
 from textual_inversion.hosts.standalone.adapter import StandaloneHost
 from textual_inversion.settings.creation import NewEmbedding
-from textual_inversion.settings.schema import folder_text
+from textual_inversion.settings.schema import defaults_of, folder_text
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.ui import form, pictures, render
 from textual_inversion.ui.page import starting_values
 
@@ -204,7 +205,7 @@ def _until(stop: Callable[[], bool]) -> None:
 
 def test_the_form_has_every_training_setting_once() -> None:
     rows = [row for section in form.train_sections().values() for row in section]
-    assert sorted(setting.name for row in rows for setting in row) == sorted(form.training_defaults())
+    assert sorted(setting.name for row in rows for setting in row) == sorted(defaults_of(TrainingConfig))
     rows += [*form.create_rows(), *(row for section in form.preprocess_sections().values() for row in section)]
     labels = [setting.label for row in rows for setting in row]
     assert len(labels) == len(set(labels)), "a WebUI remembers values by label"

@@ -163,11 +163,6 @@ def _place_for(setting: Setting, rows: Sequence[Sequence[str]], declared: Sequen
     return 0
 
 
-def training_defaults() -> dict[str, Any]:
-    """`TrainingConfig`'s defaults by field; the two without one are empty."""
-    return defaults_of(TrainingConfig)
-
-
 def preprocess_values(destination: str, width: int, height: int, captioners: Sequence[str]) -> dict[str, Any]:
     """Values of the Preprocess tab: the defaults, a place for the results, and the names of who can describe pictures."""
     lists = {"flips": [], "captioners": [], "captioners_options": {"choices": list(captioners)}}

@@ -14,7 +14,8 @@ from textual_inversion.app.checking import Checking, CheckOffer
 from textual_inversion.app.job import JobKind
 from textual_inversion.app.preprocessing import Preprocessing
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
-from textual_inversion.settings.schema import folder_text
+from textual_inversion.settings.schema import defaults_of, folder_text
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import counted
 from textual_inversion.ui import compat, form, pictures, preprocess_tab, render
 
@@ -121,7 +122,7 @@ def starting_values(actions: Actions, *, list_names: bool = True) -> dict[str, P
     templates = _templates(folders.templates)
     outputs = folders.outputs
     places = {"images": str(folders.pictures), "log_dir": str(outputs / "training")}
-    train = {**form.training_defaults(), **places, **_size(engine), **suggested.training}
+    train = {**defaults_of(TrainingConfig), **places, **_size(engine), **suggested.training}
     train["latent_cache"] = train["latent_cache"] or str(outputs / "latents")
     train["name"] = (latest(folders.embeddings, names) if names else "") or new.name
     train["name_options"] = {"choices": sorted({*names, train["name"]}, key=str.casefold)}
