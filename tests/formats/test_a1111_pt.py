@@ -95,23 +95,26 @@ def test_written_files_hold_only_the_entries_that_a1111s_check_allows(tmp_path):
 
 def test_sdxl_does_not_fit_and_says_what_to_do(tmp_path):
     sdxl = Embedding("cat", {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)})
-    with pytest.raises(EmbeddingError, match=r"cat\.pt.*\.safetensors"):
+    with pytest.raises(EmbeddingError, match=r"save it as \.safetensors") as error:
         save(sdxl, tmp_path / "cat.pt")
+    assert error.value.path == tmp_path / "cat.pt"
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("params", [{}, {"a": torch.ones(1, 8), "b": None}, {"*": "text"}, {"*": None}])
 def test_string_to_param_without_tensors_is_refused(tmp_path, params):
     torch.save({"string_to_param": params}, tmp_path / "x.pt")
-    with pytest.raises(EmbeddingError, match=r"x\.pt: "):
+    with pytest.raises(EmbeddingError) as error:
         load(tmp_path / "x.pt")
+    assert error.value.path == tmp_path / "x.pt"
 
 
 @pytest.mark.parametrize("tree", [{"state_dict": {"w": torch.ones(2, 2)}}, [1, 2], "text", {"string_to_param": torch.ones(1, 8)}, None])
 def test_other_pickles_are_an_unknown_layout(tmp_path, tree):
     torch.save(tree, tmp_path / "x.pt")
-    with pytest.raises(UnknownLayoutError, match=r"x\.pt: it holds"):
+    with pytest.raises(UnknownLayoutError) as error:
         load(tmp_path / "x.pt")
+    assert error.value.path == tmp_path / "x.pt"
 
 
 def test_the_ending_does_not_matter_when_reading(tmp_path):

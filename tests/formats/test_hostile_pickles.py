@@ -53,11 +53,12 @@ def _legacy(tree: object, after: bytes = b"") -> bytes:
 def _check_refused(tmp_path: Path, data: bytes, kind: type[EmbeddingError] = EmbeddingError) -> str:
     path = tmp_path / "bad.pt"
     path.write_bytes(data)
-    with pytest.raises(kind, match=r"bad\.pt: ") as caught:
+    with pytest.raises(kind) as error:
         load(path)
-    assert len(str(caught.value)) < 600 + len(str(path))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert error.value.path == path
+    assert len(error.value.reason) < 600
+    assert "\n" not in error.value.reason
+    return error.value.reason
 
 
 @pytest.mark.parametrize("protocol", range(6))

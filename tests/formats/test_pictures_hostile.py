@@ -70,26 +70,24 @@ def carrier(data: bytes = GOOD) -> numpy.ndarray:
 
 
 def check_refused(path: Path, data: bytes, kind: type[EmbeddingError] = EmbeddingError) -> str:
-    """The message of `load`, which is one sentence."""
+    """The reason that `load` gives, which is one sentence."""
     path.write_bytes(data)
-    with pytest.raises(kind) as caught:
+    with pytest.raises(kind) as error:
         load(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: ")
-    assert "\n" not in said
-    assert said.endswith(".")
-    return said
+    assert error.value.path == path
+    assert "\n" not in error.value.reason
+    assert error.value.reason.endswith(".")
+    return error.value.reason
 
 
 def check_survives(path: Path, data: bytes) -> None:
     """Any other exception than the package's fails the test."""
     path.write_bytes(data)
-    said = str(path)
     try:
-        assert isinstance(load(path), Embedding)
+        outcome: Embedding | EmbeddingError = load(path)
     except EmbeddingError as error:
-        said = str(error)
-    assert said.startswith(str(path))
+        outcome = error
+    assert isinstance(outcome, Embedding) or outcome.path == path
 
 
 def _with_black_columns(*columns: int) -> numpy.ndarray:

@@ -121,13 +121,11 @@ def small_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def _check_errors_or_embeddings(path: Path, data: bytes) -> None:
     """Any other exception than the package's fails the test."""
     path.write_bytes(data)
-    said = str(path)
     try:
-        assert isinstance(load(path), Embedding)
+        outcome: Embedding | EmbeddingError = load(path)
     except EmbeddingError as error:
-        said = str(error)
-    assert said.startswith(str(path))
-    assert "\n" not in said
+        outcome = error
+    assert isinstance(outcome, Embedding) or (outcome.path == path and "\n" not in outcome.reason)
 
 
 def test_truncation_at_every_byte(small_file: Path) -> None:

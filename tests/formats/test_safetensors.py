@@ -105,8 +105,9 @@ def test_other_tensors_are_an_unknown_layout_with_its_keys(tmp_path, tensors, sa
 def test_a_tensor_that_cannot_be_vectors_is_refused_with_the_files_name(tmp_path, tensor):
     path = tmp_path / "odd.safetensors"
     safetensors.torch.save_file({"emb_params": tensor}, path)
-    with pytest.raises(EmbeddingError, match=r"odd\.safetensors"):
+    with pytest.raises(EmbeddingError) as error:
         load(path)
+    assert error.value.path == path
 
 
 def test_a_single_vector_without_its_first_dimension_is_one_row(tmp_path):
@@ -148,6 +149,7 @@ def _entry(shape: list, offsets: list, dtype: str = "F32") -> dict:
 def test_a_lying_header_is_one_sentence(tmp_path, data):
     path = tmp_path / "liar.safetensors"
     path.write_bytes(data)
-    with pytest.raises(EmbeddingError, match=r"liar\.safetensors: ") as caught:
+    with pytest.raises(EmbeddingError) as error:
         load(path)
-    assert "\n" not in str(caught.value)
+    assert error.value.path == path
+    assert "\n" not in error.value.reason
