@@ -88,7 +88,7 @@ class Golden:
         safetensors.torch.save_file(tree, self.folder / name, metadata=metadata or None)
         self.expected[name] = {"layout": layout, "embeddings": list(embeddings)}
 
-    def stranger(self, name: str, tree: Any, says: str) -> None:
+    def foreign(self, name: str, tree: Any, says: str) -> None:
         if name.endswith(".safetensors"):
             safetensors.torch.save_file({key: value.clone() for key, value in tree.items()}, self.folder / name)
         else:
@@ -291,25 +291,25 @@ def make_others(golden: Golden) -> None:
     golden.pickle("tensor-alone.bin", rows(2), "tensor alone", embedding({"clip_l": rows(2)}, "SD1"))
 
 
-def make_strangers(golden: Golden) -> None:
+def make_foreign_files(golden: Golden) -> None:
     tiny = torch.zeros(2, 2)
     lora = {"lora_unet_down_blocks_0.lora_down.weight": tiny, "lora_unet_down_blocks_0.lora_up.weight": tiny}
-    golden.stranger("stranger-lora.safetensors", lora, "a LoRA")
+    golden.foreign("stranger-lora.safetensors", lora, "a LoRA")
     parameter = torch.nn.Parameter(tiny)
     optimizer = torch.optim.AdamW([parameter], lr=0.005)
     parameter.sum().backward()
     optimizer.step()
     state = {"hash": "0a1b2c", "optimizer_state_dict": optimizer.state_dict()}
-    golden.stranger("stranger.pt.optim", state, "the optimizer's state")
+    golden.foreign("stranger.pt.optim", state, "the optimizer's state")
     layers = ({"linear.0.weight": tiny, "linear.0.bias": torch.zeros(2)}, {"linear.0.weight": tiny, "linear.0.bias": torch.zeros(2)})
     hypernetwork = {768: layers, "step": 10, "name": "h", "layer_structure": [1, 2, 1], "activation_func": "linear"}
-    golden.stranger("stranger-hypernetwork.pt", hypernetwork, "a hypernetwork")
+    golden.foreign("stranger-hypernetwork.pt", hypernetwork, "a hypernetwork")
     vae = {"encoder.conv_in.weight": tiny, "decoder.conv_in.weight": tiny}
-    golden.stranger("stranger-vae.pt", {"state_dict": vae}, "a VAE")
+    golden.foreign("stranger-vae.pt", {"state_dict": vae}, "a VAE")
     checkpoint = {"model.diffusion_model.out.2.weight": tiny, "first_stage_model.encoder.conv_in.weight": tiny}
-    golden.stranger("stranger-checkpoint.safetensors", checkpoint, "a checkpoint")
-    golden.stranger("stranger-controlnet.safetensors", {"control_model.zero_convs.0.0.weight": tiny}, "a ControlNet")
-    golden.stranger("stranger-upscaler.pt", {"params_ema": {"conv_first.weight": tiny}}, "an upscaler")
+    golden.foreign("stranger-checkpoint.safetensors", checkpoint, "a checkpoint")
+    golden.foreign("stranger-controlnet.safetensors", {"control_model.zero_convs.0.0.weight": tiny}, "a ControlNet")
+    golden.foreign("stranger-upscaler.pt", {"params_ema": {"conv_first.weight": tiny}}, "an upscaler")
 
 
 def make_all(folder: Path, *, only_torch: bool = False) -> dict[str, dict[str, Any]]:
@@ -317,7 +317,7 @@ def make_all(folder: Path, *, only_torch: bool = False) -> dict[str, dict[str, A
     golden = Golden(folder)
     make_for_this_torch(golden)
     if not only_torch:
-        for make in (make_a1111, make_original, make_diffusers, make_kohya, make_onetrainer, make_others, make_strangers):
+        for make in (make_a1111, make_original, make_diffusers, make_kohya, make_onetrainer, make_others, make_foreign_files):
             make(golden)
     return golden.expected
 
