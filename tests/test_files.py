@@ -41,6 +41,12 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path, durable: bool) 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_next_run_writes_over_what_a_killed_one_has_left(tmp_path: Path) -> None:
+    (tmp_path / ".picture.png.part").write_bytes(b"half")
+    replace_file(tmp_path / "picture.png", b"whole", durable=False, fixed_name=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
 def test_a_file_that_is_there_stays_unless_it_may_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "mine"
     path.write_bytes(b"mine")

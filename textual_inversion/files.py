@@ -49,7 +49,12 @@ def short_hash(sha256: str) -> str:
 
 
 def replace_file(
-    path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object], *, overwrite: bool = True, durable: bool = True
+    path: str | os.PathLike[str],
+    content: bytes | Callable[[BinaryIO], object],
+    *,
+    overwrite: bool = True,
+    durable: bool = True,
+    fixed_name: bool = False,
 ) -> None:
     """Write a file so that `path` holds either what it held before or all of `content`.
 
@@ -59,6 +64,8 @@ def replace_file(
         overwrite: replace a file that is there.
         durable: wait until the disk has the bytes, so that they survive a loss of power. Without it many small files are written much
             faster, and a file may be empty after a crash of the machine.
+        fixed_name: name the temporary file after the target, so that the next run writes over what a killed run has left. Only one
+            program may write that target at a time.
 
     Raises:
         FileExistsError: something is there and `overwrite` is false.
@@ -67,9 +74,10 @@ def replace_file(
     if not overwrite and os.path.lexists(path):  # also a link to nothing: whoever unpacked it did not choose where it leads
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
     target = Path(os.path.realpath(path))
-    temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
+    temporary = target.parent / (f".{target.name}.part" if fixed_name else f".{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:  # not tempfile, whose mode 0600 hides the file from other users of the WebUI
+        # Not tempfile, whose mode 0600 hides the file from other users of the WebUI.
+        with open(temporary, "wb" if fixed_name else "xb") as file:
             file.write(content) if isinstance(content, bytes) else content(file)
             if durable:
                 file.flush()

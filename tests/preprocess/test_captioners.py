@@ -140,8 +140,6 @@ def test_a_download_that_was_asked_for_makes_a_folder_that_works(hub: Any, tmp_p
 
 
 def test_a_download_can_be_stopped_and_leaves_nothing_half_done(hub: Any, tmp_path: Path) -> None:
-    (tmp_path / "somebody--blip").mkdir()
-    (tmp_path / "somebody--blip" / ".0123.tmp").write_text("of a program that was ended")
     with pytest.raises(ConfigError, match="was stopped; start it again"):
         download("somebody/blip", tmp_path, should_stop=lambda: True)
     assert downloaded("somebody/blip", tmp_path) is None

@@ -122,13 +122,13 @@ class Destination:
 
     def write_mask(self, target: Path, mask: Image.Image) -> None:
         """Write the mask of the result `target`; raises OSError."""
-        replace_file(mask_file(target), encoded(mask, "PNG"), durable=False)
+        replace_file(mask_file(target), encoded(mask, "PNG"), durable=False, fixed_name=True)
 
     def write_picture(self, target: Path, image: Image.Image, source: Path) -> None:
         """Write a result with its note; raises OSError."""
         chunks = PngInfo()
         chunks.add_text(_CHUNK, json.dumps({"source": source.name, "bytes": source.stat().st_size, "settings": self.config.fingerprint}))
-        replace_file(target, encoded(image, "PNG", pnginfo=chunks, compress_level=_LEVEL), durable=False)
+        replace_file(target, encoded(image, "PNG", pnginfo=chunks, compress_level=_LEVEL), durable=False, fixed_name=True)
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from textual_inversion.errors import ConfigError
-from textual_inversion.files import remove_quietly, replace_file
+from textual_inversion.files import replace_file
 
 Progress = Callable[[int, int, str], None]
 
@@ -63,8 +63,6 @@ def download(name: str, models: Path, progress: Progress | None = None, should_s
     try:
         sizes = _sizes(name)
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob(".*.tmp"):  # of a program that was ended: up to a gigabyte
-            remove_quietly(unfinished)
         total, before = sum(sizes.values()), 0
         for file in [file for file in _FILES if file in sizes]:
 
@@ -109,7 +107,7 @@ def _fetch(name: str, target: Path, size: int, report: Callable[[int], None]) ->
         if size and file.tell() != size:
             raise ValueError(f"{target.name} ended after {file.tell()} of {size} bytes; try again")
 
-    replace_file(target, write, durable=False)
+    replace_file(target, write, durable=False, fixed_name=True)
 
 
 def _open(path: str) -> http.client.HTTPResponse:

@@ -199,6 +199,6 @@ def stamp_of(source: Path) -> FileStamp:
         DatasetError: it is not there.
     """
     try:
-        return FileStamp.from_status(os.stat(source))
+        return FileStamp.from_status(os.stat(source))._replace(inode=0)  # some network file systems number their files anew
     except OSError as error:
         raise DatasetError(f"{source.name} is not there any more ({os_error_words(error)}).", path=source) from error

@@ -212,7 +212,7 @@ class Writer:
         if view.caption is None or self.config.caption_place == "name" or (path.exists() and not view.edited):
             return
         copied = self.config.existing_captions == "copy" and not view.edited and caption_file(source).is_file()
-        replace_file(path, caption_bytes(caption_file(source)) if copied else view.caption.encode("utf-8"), durable=False)
+        replace_file(path, caption_bytes(caption_file(source)) if copied else view.caption.encode("utf-8"), durable=False, fixed_name=True)
         report.captions.append(path)
 
     def _caption_source(self, item: Planned, view: PlannedView, report: PreprocessReport, *, is_planned: bool) -> None:
@@ -223,7 +223,7 @@ class Writer:
             raise DatasetError(f"The caption of {item.source.name} has changed since it was looked at; look again.", path=item.source)
         if view.caption is not None and view.caption != now:
             path = caption_file(item.source)
-            replace_file(path, view.caption.encode("utf-8"), durable=False)
+            replace_file(path, view.caption.encode("utf-8"), durable=False, fixed_name=True)
             report.captions.append(path)
 
     def _write_debug(self, item: Planned, picture: Picture) -> None:
@@ -235,4 +235,4 @@ class Writer:
         folder = self.destination.folder / DEBUG_FOLDER
         folder.mkdir(exist_ok=True)
         drawing = encoded(debug_picture(small, focus, boxes), "JPEG", quality=88)
-        replace_file(folder / f"{item.number:05d}-{item.source.stem}.jpg", drawing, durable=False)
+        replace_file(folder / f"{item.number:05d}-{item.source.stem}.jpg", drawing, durable=False, fixed_name=True)
