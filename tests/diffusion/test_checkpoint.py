@@ -44,6 +44,7 @@ def refusal(path: Path, kind: type[CheckpointError] = CheckpointError) -> str:
     message = str(caught.value)
     assert type(caught.value) is kind
     assert path.name in message
+    assert caught.value.path == path
     assert message.endswith(".")
     assert "\n" not in message
     return message
@@ -130,8 +131,9 @@ def test_a_wrong_shape_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(), (7,), (0, 0, 0, 0), (33, 4, 3, 3), (2, 3)])
 def test_a_size_that_makes_no_model_is_refused(tmp_path: Path, key: str, shape: tuple[int, ...]) -> None:
     path = write_checkpoint(tmp_path / "m.safetensors", **SMALL, extra={key: torch.zeros(shape)})
-    with pytest.raises(CheckpointError, match=r"m\.safetensors"):
+    with pytest.raises(CheckpointError) as error:
         load(path)
+    assert error.value.path == path
 
 
 def test_tensors_of_other_programs_are_passed_over(tmp_path: Path) -> None:

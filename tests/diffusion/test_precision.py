@@ -27,8 +27,9 @@ def test_elsewhere_it_is_fp32(device):
 
 def test_what_is_asked_for_is_taken():
     assert [compute_dtype(word, "cpu") for word in ("fp32", "bf16", "fp16")] == [torch.float32, torch.bfloat16, torch.float16]
-    with pytest.raises(ConfigError, match="auto, fp32, bf16, fp16"):
+    with pytest.raises(ConfigError) as error:
         compute_dtype("fp8", "cpu")
+    assert error.value.setting == "precision"
 
 
 def test_fp16_on_an_old_pytorch_without_a_card_is_one_sentence(monkeypatch):
@@ -45,5 +46,6 @@ def test_fp16_on_an_old_pytorch_without_a_card_is_one_sentence(monkeypatch):
 def test_devices_are_tried():
     check_device("cpu")
     check_device("")
-    with pytest.raises(ConfigError, match="'gpu' cannot be used"):
+    with pytest.raises(ConfigError) as error:
         check_device("gpu")
+    assert error.value.setting == "device"

@@ -1,13 +1,26 @@
-"""Template files and what fills them."""
+"""Template files, and the tags of the captions that fill them."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
-from textual_inversion.errors import PromptError
-from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, list_templates, read_template, template_folder
+from textual_inversion.errors import ConfigError, PromptError
+from textual_inversion.prompts.templates import (
+    DEFAULT_TEMPLATE,
+    drop_tags,
+    fill,
+    list_templates,
+    read_template,
+    shuffle_tags,
+    split_tags,
+    template_folder,
+)
+
+CAPTION = "red hat,  snow , ,blue sky, old (worn) boots"
+TAGS = ["red hat", "snow", "blue sky", "old (worn) boots"]
 
 
 @pytest.mark.parametrize(
@@ -44,17 +57,19 @@ def test_reads_lines_and_skips_blanks_and_comments(tmp_path: Path) -> None:
 def test_a_template_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "broken.txt"
     path.write_bytes(content)
-    with pytest.raises(PromptError, match=message) as caught:
+    with pytest.raises(PromptError, match=message) as error:
         read_template(path)
-    assert str(path) in str(caught.value)
+    assert (error.value.path, error.value.setting) == (path, "template")
 
 
 @pytest.mark.parametrize("missing", ["absent.txt", ""])
 def test_a_template_that_is_absent_or_a_folder_is_named(tmp_path: Path, missing: str) -> None:
-    with pytest.raises(PromptError, match="cannot be read"):
+    with pytest.raises(PromptError) as error:
         read_template(tmp_path / missing)
-    with pytest.raises(PromptError, match="cannot be read"):
+    assert error.value.path == tmp_path / missing
+    with pytest.raises(PromptError) as error:
         list_templates(tmp_path / "absent")
+    assert error.value.path == tmp_path / "absent"
 
 
 def test_lists_text_files_only(tmp_path: Path) -> None:
@@ -74,3 +89,45 @@ def test_the_shipped_templates_are_good() -> None:
         assert len(set(lines)) == len(lines)
         assert all(("[filewords]" in line) == ("filewords" in file) for line in lines)
         assert all(line == fill(line, "[name]", "[filewords]") for line in lines)
+
+
+def test_shuffles_all_tags_the_same_way_for_the_same_seed() -> None:
+    once = shuffle_tags(CAPTION, random.Random(3))
+    assert once == shuffle_tags(CAPTION, random.Random(3))
+    assert sorted(once.split(", ")) == sorted(TAGS)
+    assert len({shuffle_tags(CAPTION, random.Random(seed)) for seed in range(60)}) > 15
+
+
+def test_drops_none_or_all_at_the_ends() -> None:
+    assert drop_tags(CAPTION, 0.0, random.Random(0)) == ", ".join(TAGS)
+    assert drop_tags(CAPTION, 1.0, random.Random(0)) == ""
+    assert drop_tags("", 0.5, random.Random(0)) == shuffle_tags(" , ", random.Random(0)) == ""
+
+
+def test_drops_as_often_as_asked_and_keeps_the_order() -> None:
+    rng = random.Random(1)
+    kept = [split_tags(drop_tags("a, b, c, d", 0.25, rng)) for _ in range(2000)]
+    assert all(tags == sorted(tags) for tags in kept)
+    assert sum(len(tags) for tags in kept) / 8000 == pytest.approx(0.75, abs=0.03)
+
+
+def test_later_draws_do_not_depend_on_the_probability() -> None:
+    first, second = random.Random(5), random.Random(5)
+    drop_tags(CAPTION, 0.0, first)
+    drop_tags(CAPTION, 0.9, second)
+    assert first.random() == second.random()
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan")])
+def test_a_chance_outside_its_range_is_an_error(probability: float) -> None:
+    with pytest.raises(ConfigError) as error:
+        drop_tags(CAPTION, probability, random.Random(0))
+    assert error.value.setting == "tag_dropout"
+
+
+def test_the_first_tags_stay_where_they_are() -> None:
+    orders = {shuffle_tags(CAPTION, random.Random(seed), keep=2) for seed in range(20)}
+    assert len(orders) == 2
+    assert all(order.startswith("red hat, snow, ") for order in orders)
+    assert drop_tags(CAPTION, 1.0, random.Random(0), keep=2) == "red hat, snow"
+    assert drop_tags(CAPTION, 1.0, random.Random(0), keep=9) == shuffle_tags(CAPTION, random.Random(0), keep=9) == ", ".join(TAGS)

@@ -39,8 +39,9 @@ def test_a_file_that_holds_more_is_never_written_over(tmp_path, golden, name):
 
 def test_a_lora_with_one_word_of_its_own_name_is_never_written_over(tmp_path):
     save_file({"bundle_emb.x.emb_params": ROWS, "lora_unet.lora_up.weight": torch.ones(4, 4)}, tmp_path / "x.safetensors")
-    with pytest.raises(EmbeddingError, match="holds 'x' beside or within other data"):
+    with pytest.raises(EmbeddingError) as error:
         find_embedding(tmp_path, "x")
+    assert (error.value.path, error.value.field) == (tmp_path / "x.safetensors", "x")
 
 
 @pytest.mark.parametrize("name", ["learned_embeds.bin", "replicate.pti"])
@@ -52,11 +53,13 @@ def test_a_kind_that_is_not_written_says_how_to_go_on(tmp_path, name):
 
 def test_a_picture_counts_when_it_carries_an_embedding(tmp_path):
     save(Embedding("x", {"clip_l": ROWS}), tmp_path / "x.png")
-    with pytest.raises(EmbeddingError, match="convert it first"):
+    with pytest.raises(EmbeddingError) as error:
         find_embedding(tmp_path, "x")
+    assert error.value.path == tmp_path / "x.png"
     (tmp_path / "x.png").write_bytes(b"a preview")
-    with pytest.raises(EmbeddingError, match="create it first"):
+    with pytest.raises(EmbeddingError) as error:
         find_embedding(tmp_path, "x")
+    assert error.value.path == tmp_path
 
 
 def test_half_an_sdxl_embedding_is_not_trained_by_itself(tmp_path):

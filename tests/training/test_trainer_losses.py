@@ -154,8 +154,9 @@ def test_what_another_program_writes_while_pictures_are_encoded_stays(config, mo
         if isinstance(event, Started):
             formats.save(theirs, file, overwrite=True)
 
-    with pytest.raises(EmbeddingError, match="was written by another program"):
+    with pytest.raises(EmbeddingError) as error:
         train(config, model, folder, listener=listener)
+    assert error.value.path == file
     assert formats.load(file).provenance.step == 100
 
 
@@ -246,8 +247,9 @@ def test_memory_that_runs_out_is_one_sentence(config, model, folder, file, monke
         return run(self, *arguments)
 
     monkeypatch.setattr(TrainingStep, "run", runs_out)
-    with pytest.raises(TrainingError, match=r"at step 3; use a smaller batch size \(it is 2\)") as caught:
+    with pytest.raises(TrainingError) as caught:
         train(config, model, folder)
+    assert caught.value.setting == "batch_size"
     assert "\n" not in str(caught.value)
     assert formats.load(file).provenance.step == 2
 
@@ -267,5 +269,6 @@ def test_copies_without_a_log_directory_are_told(config, model, folder):
 
 @pytest.mark.parametrize("name", ["../embeddings/thing", "..\\thing", "sub/thing", "/thing"])
 def test_a_name_with_a_path_in_it_is_refused(config, model, folder, name):
-    with pytest.raises(InvalidNameError, match="path in it"):
+    with pytest.raises(InvalidNameError) as error:
         train(replace(config, name=name), model, folder)
+    assert error.value.setting == "name"
