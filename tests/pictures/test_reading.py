@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures.colours import on_colour
 from textual_inversion.pictures.folder import find_images
-from textual_inversion.pictures.reading import picture_size, read_colours, read_image
+from textual_inversion.pictures.reading import on_colour, picture_size, read_colours, read_image
 
 
 def gradient(width: int = 24, height: int = 16) -> Image.Image:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from textual_inversion import formats
 from textual_inversion.errors import ConfigError, DatasetError, EmbeddingError, NonFiniteLossError, PromptError, ZeroGradientError
-from textual_inversion.training.data.prepare import list_pictures
+from textual_inversion.training.data.encoding import list_pictures
 from textual_inversion.training.events import CopySaved, Message, PreviewDrawn, Started, StepDone, Stopped
 from textual_inversion.training.trainer import train
 

@@ -13,8 +13,7 @@ from textual_inversion.app.job import JobKind
 from textual_inversion.hosts.fake import FakeEngine
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.ui.page import build_train_page
-from textual_inversion.ui.tabs import TAB_ID, TrainBlocks, draw_train_tab
+from textual_inversion.ui.page import TAB_ID, TrainBlocks, build_train_page, draw_train_tab
 
 TXT2IMG = ("a cat <lora:x:1>", "blurry", 25, "Euler a", 7.5, 42, 520, 512)
 

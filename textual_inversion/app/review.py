@@ -241,8 +241,7 @@ def small_jpeg(path: str, _modified: int, upright: bool, background: str) -> byt
     Raises:
         DatasetError: it cannot be read.
     """
-    from textual_inversion.pictures.colours import on_colour
-    from textual_inversion.pictures.reading import read_colours
+    from textual_inversion.pictures.reading import on_colour, read_colours
 
     with _one_at_a_time:  # a browser asks for six at once, and each may have 100 megapixels
         image = read_colours(Path(path), (THUMBNAIL, THUMBNAIL), upright=upright)

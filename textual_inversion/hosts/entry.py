@@ -51,7 +51,7 @@ def _draw_in_train_tabs(host: WebUIHost, engine: Engine) -> None:
     from textual_inversion.hosts.webui.registration import listen
 
     def draw(params: Any) -> None:
-        from textual_inversion.ui.tabs import draw_train_tab
+        from textual_inversion.ui.page import draw_train_tab
 
         draw_train_tab(engine, host, params.txt2img_preview_params, first=True)
 
@@ -64,7 +64,7 @@ def _draw_as_tab(host: WebUIHost, engine: Engine) -> None:
 
     def draw() -> list[tuple[Any, str, str]]:
         from textual_inversion.hosts.webui.generation import txt2img_components
-        from textual_inversion.ui.tabs import TrainBlocks
+        from textual_inversion.ui.page import TrainBlocks
 
         return [(TrainBlocks(engine, host, txt2img_components()), "Train", "ti_train_tab")]
 

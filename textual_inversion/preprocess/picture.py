@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from textual_inversion.pictures.colours import flatten_alpha, on_colour
 from textual_inversion.pictures.geometry import Size, View, cut, scaled
 from textual_inversion.pictures.measures import sharpness
-from textual_inversion.pictures.reading import picture_size, read_colours, read_mask
+from textual_inversion.pictures.reading import flatten_alpha, on_colour, picture_size, read_colours, read_mask
 from textual_inversion.pictures.salience import FaceFinder, FocalWeights, Focus, find_focus
 from textual_inversion.preprocess.layout import PlannedView, can_move, lay_out, moved
 from textual_inversion.settings.preprocessing import PreprocessConfig

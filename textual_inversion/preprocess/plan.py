@@ -14,11 +14,11 @@ from PIL import Image
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.files import FileStamp, os_error_words
-from textual_inversion.pictures.colours import on_colour
 from textual_inversion.pictures.folder import caption_file, caption_for, caption_in_name, require_images, written_caption
 from textual_inversion.pictures.geometry import Size
 from textual_inversion.pictures.measures import Fingerprint, find_duplicates
 from textual_inversion.pictures.parallel import PixelRoom, default_workers, in_order
+from textual_inversion.pictures.reading import on_colour
 from textual_inversion.pictures.salience import FaceFinder, Focus, one_thread
 from textual_inversion.preprocess.captioning import Captioner, Describer, compose_caption
 from textual_inversion.preprocess.destination import Destination

@@ -19,7 +19,7 @@ from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, read_tem
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import counted
-from textual_inversion.training.data.prepare import list_pictures
+from textual_inversion.training.data.encoding import list_pictures
 from textual_inversion.training.data.training_set import TrainingPicture, TrainingSet
 
 _MOST_PROMPTS = 2000  # checked; a folder may have tens of thousands

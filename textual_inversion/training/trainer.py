@@ -28,7 +28,7 @@ from textual_inversion.settings.schedule import LearningRateSchedule
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import counted
 from textual_inversion.training.data.batches import BatchMaker, PromptMaker
-from textual_inversion.training.data.prepare import InterruptedEncodingError, encode_pictures, list_pictures
+from textual_inversion.training.data.encoding import InterruptedEncodingError, encode_pictures, list_pictures
 from textual_inversion.training.embedding_file import GuardedFile, find_embedding
 from textual_inversion.training.events import Event, Message, Started, StepDone, Stopped
 from textual_inversion.training.recorder import Recorder

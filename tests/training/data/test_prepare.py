@@ -18,7 +18,7 @@ from textual_inversion.errors import ConfigError, DatasetError
 from textual_inversion.pictures.folder import caption_for
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, drop_tags, fill, read_template, shuffle_tags, template_folder
 from textual_inversion.training.data.batches import BatchMaker, DataOrder, PromptMaker
-from textual_inversion.training.data.prepare import encode_pictures, list_pictures
+from textual_inversion.training.data.encoding import encode_pictures, list_pictures
 from textual_inversion.training.events import Message, Started, StepDone
 from textual_inversion.training.optimizer import AdamW
 from textual_inversion.training.step import TrainingStep

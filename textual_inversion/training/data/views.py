@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 
 from textual_inversion.errors import ConfigError, DatasetError
-from textual_inversion.pictures.colours import on_colour
 from textual_inversion.pictures.geometry import CENTRE, DOWNSCALE, Box, Place, Size, crop_box, cropped_share, cut
-from textual_inversion.pictures.reading import read_colours, read_mask
+from textual_inversion.pictures.reading import on_colour, read_colours, read_mask
 
 FIXED, BUCKETS, OWN = "fixed", "buckets", "own"
 MIN_SIDE, MAX_SIDE = 64, 2048
