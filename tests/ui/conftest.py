@@ -25,12 +25,13 @@ def engine(tmp_path: Path) -> FakeEngine:
 @contextmanager
 def served(engine: Any) -> Iterator[str]:
     """The WebUI over `engine`, whose host has a list of checkpoints, while the block runs; gives its address."""
-    from textual_inversion.hosts.standalone.app import Server
+    from textual_inversion.hosts.standalone.app import Server, build_app
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(engine, engine.host, "127.0.0.1", port)
+    app = build_app(engine, engine.host, engine.host if isinstance(engine.host, FakeHost) else None)
+    server = Server(app, engine.job, "127.0.0.1", port)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

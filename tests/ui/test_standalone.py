@@ -53,7 +53,7 @@ def test_a_wheel_is_told_of_every_shared_file() -> None:
 def chooser(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Any:
     kept: list[Any] = []
     monkeypatch.setattr(app, "_follow_checkpoint", lambda chooser, *parts: kept.append(chooser))
-    app.build_blocks(engine, engine.host, Drawing(), {})
+    app.build_blocks(engine, engine.host, Drawing(), None, {})
     return kept[0]
 
 

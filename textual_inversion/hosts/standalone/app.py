@@ -19,8 +19,9 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 
+from textual_inversion.app.checking import CheckOffer
 from textual_inversion.app.engine import Engine
-from textual_inversion.app.job import Drawing
+from textual_inversion.app.job import Drawing, Job
 from textual_inversion.errors import ConfigError, TextualInversionError
 from textual_inversion.ui import compat, render
 from textual_inversion.ui.page import TrainPage, build_train_page, starting_values
@@ -79,12 +80,18 @@ class CheckpointList(Protocol):
         """Choose by name; raises `CheckpointError` for one that cannot be had, and keeps the one before."""
 
 
-def build_app(engine: Engine, checkpoints: CheckpointList) -> FastAPI:
-    """The whole WebUI as an ASGI app."""
+def build_app(engine: Engine, checkpoints: CheckpointList, offer: CheckOffer | None = None) -> FastAPI:
+    """The whole WebUI as an ASGI app.
+
+    Args:
+        engine: does the work.
+        checkpoints: what can be chosen at the top of the page.
+        offer: whether the page offers to check the embedding files; None = never, as this program runs nothing that is in them.
+    """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     drawing = Drawing()
     outside: dict[str, Any] = {"theme": _theme(), "head": f"<style>{page_style()}</style>\n{page_script()}"}
-    blocks = build_blocks(engine, checkpoints, drawing, {} if compat.STYLE_AT_MOUNT else outside)
+    blocks = build_blocks(engine, checkpoints, drawing, offer, {} if compat.STYLE_AT_MOUNT else outside)
     blocks.queue()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(OnlyOurPages)
@@ -98,16 +105,16 @@ class Server(uvicorn.Server):
     """Serves the WebUI; asked to end, it first has a running job write what was learned.
 
     Args:
+        app: what `build_app` gives.
+        job: the job of the engine that the app works with.
         ready: called with the page's address as soon as it can be opened.
     """
 
-    def __init__(
-        self, engine: Engine, checkpoints: CheckpointList, address: str, port: int, ready: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, app: FastAPI, job: Job, address: str, port: int, ready: Callable[[str], None] | None = None) -> None:
         # An open page never ends its event stream by itself, hence the limit.
         options = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 2}
-        super().__init__(uvicorn.Config(build_app(engine, checkpoints), host=address, port=port, **options))
-        self._job, self._ready, self._page = engine.job, ready, f"http://127.0.0.1:{port}"
+        super().__init__(uvicorn.Config(app, host=address, port=port, **options))
+        self._job, self._ready, self._page = job, ready, f"http://127.0.0.1:{port}"
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
@@ -122,7 +129,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def build_blocks(engine: Engine, checkpoints: CheckpointList, drawing: Drawing, keywords: dict[str, Any]) -> gr.Blocks:
+def build_blocks(
+    engine: Engine, checkpoints: CheckpointList, drawing: Drawing, offer: CheckOffer | None, keywords: dict[str, Any]
+) -> gr.Blocks:
     """Header, txt2img, Train."""
     with gr.Blocks(title="Textual Inversion", analytics_enabled=False, delete_cache=(3600, 86400), **keywords) as blocks:
         with gr.Row(elem_classes=["ti-header"]):
@@ -135,7 +144,7 @@ def build_blocks(engine: Engine, checkpoints: CheckpointList, drawing: Drawing, 
             with gr.Tab("txt2img", id="ti_page_txt2img", elem_id="ti_page_txt2img"):
                 pictures = build_txt2img_page(engine, drawing)
             with gr.Tab("Train", id="ti_page_train", elem_id="ti_page_train"):
-                page = build_train_page(engine)
+                page = build_train_page(engine, offer)
         _follow_checkpoint(_Chooser(checkpoints, page, pictures), blocks, checkpoint, failed)
     return blocks
 
@@ -314,7 +323,8 @@ def serve(
     check_port(address, port)
     data = Path(data_dir).expanduser() if data_dir else default_data_folder()
     host = StandaloneHost(data, Path(checkpoint).expanduser() if checkpoint else None)
-    Server(Engine(host), host, address, port, ready).run()
+    engine = Engine(host)
+    Server(build_app(engine, host), engine.job, address, port, ready).run()
 
 
 def check_port(address: str, port: int) -> None:
