@@ -84,26 +84,22 @@ class Engine:
 
     def library(self) -> EmbeddingLibrary:
         """The embeddings folders, judged by the chosen checkpoint; without one, by none."""
+        from textual_inversion.diffusion.checkpoint import checkpoint_facts
         from textual_inversion.library import EmbeddingLibrary
 
         with self._lock:
-            widths = self._widths()
+            try:
+                checkpoint = self.host.checkpoint()
+                # off the file's header, so that no model need be loaded
+                widths = dict(checkpoint.widths) if checkpoint.widths else checkpoint_facts(checkpoint.path).widths
+            except TextualInversionError:
+                widths = None
             if self._library is None:
                 self._library = EmbeddingLibrary(list(self.host.folders().searched), widths)
             elif self._library_widths != widths:
                 self._library.set_width(widths)
             self._library_widths = widths
             return self._library
-
-    def _widths(self) -> dict[str, int] | None:
-        """Widths of the chosen checkpoint's token tables, read off its header so that no model need be loaded."""
-        from textual_inversion.diffusion.checkpoint import checkpoint_facts
-
-        try:
-            checkpoint = self.host.checkpoint()
-            return dict(checkpoint.widths) if checkpoint.widths else checkpoint_facts(checkpoint.path).widths
-        except TextualInversionError:
-            return None
 
     def cards(self, *, rescan: bool = False) -> list[Card]:
         """Every embedding by name, also those that do not fit, as of a moment ago; `rescan` looks at every file now."""
@@ -139,11 +135,13 @@ class Engine:
         """Train to the end in the calling thread; afterwards the last preview becomes the card's picture, if it has none of its own."""
         try:
             with self.host.turn(config, listener, should_stop) as turn:
-                self._train_and_tell(turn)
+                self._train(turn)
         except StoppedWaitingError:
             listener(Stopped(0, "interrupted", ""))
 
-    def _train_and_tell(self, turn: Turn) -> None:
+    def _train(self, turn: Turn) -> None:
+        from textual_inversion.diffusion.model import check_device
+
         previews: list[Path] = []
 
         def listen(event: JobEvent) -> None:
@@ -156,21 +154,16 @@ class Engine:
         # the cards show embeddings of subfolders too, and training goes on where the file is
         folder = entry.path.parent if entry and entry.path.stem == name else self.host.folders().embeddings
         try:
-            self._train(turn.config, folder, listen, turn.should_stop)
+            checkpoint = self.host.checkpoint()
+            check_device(turn.config.device)
+            self.release()
+            advice = "choose a smaller size or batch size, or a device with more"
+            with self.host.lent_memory(), nothing_kept(), enough_memory("train", advice):
+                _load_and_train(checkpoint, turn.config, folder, listen, turn.should_stop)
         finally:  # a run that fails has written what it had learned
             if previews:
                 keep_card_picture(previews[-1], folder / f"{name}.preview.png", turn.listener)
             self.refresh()
-
-    def _train(self, config: TrainingConfig, folder: Path, listener: Listener, should_stop: ShouldStop) -> None:
-        from textual_inversion.diffusion.model import check_device
-
-        checkpoint = self.host.checkpoint()
-        check_device(config.device)
-        self.release()
-        advice = "choose a smaller size or batch size, or a device with more"
-        with self.host.lent_memory(), nothing_kept(), enough_memory("train", advice):
-            _load_and_train(checkpoint, config, folder, listener, should_stop)
 
     # drawing
 

@@ -11,7 +11,7 @@ import json
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -142,10 +142,12 @@ class ReviewSession:
         client = client_of(sent)
         if self.writing or not self.id or request.get("look") != self.id:
             return False
-        for number, command in _commands(request.get("commands"), self.taken.get(client, 0)):
-            draw_anew |= self._do(command)
-            if self.id:
-                self.taken[client] = number
+        commands = request.get("commands")
+        for command in commands if isinstance(commands, list) else []:
+            if isinstance(command, dict) and (number := _whole(command.get("n"))) > self.taken.get(client, 0):
+                draw_anew |= self._do(command)
+                if self.id:  # the command may have ended the review
+                    self.taken[client] = number
         while len(self.taken) > MOST_CLIENTS:
             self.taken.pop(next(iter(self.taken)))
         return draw_anew or (self.id, self.show, self.page) != before
@@ -213,13 +215,6 @@ def _as_changed(planned: list[Planned], before: list[Planned]) -> list[Planned]:
                 item = item.with_caption(earlier.caption or "", view.part)
         changed.append(item)
     return changed
-
-
-def _commands(commands: Any, taken: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Numbered commands that were not taken yet."""
-    for command in commands if isinstance(commands, list) else []:
-        if isinstance(command, dict) and (number := _whole(command.get("n"))) > taken:
-            yield number, command
 
 
 def _object(sent: Any) -> dict[str, Any]:

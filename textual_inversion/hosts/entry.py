@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -22,28 +23,22 @@ def register() -> None:
     from textual_inversion.hosts.webui import registration
 
     name = webui_name()
-    registration.register(_HOSTS[name], _draw_as_tab if name == "forge" else _draw_in_train_tabs)
+    registration.register(partial(_make_host, name), _draw_as_tab if name == "forge" else _draw_in_train_tabs)
 
 
-def _a1111() -> WebUIHost:
+def _make_host(name: str) -> WebUIHost:
+    """The adapter of that WebUI; only its own modules can be imported here."""
+    if name == "forge":
+        from textual_inversion.hosts.forge import ForgeHost
+
+        return ForgeHost()
+    if name == "reforge":
+        from textual_inversion.hosts.reforge import ReForgeHost
+
+        return ReForgeHost()
     from textual_inversion.hosts.a1111 import A1111Host
 
     return A1111Host()
-
-
-def _forge() -> WebUIHost:
-    from textual_inversion.hosts.forge import ForgeHost
-
-    return ForgeHost()
-
-
-def _reforge() -> WebUIHost:
-    from textual_inversion.hosts.reforge import ReForgeHost
-
-    return ReForgeHost()
-
-
-_HOSTS = {"a1111": _a1111, "forge": _forge, "reforge": _reforge}
 
 
 def _draw_in_train_tabs(host: WebUIHost, engine: Engine) -> None:

@@ -123,7 +123,7 @@ def starting_values(actions: Actions, *, list_names: bool = True) -> dict[str, P
     suggested, folders = engine.host.suggestions(), engine.host.folders()
     new = suggested.new
     names = actions.names() if list_names else []
-    templates = _templates(folders.templates)
+    templates = list_templates(folders.templates) if folders.templates.is_dir() else []
     outputs = folders.outputs
     places = {"images": str(folders.pictures), "log_dir": str(outputs / "training")}
     train = {**defaults_of(TrainingConfig), **places, **_size(engine), **suggested.training}
@@ -141,10 +141,6 @@ def starting_values(actions: Actions, *, list_names: bool = True) -> dict[str, P
 def _size(engine: Engine) -> Parts:
     size = engine.picture_size()  # a WebUI may not have a checkpoint yet; the click on Train says so
     return {"width": size, "height": size} if size else {}
-
-
-def _templates(folder: Path) -> list[str]:
-    return list_templates(folder) if folder.is_dir() else []
 
 
 def latest(folder: Path, names: list[str]) -> str:
@@ -174,18 +170,13 @@ def _check_box(parts: Parts) -> None:
         compat.not_saved(parts[name])
 
 
-def _move_label(checking: Checking) -> str:
-    count = checking.dangerous
-    return f"Move {counted(count, 'dangerous file')} aside"
-
-
 def _wire_check(page: TrainPage, checking: Checking) -> None:
     parts = page.parts
     shown = [parts["check_text"], parts["check_move"]]
 
     def box(outcome: Outcome | None = None) -> Any:
         note = render.outcome(outcome) if outcome and outcome.text else ""
-        return render.check_box(checking) + note, compat.update(value=_move_label(checking))
+        return render.check_box(checking) + note, compat.update(value=f"Move {counted(checking.dangerous, 'dangerous file')} aside")
 
     def refuse() -> Any:
         checking.refuse()

@@ -86,6 +86,9 @@ def wire(settings: Parts, parts: Parts, engine: Engine, images: Any, interrupt: 
         updates = [compat.update(value=values[key]) if key in values else compat.update() for key in keys]
         return *_shown(actions, sent, tiles=others_are_shown), *updates
 
+    def source_strip(folder: Any) -> str:
+        return pictures.pictures_in(folder_text(folder)).html() if folder else ""
+
     def dropped(files: Any) -> Any:
         return pictures.drop(files, engine.host.folders().outputs / "pictures", "source directory")
 
@@ -96,13 +99,9 @@ def wire(settings: Parts, parts: Parts, engine: Engine, images: Any, interrupt: 
     compat.on(parts["look_take"].click, take, [parts["look_sent"]], shown)
     compat.on(parts["refresh"].click, refresh, [parts["look_sent"]], [*shown, *values])
     compat.on(parts["source_files"].change, dropped, [parts["source_files"]], [parts["source_files_note"], settings["source"]])
-    compat.on(settings["source"].change, _source, [settings["source"]], [parts["source_strip"]])
+    compat.on(settings["source"].change, source_strip, [settings["source"]], [parts["source_strip"]])
 
 
 def _shown(actions: Preprocessing, sent: Any, *, tiles: bool) -> Any:
     review = actions.review
     return gallery.head(review), gallery.tiles(review) if tiles else compat.update(), gallery.acknowledged(review, client_of(sent))
-
-
-def _source(folder: Any) -> str:
-    return pictures.pictures_in(folder_text(folder)).html() if folder else ""

@@ -100,17 +100,15 @@ class _Page:
             values = checked(dict(zip(self.keys, given, strict=True)))
             pictures = self.engine.generate(values, self.drawing.progress, self.drawing.should_stop)
             keep(pictures, folder, values["seed"])
-            note = self._unknown(values) + render.made(_parameters(pictures), time.monotonic() - begun, str(folder))
+            parameters = str(pictures[0].info.get("parameters", "")) if pictures else ""
+            names = [card.name for card in self.engine.cards() if not card.reason]
+            unknown = unknown_names((values["prompt"], values["negative_prompt"]), names)  # <…> that name no embedding
+            note = render.note(about_unknown(unknown), "hint") + render.made(parameters, time.monotonic() - begun, str(folder))
         except Exception as error:  # noqa: BLE001  a click's last frame: of what rises above it gradio shows "Error" and no more
             note = render.note(user_message(error), "error")
         finally:
             self.drawing.end()
         return pictures or compat.update(), note
-
-    def _unknown(self, values: Mapping[str, Any]) -> str:
-        """What is said of `<…>` in the prompts that name no embedding."""
-        names = [card.name for card in self.engine.cards() if not card.reason]
-        return render.note(about_unknown(unknown_names((values["prompt"], values["negative_prompt"]), names)), "hint")
 
     def count(self, prompt: str) -> str:
         """The token counter, or why the prompt cannot be read."""
@@ -147,10 +145,6 @@ def keep(pictures: list[Image.Image], folder: Path, seed: int) -> None:
         about = PngInfo()
         about.add_itxt("parameters", str(picture.info.get("parameters", "")))
         picture.save(day / f"{max(numbers, default=0) + 1 + index:05}-{(seed + index) % 2**32}.png", pnginfo=about)
-
-
-def _parameters(pictures: list[Image.Image]) -> str:
-    return str(pictures[0].info.get("parameters", "")) if pictures else ""
 
 
 def drawing_values(engine: Engine) -> dict[str, Any]:

@@ -108,6 +108,8 @@ class _Cards:
 
     def create_item_html(self, tabname: str, item: dict[str, Any], template: str | None = None) -> str | dict[str, Any]:
         """The WebUI's card, with the facts above the description, and marked where the embedding does not fit."""
+        from modules import shared
+
         if "ti_facts" not in item:
             return super().create_item_html(tabname, item, template)  # type: ignore[misc,no-any-return]
         args = super().create_item_html(tabname, {**item, **_click(tabname, item)})  # type: ignore[misc]
@@ -116,7 +118,9 @@ class _Cards:
         args["copy_path_button"] = self.btn_copy_path_tpl.format(filename=html.escape(item["filename"]))  # type: ignore[attr-defined]
         if args.get("metadata_button"):  # the WebUI's own asks for the page by an id that its route does not know
             args["metadata_button"] = self.btn_metadata_tpl.format(extra_networks_tabname=self.name, tabname=tabname)  # type: ignore[attr-defined]
-        args["description"] = description(item["ti_facts"], item["ti_reason"], args["description"], self._descriptions_shown())
+        args["description"] = description(
+            item["ti_facts"], item["ti_reason"], args["description"], bool(shared.opts.extra_networks_card_show_desc)
+        )
         if item["ti_reason"]:
             args["sort_keys"] += " data-ti-unfit"  # any place inside the card's tag would do
         return legible(template.format(**args)) if template else args
@@ -150,7 +154,8 @@ class _Cards:
         item = self._bare_item(name, entry, index, entry.reason)
         sha256 = self.engine.library().sha256(entry) if entry.info else ""
         item["shorthash"] = short_hash(sha256)
-        item["search_terms"] = [html.escape(term) for term in (self._path_below(entry), sha256, *search_terms(entry)) if term]
+        path_below = str(self.search_terms_from_path(str(entry.path)))  # type: ignore[attr-defined]
+        item["search_terms"] = [html.escape(term) for term in (path_below, sha256, *search_terms(entry)) if term]
         item["preview"] = self.find_preview(path)  # type: ignore[attr-defined]
         item["description"] = self.find_description(path) or entry.notes or None  # type: ignore[attr-defined]
         item["metadata"] = metadata(entry)
@@ -204,14 +209,6 @@ class _Cards:
         except Exception as error:  # noqa: BLE001  the WebUI's code over another extension's object; a page without it is better than none
             _log.warning("The WebUI's own card of %r could not be made: %s", name, error)
             return None
-
-    def _path_below(self, entry: Entry) -> str:
-        return str(self.search_terms_from_path(str(entry.path)))  # type: ignore[attr-defined]
-
-    def _descriptions_shown(self) -> bool:
-        from modules import shared
-
-        return bool(shared.opts.extra_networks_card_show_desc)
 
 
 def _click(tabname: str, item: dict[str, Any]) -> dict[str, str]:

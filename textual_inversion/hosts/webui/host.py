@@ -134,16 +134,14 @@ class WebUIHost(Host):
 
     def offers_check(self) -> bool:
         """Whether the page offers to check the files: until it was answered, where there are files that programs unpickle."""
-        return bool(self.option("offer_check")) and any(_has_pickle(folder) for folder in self.folders().searched)
+        if not self.option("offer_check"):
+            return False
+        walks = (files for folder in self.folders().searched for _, _, files in os.walk(folder, followlinks=True))
+        return any(name.lower().endswith(_PICKLES) for files in walks for name in files)
 
     def check_answered(self) -> None:
         """Turn the setting off."""
         options.turn_off("offer_check")
-
-
-def _has_pickle(folder: Path) -> bool:
-    """Whether a file below `folder` has an ending that programs unpickle."""
-    return any(name.lower().endswith(_PICKLES) for _, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
 def interrogators(listener: Listener, should_stop: ShouldStop) -> dict[str, Captioner]:

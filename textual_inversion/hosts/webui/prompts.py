@@ -6,7 +6,6 @@ before the WebUI takes `<word:…>` out of the positive prompts, and so reaches 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from modules import scripts, shared
@@ -81,10 +80,8 @@ def _rewrite(p: Any, part: slice = slice(None)) -> None:
     host = current_host()
     if not host.option("rewrite_prompts"):
         return
-    known = host.known_names()
-    rewrite_all(p, known, _known_in_hires(known) if has_own_hires_checkpoint(p) else None, part)
-
-
-def _known_in_hires(known: Collection[str]) -> set[str]:
-    """Names for a hires pass with a checkpoint of its own: every file's name, as the prompts are parsed before that one is loaded."""
-    return {*known, *(word_of(entry, known) for entry in current_engine().library().entries() if entry.info is not None)}
+    known, known_in_hires = host.known_names(), None
+    if has_own_hires_checkpoint(p):  # the prompts are parsed before that one is loaded, so every file's name may be a word there
+        readable = [entry for entry in current_engine().library().entries() if entry.info is not None]
+        known_in_hires = {*known, *(word_of(entry, known) for entry in readable)}
+    rewrite_all(p, known, known_in_hires, part)
