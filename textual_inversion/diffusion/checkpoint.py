@@ -16,7 +16,6 @@ from torch import nn
 
 from textual_inversion.errors import CheckpointError, EmbeddingError, UnsupportedCheckpointError
 from textual_inversion.files import FileStamp, os_error_words, sha256_of
-from textual_inversion.formats import MAX_READ_BYTES, open_file, read_header
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 _TABLE = "text_model.embeddings.token_embedding.weight"
@@ -193,6 +192,8 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape, from the header of a safetensors file."""
+    from textual_inversion.formats import MAX_READ_BYTES, open_file, read_header  # here, so that the model needs torch and safetensors only
+
     try:
         with open_file(path) as source:
             header = read_header(source, max_bytes=MAX_READ_BYTES)

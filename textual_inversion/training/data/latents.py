@@ -20,7 +20,6 @@ import torch
 
 from textual_inversion.errors import DatasetError, EmbeddingError
 from textual_inversion.files import os_error_words, remove_quietly, replace_file, sha256_of
-from textual_inversion.formats import FileBytes, is_safetensors, read_safetensors, write_safetensors
 
 
 @dataclass(frozen=True)
@@ -133,6 +132,8 @@ class LatentStore:
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """The tensors kept under `key`; None when there are none, or they are damaged."""
+        from textual_inversion.formats import FileBytes, is_safetensors, read_safetensors  # here, as a step needs torch only
+
         path = self.folder / f"{key}.safetensors"
         try:
             if not key or path.stat().st_size > _MOST_BYTES:
@@ -154,6 +155,8 @@ class LatentStore:
 
     def put(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
         """Keep fp32 tensors under `key`, all or nothing."""
+        from textual_inversion.formats import write_safetensors
+
         if not key or not self._writable:
             return
         path = self.folder / f"{key}.safetensors"
