@@ -88,6 +88,18 @@
         for (const listener of listeners) listener(state, changed);
     }
 
+    // A note that names a field marks it, so that the eye finds what the sentence is about.
+    function markFaults() {
+        const faults = new Set([...document.querySelectorAll(".ti-note[data-field]")].map((note) => note.dataset.field));
+        for (const field of document.querySelectorAll(".ti-fault")) if (!faults.has(field.id)) field.classList.remove("ti-fault");
+        for (const id of faults) document.getElementById(id)?.classList.add("ti-fault");
+    }
+    function watchForms() {
+        const forms = document.querySelector(".ti-forms");
+        if (!forms) return setTimeout(watchForms, QUICK); // a WebUI draws its tabs after the scripts
+        new MutationObserver(markFaults).observe(forms, { childList: true, subtree: true });
+    }
+
     document.addEventListener("visibilitychange", () => { if (!document.hidden) schedule(0); });
     document.addEventListener("click", (event) => {
         if (event.target.closest && event.target.closest("#ti_train_button, #ti_preprocess_button, #ti_look_button, #ti_train_stop, #ti_generate, #ti_create_button, #ti_check_button")) ti.hurry();
@@ -98,4 +110,5 @@
     });
     if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", () => schedule(200));
     else schedule(200);
+    watchForms();
 })();

@@ -104,6 +104,17 @@ def test_create_and_what_it_refuses(address: str, open_tab: Callable[..., Any], 
     tab.until("document.querySelector('#ti_train_name input').value === 'sakura-b'")
 
 
+def test_a_fault_is_marked_at_its_field_until_it_is_mended(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
+    tab = open_tab(address)
+    tab.fill("train_learning_rate", "fast")
+    tab.page.click("#ti_train_button")
+    tab.until("document.querySelector('#ti_train_learning_rate.ti-fault')")
+    assert tab.page.locator(".ti-fault").count() == 1
+    tab.fill("train_learning_rate", "0.005")
+    tab.page.click("#ti_train_button")
+    tab.until("!document.querySelector('.ti-fault')")
+
+
 def test_cards_go_into_the_prompt_edited_last_and_out_again(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
     for name in ("cat", "cat-2", "harbour"):
         engine.create(NewEmbedding(name))

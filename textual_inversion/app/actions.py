@@ -41,11 +41,19 @@ _NETWORKS = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")  # previews are drawn
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a click led to: a sentence, whether it is an `error`, and the embedding or folder that the form should now show."""
+    """What a click led to.
+
+    Attributes:
+        text: one sentence.
+        kind: `done`, `error` or `hint`.
+        name: the embedding or folder that the form should now show.
+        setting: the setting at fault, by its name; empty where there is none.
+    """
 
     text: str
     kind: str = "done"
     name: str = ""
+    setting: str = ""
 
     @property
     def failed(self) -> bool:
@@ -61,7 +69,7 @@ def answered(click: Callable[..., Outcome]) -> Callable[..., Outcome]:
         try:
             return click(*values)
         except Exception as error:  # noqa: BLE001  a click's last frame: of what rises above it gradio shows "Error" and no more
-            return Outcome(user_message(error), "error")
+            return Outcome(user_message(error), "error", setting=getattr(error, "setting", ""))
 
     return answer
 

@@ -229,7 +229,7 @@ def _wire_create(page: TrainPage) -> None:
 
     def create(*values: Any) -> Any:
         outcome = actions.create(dict(zip(keys, values, strict=True)))
-        return render.outcome(outcome), _name_update(actions, outcome.name), compat.update(value=False)
+        return render.outcome(outcome, "create"), _name_update(actions, outcome.name), compat.update(value=False)
 
     def renamed(name: str, chosen: str) -> Any:
         """Until it exists, the word on the Train tab is the one that Create would make."""
@@ -250,7 +250,7 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
         if drawing_settings and values[len(keys) + len(new_keys)]:
             given |= preview_settings(values[-len(drawing_settings) :], int(given.get("preview_seed") or 0))
         outcome = actions.train(given, new)
-        return render.outcome(outcome), compat.update() if outcome.failed else ""
+        return render.outcome(outcome, "train"), compat.update() if outcome.failed else ""
 
     def check(*values: Any) -> str:
         preflight = actions.check(dict(zip(keys, values)), dict(zip(new_keys, values[len(keys) :])))

@@ -66,11 +66,11 @@ def wire(settings: Parts, parts: Parts, engine: Engine, images: Any, interrupt: 
     shown = [parts["look_head"], parts["look_tiles"], parts["look_taken"]]
 
     def look(*values: Any) -> str:
-        return render.outcome(actions.look(dict(zip(keys, values, strict=True))))
+        return render.outcome(actions.look(dict(zip(keys, values, strict=True))), "preprocess")
 
     def write(*values: Any) -> Any:
         outcome = actions.write(dict(zip(keys, values)), values[-1])
-        return render.outcome(outcome), compat.update(value=outcome.name) if outcome.name else compat.update()
+        return render.outcome(outcome, "preprocess"), compat.update(value=outcome.name) if outcome.name else compat.update()
 
     def take(sent: Any) -> Any:
         """Do what the page's script asks for. Pictures are drawn anew only for others, since somebody may be typing in these."""

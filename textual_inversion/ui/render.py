@@ -35,17 +35,23 @@ MARK = (
 )
 
 
-def note(text: str, kind: str = "done") -> str:
-    """One sentence under a button; `kind` is `done`, `error` or `hint`. Empty text gives nothing."""
+def note(text: str, kind: str = "done", field: str = "") -> str:
+    """One sentence under a button; empty text gives nothing.
+
+    Args:
+        kind: `done`, `error` or `hint`.
+        field: id of the component that the sentence is about; the page's script marks it.
+    """
     if not text:
         return ""
     role = "alert" if kind == "error" else "status"
-    return f'<div class="ti-note ti-note-{kind}" role="{role}">{escape(text)}</div>'
+    about = f' data-field="{escape(field)}"' if field else ""
+    return f'<div class="ti-note ti-note-{kind}" role="{role}"{about}>{escape(text)}</div>'
 
 
-def outcome(outcome: Outcome) -> str:
-    """What a click led to."""
-    return note(outcome.text, outcome.kind)
+def outcome(outcome: Outcome, form: str = "") -> str:
+    """What a click led to; `form` is the prefix of the form's component ids, `create`, `preprocess` or `train`."""
+    return note(outcome.text, outcome.kind, f"ti_{form}_{outcome.setting}" if form and outcome.setting else "")
 
 
 def findings(items: Sequence[Finding]) -> str:
