@@ -26,8 +26,9 @@ def test_a_function_may_write_the_content(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"written"
 
 
+@pytest.mark.parametrize("fixed_name", [True, False])
 @pytest.mark.parametrize("durable", [True, False])
-def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path, durable: bool) -> None:
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path, durable: bool, fixed_name: bool) -> None:
     path = tmp_path / "old"
     path.write_bytes(b"old")
 
@@ -35,7 +36,7 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path, durable: bool) 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError) as error:
-        replace_file(path, fails, durable=durable)
+        replace_file(path, fails, durable=durable, fixed_name=fixed_name)
     assert error.value.errno == errno.ENOSPC
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -83,6 +84,18 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     replace_file(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_that_is_not_followed_is_replaced(tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "elsewhere").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("elsewhere")
+    replace_file(tmp_path / "link", b"new", follow_links=False)
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_bytes() == b"new"
+    assert (tmp_path / "elsewhere").exists() == there
+    assert not there or (tmp_path / "elsewhere").read_bytes() == b"old"
 
 
 def test_a_link_to_nothing_is_not_written_through_unasked(tmp_path: Path) -> None:

@@ -55,17 +55,20 @@ def replace_file(
     overwrite: bool = True,
     durable: bool = True,
     fixed_name: bool = False,
+    follow_links: bool = True,
 ) -> None:
     """Write a file so that `path` holds either what it held before or all of `content`.
 
     Args:
-        path: the file; a symbolic link stays a link, and the file that it points to is replaced.
+        path: the file.
         content: the bytes, or a function that writes them to the open file.
         overwrite: replace a file that is there.
         durable: wait until the disk has the bytes, so that they survive a loss of power. Without it many small files are written much
             faster, and a file may be empty after a crash of the machine.
         fixed_name: name the temporary file after the target, so that the next run writes over what a killed run has left. Only one
             program may write that target at a time.
+        follow_links: a symbolic link stays a link, and the file that it points to is replaced; otherwise the link itself is replaced,
+            so that nothing is written where a link of unknown origin leads.
 
     Raises:
         FileExistsError: something is there and `overwrite` is false.
@@ -73,7 +76,7 @@ def replace_file(
     """
     if not overwrite and os.path.lexists(path):  # also a link to nothing: whoever unpacked it did not choose where it leads
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path)) if follow_links else Path(path)
     temporary = target.parent / (f".{target.name}.part" if fixed_name else f".{secrets.token_hex(8)}.tmp")
     try:
         # Not tempfile, whose mode 0600 hides the file from other users of the WebUI.

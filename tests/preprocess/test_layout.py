@@ -99,6 +99,12 @@ def config(**values: object) -> PreprocessConfig:
     return PreprocessConfig("from", "to", **values)  # type: ignore[arg-type]
 
 
+def test_a_picture_between_two_equal_shapes_comes_out_as_in_earlier_runs() -> None:
+    assert auto_size((720, 378), BOUNDS) == (768, 384)
+    wide = replace(BOUNDS, objective="area", max_area=393216)
+    assert auto_size((500, 500), wide) == (640, 576)
+
+
 def test_steps_follow_each_other() -> None:
     assert [view.size for view in lay_out((2000, 500), config(split=True, auto_size=True), "a")] == [(640, 640)] * 5
     assert [view.part for view in lay_out((500, 1500), config(split=True), "a")] == [0, 1, 2, 3]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Union
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -178,3 +179,19 @@ PASTED = [('"/a b/c"', "/a b/c"), (" /a ", "/a"), ("'/a'", "/a"), (None, ""), ("
 @pytest.mark.parametrize(("pasted", "meant"), PASTED)
 def test_folders_are_taken_as_they_are_pasted(pasted: str | None, meant: str) -> None:
     assert folder_text(pasted) == meant
+
+
+@pytest.mark.parametrize("number", [np.int64(4), np.uint8(4), np.float32(0.5)])
+def test_numbers_of_numpy_become_pythons_own(number: Any) -> None:
+    name = "seed" if isinstance(number, np.integer) else "tag_dropout"
+    config = TrainingConfig("a", "b", **{name: number})
+    assert type(config.to_dict()[name]) in (int, float)
+    assert config.to_dict()[name] == number
+
+
+@pytest.mark.parametrize(("annotation", "types"), [
+    (int, (int,)), ("str | float", (str, float)), (Union[int, str], (int, str)), (tuple[str, ...], (tuple,)),  # noqa: UP007  both ways
+])  # fmt: skip
+def test_every_way_of_writing_a_type_is_read(annotation: Any, types: tuple[type, ...]) -> None:
+    settings = make_dataclass("Made", [("a", annotation, setting(1))], bases=(Settings,), frozen=True)
+    assert settings_of(settings)[0].types == types

@@ -77,7 +77,7 @@ def keep_card_picture(preview: Path, target: Path, listener: Listener) -> None:
             return
         with Image.open(preview) as picture:
             # a new file, so that whoever watches the folder sees it
-            replace_file(target, lambda file: picture.save(file, "PNG", pnginfo=mark), durable=False)
+            replace_file(target, lambda file: picture.save(file, "PNG", pnginfo=mark), durable=False, fixed_name=True, follow_links=False)
     except (OSError, SyntaxError, ValueError) as error:
         listener(Message(f"The card's picture {target.name} was not written: {error}"))
 

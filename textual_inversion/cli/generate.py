@@ -42,6 +42,8 @@ def add_generate(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> Result:
+    for side in SIZE:
+        setattr(options, side, getattr(options, side) or None)  # 0 is the checkpoint's size too
     settings = GenerationSettings(**values_of(options, GenerationSettings))  # refuses bad settings before torch is imported
     from textual_inversion.diffusion.generate import generate
     from textual_inversion.prompts.names import about_unknown, unknown_names

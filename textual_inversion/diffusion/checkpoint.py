@@ -27,6 +27,7 @@ _TOKEN_TABLES = {
     TEXT + _TABLE: "clip_l",
 }
 # the first SD1 files were written before transformers put `text_model.` in front of these
+_MAX_HEADER_BYTES = 100 * 2**20
 _OLD_TEXT = tuple(TEXT + part for part in ("embeddings.", "encoder.", "final_layer_norm."))
 # part of a tensor's name that tells a checkpoint of another kind -> what that is
 _FOREIGN = {
@@ -192,11 +193,11 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape, from the header of a safetensors file."""
-    from textual_inversion.formats import MAX_READ_BYTES, open_file, read_header  # here, so that the model needs torch and safetensors only
+    from textual_inversion.formats import open_file, read_header  # here, so that the model needs torch and safetensors only
 
     try:
         with open_file(path) as source:
-            header = read_header(source, max_bytes=MAX_READ_BYTES)
+            header = read_header(source, max_bytes=_MAX_HEADER_BYTES, max_brackets=_MAX_HEADER_BYTES)  # metadata of merges is long
     except EmbeddingError as error:
         if isinstance(error.__cause__, OSError):
             words = os_error_words(error.__cause__)

@@ -235,7 +235,8 @@ class EmbeddingLibrary:
         except EmbeddingError as error:
             if not _is_temporary(error):
                 with self._scanning:
-                    self._load_errors[_key(entry)] = (stamps, error.reason)
+                    reason = error.reason if error.path in (None, entry.path) else str(error)  # the second half's file is named
+                    self._load_errors[_key(entry)] = (stamps, reason)
                     self._build_index()
             raise
 

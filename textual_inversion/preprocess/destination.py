@@ -122,13 +122,13 @@ class Destination:
 
     def write_mask(self, target: Path, mask: Image.Image) -> None:
         """Write the mask of the result `target`; raises OSError."""
-        replace_file(mask_file(target), encoded(mask, "PNG"), durable=False, fixed_name=True)
+        write_result(mask_file(target), encoded(mask, "PNG"))
 
     def write_picture(self, target: Path, image: Image.Image, source: Path) -> None:
         """Write a result with its note; raises OSError."""
         chunks = PngInfo()
         chunks.add_text(_CHUNK, json.dumps({"source": source.name, "bytes": source.stat().st_size, "settings": self.config.fingerprint}))
-        replace_file(target, encoded(image, "PNG", pnginfo=chunks, compress_level=_LEVEL), durable=False, fixed_name=True)
+        write_result(target, encoded(image, "PNG", pnginfo=chunks, compress_level=_LEVEL))
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
@@ -145,6 +145,11 @@ def _parse_note(text: object) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
+
+
+def write_result(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, over what a killed run has left of it; a link in its place is replaced. Raises OSError."""
+    replace_file(path, content, durable=False, fixed_name=True, follow_links=False)
 
 
 def write_error(destination: Path, error: OSError, written: int) -> DatasetError:

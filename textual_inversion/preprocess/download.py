@@ -107,7 +107,7 @@ def _fetch(name: str, target: Path, size: int, report: Callable[[int], None]) ->
         if size and file.tell() != size:
             raise ValueError(f"{target.name} ended after {file.tell()} of {size} bytes; try again")
 
-    replace_file(target, write, durable=False, fixed_name=True)
+    replace_file(target, write, durable=False, fixed_name=True, follow_links=False)
 
 
 def _open(path: str) -> http.client.HTTPResponse:

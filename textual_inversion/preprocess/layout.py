@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures.geometry import Box, Extent, Size, View, crop_box, cropped_share, fit_size
+from textual_inversion.pictures.geometry import Box, Extent, Size, View, crop_box, fit_size
 from textual_inversion.settings.preprocessing import PreprocessConfig
 
 #: Way of mirroring -> its place in a result's number; 0 is the picture itself.
@@ -94,11 +94,16 @@ def auto_size(size: Extent, config: PreprocessConfig) -> Size | None:
     sides = range(config.min_side, config.max_side + 1, config.side_step)
     options = [(width, height) for width in sides for height in sides if config.min_area <= width * height <= config.max_area]
 
+    def error(option: Size) -> float:
+        # The share that is cropped away, in one division: sizes on the threshold, and equals, come out as in earlier runs.
+        ratio = (size[0] * option[1]) / (size[1] * option[0])
+        return 1 - min(ratio, 1 / ratio)
+
     def merit(option: Size) -> tuple[float, float]:
-        area, likeness = float(option[0] * option[1]), -cropped_share(size, option)
+        area, likeness = float(option[0] * option[1]), -error(option)
         return (area, likeness) if config.objective == "area" else (likeness, area)
 
-    return max((option for option in options if cropped_share(size, option) <= config.error_threshold), key=merit, default=None)
+    return max((option for option in options if error(option) <= config.error_threshold), key=merit, default=None)
 
 
 def flipped(image: Image.Image, way: str) -> Image.Image:

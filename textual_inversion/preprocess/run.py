@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from textual_inversion.errors import ConfigError, DatasetError
-from textual_inversion.files import replace_file
 from textual_inversion.pictures.folder import caption_bytes, caption_file, mask_file, require_images, written_caption
 from textual_inversion.pictures.geometry import scaled
 from textual_inversion.pictures.parallel import default_workers, in_order
 from textual_inversion.pictures.reading import read_image
 from textual_inversion.pictures.salience import debug_picture, one_thread, why_no_faces
 from textual_inversion.preprocess.captioning import Captioner, Describer
-from textual_inversion.preprocess.destination import Destination, encoded, write_error
+from textual_inversion.preprocess.destination import Destination, encoded, write_error, write_result
 from textual_inversion.preprocess.layout import PlannedView, flipped
 from textual_inversion.preprocess.picture import Picture, decode, decoded_pixels, focus_views, measure
 from textual_inversion.preprocess.plan import Planned, Planner, plan, stamp_of
@@ -212,7 +211,7 @@ class Writer:
         if view.caption is None or self.config.caption_place == "name" or (path.exists() and not view.edited):
             return
         copied = self.config.existing_captions == "copy" and not view.edited and caption_file(source).is_file()
-        replace_file(path, caption_bytes(caption_file(source)) if copied else view.caption.encode("utf-8"), durable=False, fixed_name=True)
+        write_result(path, caption_bytes(caption_file(source)) if copied else view.caption.encode("utf-8"))
         report.captions.append(path)
 
     def _caption_source(self, item: Planned, view: PlannedView, report: PreprocessReport, *, is_planned: bool) -> None:
@@ -223,7 +222,7 @@ class Writer:
             raise DatasetError(f"The caption of {item.source.name} has changed since it was looked at; look again.", path=item.source)
         if view.caption is not None and view.caption != now:
             path = caption_file(item.source)
-            replace_file(path, view.caption.encode("utf-8"), durable=False, fixed_name=True)
+            write_result(path, view.caption.encode("utf-8"))
             report.captions.append(path)
 
     def _write_debug(self, item: Planned, picture: Picture) -> None:
@@ -235,4 +234,4 @@ class Writer:
         folder = self.destination.folder / DEBUG_FOLDER
         folder.mkdir(exist_ok=True)
         drawing = encoded(debug_picture(small, focus, boxes), "JPEG", quality=88)
-        replace_file(folder / f"{item.number:05d}-{item.source.stem}.jpg", drawing, durable=False, fixed_name=True)
+        write_result(folder / f"{item.number:05d}-{item.source.stem}.jpg", drawing)

@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
+from numbers import Number
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from textual_inversion.errors import ConfigError
 
@@ -180,7 +181,10 @@ class Settings:
             ConfigError: with the name of the first setting that cannot be used.
         """
         for declared in settings_of(type(self)):
-            declared.check(getattr(self, declared.name))
+            value = getattr(self, declared.name)
+            if isinstance(value, Number) and hasattr(value, "item"):  # numpy's numbers, which JSON cannot hold, become Python's own
+                object.__setattr__(self, declared.name, value := value.item())
+            declared.check(value)
         self.check_together()
 
     def check_together(self) -> None:
@@ -274,8 +278,9 @@ def colour(value: Any) -> str:
 
 def _types(annotation: Any) -> tuple[type, ...]:
     """`str | float` -> (str, float), `tuple[str, ...]` -> (tuple,)."""
-    origin = getattr(annotation, "__origin__", None)
-    return (origin,) if origin else tuple(get_args(annotation)) or (annotation,)
+    if get_origin(annotation) is tuple:
+        return (tuple,)
+    return tuple(get_args(annotation)) or (annotation,)
 
 
 def _number(value: float) -> str:
@@ -293,7 +298,7 @@ def _problem(setting: Setting, value: Any) -> str:
         return _number_problem(setting, value)
     if setting.choices:
         return "" if value in setting.choices else f"one of {', '.join(setting.choices)}"
-    texts = (str, Path, *((int, float) if float in setting.types else ()))
+    texts = (str, *((Path,) if setting.folder or setting.metavar == "FILE" else ()), *((int, float) if float in setting.types else ()))
     if not isinstance(value, texts) or isinstance(value, bool) or "\0" in str(value):
         return "a text"
     return setting.rule(value) if setting.rule and value != setting.default else ""

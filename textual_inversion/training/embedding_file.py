@@ -137,19 +137,6 @@ def _holds_only_its_embedding(path: Path) -> bool:
         return False
 
 
-def _same_file(one: Path, other: Path) -> bool:
-    return one.exists() and one.samefile(other)  # as a disk that ignores case sees it
-
-
-def _delete(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise EmbeddingError(
-            f"The new embedding is written, but {path} of the same name cannot be deleted ({error.strerror}); delete it."
-        ) from error
-
-
 def find_embedding(folder: Path, name: str) -> tuple[Path, Embedding]:
     """File and contents of the embedding `name`; the file is one that training may replace.
 

@@ -58,11 +58,11 @@ def is_safetensors(source: FileBytes) -> bool:
     return source.read(8, 9) == b"{"
 
 
-def read_header(source: FileBytes, *, max_bytes: int = MAX_HEADER_BYTES) -> Header:
+def read_header(source: FileBytes, *, max_bytes: int = MAX_HEADER_BYTES, max_brackets: int = _MAX_BRACKETS) -> Header:
     """The header; each of its entries is checked by itself, none against the data or the others.
 
     Raises:
-        EmbeddingError: the header is damaged, or larger than `max_bytes`.
+        EmbeddingError: the header is damaged, larger than `max_bytes`, or holds more than `max_brackets` objects and lists.
     """
     if source.size < 8:
         raise EmbeddingError("it has no safetensors header; the file is cut off or damaged.")
@@ -72,8 +72,8 @@ def read_header(source: FileBytes, *, max_bytes: int = MAX_HEADER_BYTES) -> Head
     if length > max_bytes:
         raise EmbeddingError(f"the safetensors header has {length} bytes; an embedding's has some hundreds, {max_bytes} are read.")
     text = source.read(8, 8 + length)
-    if text.count(b"{") + text.count(b"[") > _MAX_BRACKETS:
-        raise EmbeddingError(f"the safetensors header holds more than {_MAX_BRACKETS} objects and lists; an embedding's has a few.")
+    if text.count(b"{") + text.count(b"[") > max_brackets:
+        raise EmbeddingError(f"the safetensors header holds more than {max_brackets} objects and lists; an embedding's has a few.")
     try:
         entries = _JSON.decode(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -163,7 +163,7 @@ class LatentStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Not synced to the disk, which would take longer than encoding: the checksum finds files that a crash has cut short.
-            replace_file(path, write_safetensors(tensors, {_SUM: _checksum(tensors)}), durable=False)
+            replace_file(path, write_safetensors(tensors, {_SUM: _checksum(tensors)}), durable=False, follow_links=False)
             self._wrote = True
         except OSError as error:
             self._writable = False
