@@ -22,7 +22,6 @@ from textual_inversion.text import counted
 from textual_inversion.ui import compat, form, pictures, preprocess_tab, render
 
 if TYPE_CHECKING:
-    from textual_inversion.app.checking import CheckOffer
     from textual_inversion.app.engine import Engine
 
 
