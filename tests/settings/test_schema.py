@@ -31,7 +31,7 @@ def ends(each: Setting) -> tuple[float, float]:
     return each.minimum, each.maximum
 
 
-def refusal(each: Setting, value: Any) -> ConfigError:
+def expect_refusal(each: Setting, value: Any) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
         each.check(value)
     assert caught.value.setting == each.name
@@ -56,21 +56,21 @@ def test_no_number_outside_its_range_will(each: Setting, data: st.DataObject) ->
     whole = st.integers(max_value=int(low) - 1) | st.integers(min_value=int(high) + 1)
     value = data.draw(outside | whole)
     if not (each.zero and value == 0):
-        refusal(each, value)
+        expect_refusal(each, value)
 
 
 @given(st.sampled_from(NUMBERS), st.sampled_from(["7", None, True, [], math.inf]))
 def test_nothing_but_numbers_will(each: Setting, value: Any) -> None:
-    refusal(each, value)
+    expect_refusal(each, value)
 
 
 @given(st.sampled_from(WHOLE), st.data())
 def test_fractions_and_other_multiples_are_refused(each: Setting, data: st.DataObject) -> None:
     low, high = ends(each)
     value = data.draw(st.integers(int(low), int(high)))
-    refusal(each, float(value) if value < high else float(high) - 0.5)
+    expect_refusal(each, float(value) if value < high else float(high) - 0.5)
     if value % each.multiple:
-        assert "multiple of" in refusal(each, value).reason
+        assert "multiple of" in expect_refusal(each, value).reason
 
 
 @given(st.sampled_from([each for each in ALL if each.choices and each.type is str]), st.text(max_size=5))
@@ -78,7 +78,7 @@ def test_only_choices_will_do_and_they_are_listed(each: Setting, text: str) -> N
     for choice in each.choices:
         each.check(choice)
     if text not in each.choices:
-        assert ", ".join(each.choices) in refusal(each, text).reason
+        assert ", ".join(each.choices) in expect_refusal(each, text).reason
 
 
 def test_messages_name_the_setting_and_what_it_must_be() -> None:
@@ -93,7 +93,7 @@ def test_messages_name_the_setting_and_what_it_must_be() -> None:
         ("background", "bluish"): "Background is 'bluish'; it must be the name of a colour, or such as #ffffff.",
         ("name", None): "Name is None; it must be a text.",
     }
-    assert {(name, value): refusal(setting_of(TrainingConfig, name), value).reason for name, value in said} == said
+    assert {(name, value): expect_refusal(setting_of(TrainingConfig, name), value).reason for name, value in said} == said
 
 
 @pytest.mark.parametrize("settings", CLASSES)
