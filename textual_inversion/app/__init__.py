@@ -1,1 +1,1 @@
-"""What a click does, without a page: the engine over a host, the job, the actions; it owns the port that hosts implement."""
+"""The application layer without gradio: the engine, the job, the actions, and the port that hosts implement."""

@@ -1,4 +1,4 @@
-"""What the buttons of the Create and Train tabs do, in plain values; the engine does the work."""
+"""The actions behind the buttons of the Create and Train tabs. They take and return plain values; the engine does the work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _STOPPING = "Stopping after this step; what was learned is kept."
 FOLDER_STAMP = "%Y-%m-%d_%H-%M-%S"
-#: What a WebUI's txt2img page hands over, in this order, as fields of `TrainingConfig`.
+#: The values that a WebUI's txt2img page passes, in this order, as fields of `TrainingConfig`.
 DRAWING_SETTINGS = (
     "preview_prompt",
     "preview_negative_prompt",
@@ -41,7 +41,7 @@ _NETWORKS = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")  # previews are drawn
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a click led to.
+    """The result of a click.
 
     Attributes:
         text: one sentence.
@@ -57,25 +57,25 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Whether the click did nothing but say why."""
+        """Whether the action failed; `text` says why."""
         return self.kind == "error"
 
 
 def answered(click: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    """A handler that answers with every error's message."""
+    """Wrap a handler so that it returns every error as an `Outcome` with the error's message."""
 
     @wraps(click)
     def answer(*values: Any) -> Outcome:
         try:
             return click(*values)
-        except Exception as error:  # noqa: BLE001  a click's last frame: of what rises above it gradio shows "Error" and no more
+        except Exception as error:  # noqa: BLE001  for an error that leaves the handler, gradio shows only "Error"
             return Outcome(user_message(error), "error", setting=getattr(error, "setting", ""))
 
     return answer
 
 
 class Actions:
-    """The handlers; every one answers with a sentence, whatever happens."""
+    """The handlers; each returns a sentence, also after an error."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -104,7 +104,7 @@ class Actions:
 
     @answered
     def start(self, config: TrainingConfig) -> Outcome:
-        """Start training an embedding that exists, with settings that `settings` has made."""
+        """Start training an existing embedding with the result of `settings`."""
         self._require_idle()
         return self._start(config, None)
 
@@ -124,7 +124,7 @@ class Actions:
         return Outcome(f"“{config.name}” did not exist and is created first, from {origin}." if new else "", name=config.name)
 
     def check(self, values: Mapping[str, Any], new_values: Mapping[str, Any]) -> Preflight:
-        """Look at what Train would do with these values, without doing it; takes seconds and loads no checkpoint."""
+        """Check what Train would do with these values. The check takes seconds and loads no checkpoint."""
         from textual_inversion.training.preflight import FATAL, Finding, Preflight, preflight
 
         try:
@@ -147,7 +147,7 @@ class Actions:
         return Outcome("Nothing is running.", "hint")
 
     def card(self, name: str) -> Card | None:
-        """The embedding of that name, one that can be used before others; None when there is none."""
+        """The card of the embedding called `name`, a usable one first; None when there is none."""
         return min((card for card in self.engine.cards() if card.name == name), key=lambda card: bool(card.reason), default=None)
 
     def names(self) -> list[str]:
@@ -159,11 +159,11 @@ class Actions:
         return [card for card in self.engine.cards() if card.reason or card.untrainable]
 
     def config(self, values: Mapping[str, Any]) -> TrainingConfig:
-        """The Train tab's values as settings, checked; the log folder is this run's own."""
+        """Checked settings from the Train tab's values; the log folder belongs to this run alone."""
         return self.settings(cleaned(TrainingConfig, values))
 
     def settings(self, values: Mapping[str, Any]) -> TrainingConfig:
-        """Values of the right types as settings, checked; paths are this host's, and the log folder is this run's own."""
+        """Checked settings from values that have the right types. Paths are this host's; the log folder belongs to this run alone."""
         from textual_inversion.embedding import check_name
         from textual_inversion.pictures.folder import require_images
         from textual_inversion.prompts.templates import read_template
@@ -173,7 +173,7 @@ class Actions:
         require_images(paths["images"])
         if template := values.get("template"):
             paths["template"] = str(folders.templates / Path(template).name)
-            read_template(paths["template"])  # a template that cannot be used is an error now, not after a checkpoint was loaded
+            read_template(paths["template"])  # reports a bad template before the checkpoint is loaded
         log = Path(paths["log_dir"] or folders.outputs / "training").expanduser()
         paths["log_dir"] = str(log / name / time.strftime(FOLDER_STAMP))
         return TrainingConfig.from_dict({**values, **paths})
@@ -189,7 +189,7 @@ def new_embedding(values: Mapping[str, Any]) -> NewEmbedding:
     """The Create tab's values, checked.
 
     Raises:
-        InvalidNameError, ConfigError: what cannot be a name or a number of vectors.
+        InvalidNameError: a bad name. ConfigError: a bad number of vectors.
     """
     from textual_inversion.embedding import check_name
 
@@ -219,18 +219,18 @@ def name_problem(name: str) -> str:
 
 
 def preview_settings(drawn_with: Sequence[Any], fixed_seed: int) -> dict[str, Any]:
-    """Values of `DRAWING_SETTINGS` as previews can be drawn with them: within their ranges, by a sampler that is here.
+    """Values of `DRAWING_SETTINGS` adapted to previews: within their ranges, with a sampler that this package has.
 
     Args:
         drawn_with: the values of the txt2img page.
-        fixed_seed: instead of a random seed, so that previews can be compared.
+        fixed_seed: replaces a random seed, so that previews can be compared.
     """
     values = zip(DRAWING_SETTINGS, drawn_with)
     return {name: _usable(setting_of(TrainingConfig, name), value, fixed_seed) for name, value in values}
 
 
 def _usable(setting: Setting, value: Any, fixed_seed: int) -> Any:
-    """`value` as the setting allows it: a number within its range, a sampler that is here, a prompt without networks."""
+    """`value` adapted to the setting: a number within its range, a sampler that this package has, a prompt without networks."""
     if setting.choices:
         known = {choice.lower(): choice for choice in setting.choices}
         return known.get(str(value or "").lower(), setting.choices[-1])

@@ -1,4 +1,4 @@
-"""An embedding as a page shows it, and the picture of its card that training leaves."""
+"""The card that a page shows for an embedding, and the card picture that training writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from textual_inversion.app.job import Listener
     from textual_inversion.library import Entry
 
-_OURS = "textual-inversion"  # text chunk of the card pictures that training has written, and may replace
+_OURS = "textual-inversion"  # PNG text chunk that marks card pictures written by training; training may replace these
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Card:
 
     Attributes:
         name: the word for prompts.
-        description: what its file says; empty for what cannot be read.
+        description: the facts in its file; empty when the file cannot be read.
         picture: the picture beside the file; None where there is none.
         reason: why it does not fit the checkpoint, in one sentence; empty when it does.
-        negative: name of the embedding that belongs into the negative prompt with it.
+        negative: name of its partner, the embedding that belongs into the negative prompt.
         is_negative: whether it belongs into the negative prompt itself.
-        untrainable: why training cannot go on with its file, in one sentence; empty when it can.
+        untrainable: why training cannot continue with its file, in one sentence; empty when it can.
     """
 
     name: str
@@ -57,7 +57,7 @@ def card_of(entry: Entry) -> Card:
 
 
 def _untrainable(entry: Entry) -> str:
-    """Why training, which goes on with the file of the embedding's own name, cannot go on with this one; empty when it can."""
+    """Why training cannot continue with this entry; empty when it can. Training needs a file named after the embedding."""
     own, where = entry.path.stem == entry.name, f"it lies in {legible(entry.path.name)}"
     if own and entry.info and entry.info.word is not None:
         return f"{where} beside other data, which training would write over; convert it to a file of another name to train it further."
@@ -66,7 +66,7 @@ def _untrainable(entry: Entry) -> str:
 
 
 def keep_card_picture(preview: Path, target: Path, listener: Listener) -> None:
-    """Make the preview the card's picture, marked as ours; a picture that a person put there stays."""
+    """Copy the preview to `target` as the card's picture, marked as ours. A picture that the user put there stays."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -76,7 +76,7 @@ def keep_card_picture(preview: Path, target: Path, listener: Listener) -> None:
         if target.exists() and not _is_ours(target):
             return
         with Image.open(preview) as picture:
-            # a new file, so that whoever watches the folder sees it
+            # a new file, so that programs that watch the folder notice the change
             replace_file(target, lambda file: picture.save(file, "PNG", pnginfo=mark), durable=False, fixed_name=True, follow_links=False)
     except (OSError, SyntaxError, ValueError) as error:
         listener(Message(f"The card's picture {target.name} was not written: {error}"))

@@ -1,4 +1,4 @@
-"""Checking every embedding file once for code, and moving dangerous files aside, as the Train page offers it."""
+"""The Train page's check of all embedding files for code; it can move dangerous files aside."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 
 class CheckOffer(Protocol):
-    """Whether a program offers the check; only a WebUI may load files in a way that runs what is in them."""
+    """Whether a program offers the check. Only a WebUI needs it, because its loaders may run code inside files."""
 
     def offers_check(self) -> bool:
-        """Whether the page should offer it: once, where there are files that can hold code."""
+        """Whether the page should offer the check: once, and only where files exist that can hold code."""
 
     def check_answered(self) -> None:
-        """The offer was taken or refused: remember not to make it again."""
+        """Remember that the user has answered the offer, so that it is not repeated."""
 
 
 @dataclass
 class CheckResult:
-    """How many files of each kind there are, which are dangerous, and what moving them led to.
+    """The number of files of each kind, the dangerous files, and the result of moving them.
 
     Attributes:
         counts: kind -> files.
-        dangerous: those that can still be moved.
+        dangerous: dangerous files that were not moved yet.
         moved: how many were moved.
-        failures: why others could not be moved, each naming its file.
+        failures: for each file that could not be moved, a sentence with its name and the reason.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -55,7 +55,7 @@ class CheckResult:
 
 
 class Checking:
-    """The check of one engine's folders; `offer` is None where the program does not offer it by itself."""
+    """The check of one engine's folders; `offer` is None when the program does not offer the check by itself."""
 
     def __init__(self, engine: Engine, offer: CheckOffer | None = None) -> None:
         self._engine, self._offer = engine, offer
@@ -82,13 +82,13 @@ class Checking:
         return Outcome("")
 
     def refuse(self) -> None:
-        """Show nothing any more, and do not offer it again."""
+        """Hide the offer, and do not make it again."""
         self.result = None
         self._remember_the_answer()
 
     @answered
     def move(self) -> Outcome:
-        """Move what is dangerous out of every program's reach."""
+        """Move the dangerous files to where no program loads them."""
         result = self.result
         if result is None or not result.dangerous:
             return Outcome("There is nothing to move.", "hint")
@@ -130,7 +130,7 @@ def _advance(listener: Listener, before: int, done: int, total: int, _name: str)
 
 
 def _move_aside(file: ScannedFile) -> str:
-    """Why the file stays, naming it; empty when it was moved."""
+    """Move the file aside. Returns why that failed, with the file's name; empty when it worked."""
     from textual_inversion.audit.scan import quarantine
 
     try:
@@ -141,5 +141,5 @@ def _move_aside(file: ScannedFile) -> str:
 
 
 def path_in_folder(file: ScannedFile) -> str:
-    """The file as seen from the folder that was checked, with `/`."""
+    """The file's path relative to the checked folder, with `/`."""
     return file.path.relative_to(file.folder).as_posix()

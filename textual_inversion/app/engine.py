@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """The work of this package over what one host lends.
+    """Does this package's work with the folders, checkpoint and memory of one host.
 
-    One model is kept for drawing and creating. Training loads its own, after that one was let go, so that neither can change the
-    other's device or type.
+    The engine keeps one model for drawing and creating. Training first releases this model, then loads its own, so that neither
+    can change the other's device or type.
 
     Attributes:
         host: lends the folders, the checkpoint, the queue and the memory.
@@ -41,7 +41,7 @@ class Engine:
         self._model: tuple[Path, StableDiffusion] | None = None
         self._library: EmbeddingLibrary | None = None
         self._library_widths: Mapping[str, int] | None = None
-        self._lock = threading.RLock()  # loading and listing happen in several of the page's threads
+        self._lock = threading.RLock()  # several of the page's threads load and list
 
     # the checkpoint
 
@@ -53,7 +53,7 @@ class Engine:
             return None
 
     def picture_size(self) -> int | None:
-        """Side in pixels of the pictures that the chosen checkpoint was made for; None where none is chosen."""
+        """Native picture side of the chosen checkpoint in pixels; None when no checkpoint is chosen."""
         from textual_inversion.diffusion.checkpoint import checkpoint_facts
 
         if (checkpoint := self.checkpoint()) is None:
@@ -61,7 +61,7 @@ class Engine:
         try:
             return checkpoint_facts(checkpoint.path).picture_size
         except TextualInversionError:
-            return 512  # training says whether the checkpoint can be trained on
+            return 512  # training reports a checkpoint that it cannot use
 
     def model(self) -> StableDiffusion:
         """The chosen checkpoint, loaded once and kept."""
@@ -75,7 +75,7 @@ class Engine:
             return self._model[1]
 
     def release(self) -> None:
-        """Let the kept model go and give its memory back."""
+        """Release the kept model and its memory."""
         with self._lock:
             self._model = None
         give_memory_back()
@@ -83,14 +83,14 @@ class Engine:
     # the embeddings
 
     def library(self) -> EmbeddingLibrary:
-        """The embeddings folders, judged by the chosen checkpoint; without one, by none."""
+        """The library of the embeddings folders. Entries are judged against the chosen checkpoint, if there is one."""
         from textual_inversion.diffusion.checkpoint import checkpoint_facts
         from textual_inversion.library import EmbeddingLibrary
 
         with self._lock:
             try:
                 checkpoint = self.host.checkpoint()
-                # off the file's header, so that no model need be loaded
+                # from the file's header, without loading the model
                 widths = dict(checkpoint.widths) if checkpoint.widths else checkpoint_facts(checkpoint.path).widths
             except TextualInversionError:
                 widths = None
@@ -102,25 +102,25 @@ class Engine:
             return self._library
 
     def cards(self, *, rescan: bool = False) -> list[Card]:
-        """Every embedding by name, also those that do not fit, as of a moment ago; `rescan` looks at every file now."""
+        """Cards of all embeddings by name, also of those that do not fit. The list may be a moment old; `rescan` checks every file now."""
         library = self.library()
         return [card_of(entry) for entry in (library.rescan() if rescan else library.recent())]
 
     def embeddings_version(self) -> str:
-        """Another text whenever the cards have changed; pages ask for it every second."""
+        """A text that changes whenever the cards change; pages ask for it every second."""
         library = self.library()
         library.recent()
         return library.version
 
     def refresh(self) -> None:
-        """Files were written or moved: list them anew, and tell the WebUI."""
+        """List the files again after some were written or moved, and notify the WebUI."""
         with self._lock:
             if self._library is not None:
                 self._library.rescan()
         self.host.embeddings_changed()
 
     def create(self, new: NewEmbedding) -> Path:
-        """Write the file of a new embedding, read by the chosen checkpoint's token table; see `create_embedding` for its errors."""
+        """Write the file of a new embedding, with vectors from the chosen checkpoint's token table; raises as `create_embedding`."""
         from textual_inversion.training.embedding_file import create_embedding
 
         count: Any = new.num_vectors
@@ -151,7 +151,7 @@ class Engine:
 
         name = turn.config.name
         entry = self.library().find(name)
-        # the cards show embeddings of subfolders too, and training goes on where the file is
+        # an embedding in a subfolder is trained in place
         folder = entry.path.parent if entry and entry.path.stem == name else self.host.folders().embeddings
         try:
             checkpoint = self.host.checkpoint()
@@ -160,7 +160,7 @@ class Engine:
             advice = "choose a smaller size or batch size, or a device with more"
             with self.host.lent_memory(), nothing_kept(), enough_memory("train", advice):
                 _load_and_train(checkpoint, turn.config, folder, listen, turn.should_stop)
-        finally:  # a run that fails has written what it had learned
+        finally:  # a failed run has still written its last good vectors
             if previews:
                 keep_card_picture(previews[-1], folder / f"{name}.preview.png", turn.listener)
             self.refresh()
@@ -169,13 +169,13 @@ class Engine:
 
     @property
     def samplers(self) -> tuple[str, ...]:
-        """Names that `generate` takes; the last one is the usual one."""
+        """Names of the samplers for `generate`; the last one is the default."""
         from textual_inversion.settings.generation import SAMPLERS
 
         return tuple(SAMPLERS)
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
-        """(places taken, places in the chunks that this prompt fills), an embedding counting as its vectors."""
+        """(tokens of the prompt, capacity of its chunks in tokens); an embedding counts once for each of its vectors."""
         from textual_inversion.prompts.chunks import count_tokens
         from textual_inversion.prompts.names import names_in
         from textual_inversion.prompts.tokenizer import default_tokenizer
@@ -184,18 +184,18 @@ class Engine:
         return count_tokens(prompt, default_tokenizer(), {name: known[name] for name in names_in([prompt], known)})
 
     def generate(self, values: Mapping[str, Any], progress: Callable[[int, int], None], should_stop: ShouldStop) -> list[Image.Image]:
-        """Draw with every embedding that fits at hand; those that the prompts name are loaded.
+        """Draw pictures. Prompts may name every embedding that fits; only the named ones are loaded.
 
         Args:
             values: the fields of `GenerationSettings`.
-            progress: told (sampler steps done, steps in all).
-            should_stop: ends the drawing; pictures that are done are returned.
+            progress: called with (sampler steps done, steps in all).
+            should_stop: ends the drawing; finished pictures are returned.
 
         Returns:
             Pictures whose `info["parameters"]` says how each was made.
         """
-        # A thread that has computed keeps OpenMP's helpers for as long as it lives, and those of a web server live long: with more
-        # helpers than cores, all of them sleep between operations, and training on the CPU takes nearly twice as long.
+        # A thread that computes keeps its OpenMP workers until it ends, and threads of a web server live long. With more workers than
+        # cores, all workers sleep between operations, and training on the CPU takes nearly twice as long.
         with ThreadPoolExecutor(1, "textual-inversion-draw") as own:
             return own.submit(self._draw, values, progress, should_stop).result()
 
@@ -215,7 +215,7 @@ class Engine:
 
 
 def _load_and_train(checkpoint: Checkpoint, config: TrainingConfig, folder: Path, listener: Listener, should_stop: ShouldStop) -> None:
-    """In a function of its own, whose frame lets the model go at the end."""
+    """Load the model and train. A separate function, so that the model is released when its frame ends."""
     from textual_inversion.diffusion.model import load_checkpoint
     from textual_inversion.training import train
 
@@ -229,7 +229,7 @@ def _load_and_train(checkpoint: Checkpoint, config: TrainingConfig, folder: Path
 
 
 def _infotext(settings: GenerationSettings, seed: int, model: StableDiffusion) -> str:
-    """How a picture was made, in the words that WebUIs read back."""
+    """The generation parameters of a picture, in the format that WebUIs read back."""
     negative = f"\nNegative prompt: {settings.negative_prompt}" if settings.negative_prompt else ""
     return (
         f"{settings.prompt}{negative}\nSteps: {settings.steps}, Sampler: {settings.sampler}, CFG scale: {settings.cfg_scale:g}, "

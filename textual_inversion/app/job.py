@@ -1,4 +1,4 @@
-"""One background job at a time and what a page may show of it; how far txt2img is."""
+"""The background job (one at a time), its state for the page, and the progress of txt2img."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _log = logging.getLogger(__name__)
 
 
 class JobKind(str, Enum):
-    """What a job does; a page has its own words for each."""
+    """The kind of a job; a page has its own texts for each."""
 
     TRAIN = "train"
     PREPROCESS = "preprocess"
-    LOOK = "look"  # at pictures, before they are preprocessed
-    CHECK = "check"  # embedding files for code
+    LOOK = "look"  # plan pictures for review before preprocessing
+    CHECK = "check"  # check embedding files for code
 
 
 @dataclass(frozen=True)
 class Advanced:
-    """A job without a loss, such as preprocessing, has done `done` of `total` things."""
+    """Progress of a job without a loss, such as preprocessing: `done` of `total` things."""
 
     done: int
     total: int
@@ -45,27 +45,27 @@ Work = Callable[[Listener, ShouldStop], str | None]
 
 
 def never() -> bool:
-    """A `ShouldStop` of work that nobody stops."""
+    """A `ShouldStop` that never stops the work."""
     return False
 
 
 def silent(event: JobEvent) -> None:
-    """A `Listener` of work that nobody watches."""
+    """A `Listener` that ignores every event."""
 
 
 class JobRunningError(TextualInversionError):
-    """A job was to start while another one runs."""
+    """A job cannot start while another job runs."""
 
 
 class StoppedWaitingError(Exception):
-    """A run was interrupted before its turn in the WebUI's queue came; no error to anybody outside of the engine."""
+    """A run was interrupted before its turn in the WebUI's queue. The engine catches this; callers never see it."""
 
 
 class LossCurve:
     """At most `MAX_POINTS` points `[step, loss, smoothed loss, learning rate, vector norm]`, whatever the length of the run.
 
-    A full curve is halved by joining neighbours: their losses are averaged, the rest is taken from the later one. The smoothed
-    loss is the bias-corrected exponential mean over every step, so thinning does not change it; it looks back over a twelfth of
+    A full curve is halved by joining neighbours: the losses are averaged, the other columns come from the later point. The smoothed
+    loss is the bias-corrected exponential mean over every step, so thinning does not change it; its window is a twelfth of
     the run, 8 to 100 steps.
 
     Args:
@@ -81,7 +81,7 @@ class LossCurve:
         self._weight = 0.0
 
     def add(self, event: StepDone) -> float:
-        """Take one step in and return the smoothed loss."""
+        """Add one step and return the smoothed loss."""
         if math.isfinite(event.loss):
             self._mean = self._past * self._mean + (1 - self._past) * event.loss
             self._weight = self._past * self._weight + (1 - self._past)
@@ -117,12 +117,12 @@ class LossCurve:
                 self._counts.append(count)
 
     def points(self) -> list[list[float | None]]:
-        """The points, oldest first, rounded for a page; what is not finite is None."""
+        """The points, oldest first, rounded for a page; None replaces values that are not finite."""
         return [[int(point[0]), *(_short(value) for value in point[1:])] for point in self._points]
 
 
 class Job:
-    """Runs one piece of work in a thread of its own and keeps what happened, also after the end. Safe to use from any thread."""
+    """Runs one piece of work in its own thread and keeps its state, also after the end. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -140,25 +140,25 @@ class Job:
             return self._thread is not None and self._thread.is_alive() and not self._over
 
     def about(self, kind: JobKind, name: str | None = None) -> bool:
-        """Whether work of that kind, and about that name if one is given, is under way."""
+        """Whether a job of this kind is running; with a `name`, whether it is about this name."""
         with self._lock:
             return self.running and self._state["kind"] == kind and name in (None, self._state["name"])
 
     @property
     def folder(self) -> Path | None:
-        """Where the job writes what the page may show; None when it writes nothing."""
+        """Folder with the files that the page may show; None when the job writes none."""
         with self._lock:
             return self._folder
 
     @property
     def name(self) -> str:
-        """What the last job is about, such as the embedding's name; empty when there was none."""
+        """Subject of the last job, such as the embedding's name; empty when there was no job."""
         with self._lock:
             return str(self._state["name"])
 
     @property
     def id(self) -> str:
-        """Names this job in addresses; empty when there was none."""
+        """Id of the last job, used in addresses; empty when there was no job."""
         with self._lock:
             return str(self._state["job"])
 
@@ -167,8 +167,8 @@ class Job:
 
         Args:
             kind: chooses what a page shows.
-            name: what the job is about, such as the embedding's name.
-            work: reports through `listener`; a sentence that it returns is shown as the outcome.
+            name: the subject of the job, such as the embedding's name.
+            work: reports through `listener`; if it returns a sentence, the page shows this as the outcome.
             folder: the only folder that `picture` serves files from.
 
         Raises:
@@ -185,7 +185,7 @@ class Job:
             return self.id
 
     def interrupt(self) -> bool:
-        """Ask the work to stop after the step it is at; False when nothing runs."""
+        """Ask the work to stop after the current step; False when nothing runs."""
         with self._lock:
             if not self.running:
                 return False
@@ -202,7 +202,7 @@ class Job:
         return not self.running
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that a page shows, ready for JSON; `version` rises with every change."""
+        """The complete state for a page, ready for JSON; `version` rises with every change."""
         with self._lock:
             shown = {key: list(value) if isinstance(value, list) else value for key, value in self._state.items()}
             shown["points"] = self._curve.points()
@@ -221,7 +221,7 @@ class Job:
         self._folder = folder
         self._preview_paths: dict[str, Path] = {}
         self._over = False
-        self._work_was_interrupted = False  # perhaps by a button of the WebUI, which is not ours
+        self._work_was_interrupted = False  # also set when the WebUI's own Interrupt button ended the work
         self._seconds = 0.0
         self._version += 1
         self._state: dict[str, Any] = {
@@ -250,7 +250,7 @@ class Job:
     def _run(self, work: Work) -> None:
         try:
             outcome = work(self._listen, self._stop.is_set)
-        except Exception as error:  # noqa: BLE001  the thread's last frame: nothing above it could tell the page
+        except Exception as error:  # noqa: BLE001  outermost frame of the thread: no caller could report the error to the page
             self._finish(user_message(error), failed=True)
         else:
             self._finish(outcome or "", failed=False)
@@ -258,7 +258,7 @@ class Job:
     def _finish(self, reason: str, *, failed: bool) -> None:
         with self._lock:
             state = self._state
-            if not (state["failed"] and state["reason"]):  # a trainer that says why it stopped, then raises, has said it better
+            if not (state["failed"] and state["reason"]):  # keep the trainer's own reason: it is more precise than this error
                 state["reason"] = reason or state["reason"]
                 state["failed"] = failed or state["failed"]
             interrupted = self._stop.is_set() or self._work_was_interrupted
@@ -332,7 +332,7 @@ class Drawing:
         self._stop = threading.Event()
 
     def begin(self) -> bool:
-        """Start counting; False when another drawing is under way."""
+        """Start a drawing; False when another drawing is running."""
         with self._lock:
             if self._busy:
                 return False
@@ -341,31 +341,31 @@ class Drawing:
             return True
 
     def end(self) -> None:
-        """Nothing is being drawn any more."""
+        """Mark the drawing as ended."""
         with self._lock:
             self._busy = False
 
     def progress(self, done: int, total: int) -> None:
-        """`done` of `total` sampler steps."""
+        """Record that `done` of `total` sampler steps are done."""
         with self._lock:
             self._done, self._total = done, total
 
     def interrupt(self) -> None:
-        """Ask the drawing to stop; pictures that are done are kept."""
+        """Ask the drawing to stop; finished pictures are kept."""
         self._stop.set()
 
     def should_stop(self) -> bool:
-        """Whether somebody asked to stop."""
+        """Whether the user asked to stop."""
         return self._stop.is_set()
 
     def snapshot(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The progress, ready for JSON."""
         with self._lock:
             return {"busy": self._busy, "done": self._done, "total": self._total}
 
 
 def user_message(error: Exception) -> str:
-    """What to tell a user of an error; one that nobody foresaw is logged with its traceback."""
+    """The message for the user about an error. An unexpected error is logged with its traceback."""
     if isinstance(error, TextualInversionError):
         return str(error)
     if isinstance(error, OSError):
@@ -375,10 +375,10 @@ def user_message(error: Exception) -> str:
 
 
 def left_out(file: str, reason: str) -> str:
-    """That `file` was not used and why; most reasons name it already."""
+    """A sentence that says that `file` was not used, and why; the name is added unless the reason already has it."""
     return f"Left out: {reason}" if file in reason else f"Left out {file}: {reason}"
 
 
 def _short(value: float) -> float | None:
-    """Five figures are plenty for a page; JSON has no NaN."""
+    """`value` with five significant digits; None for NaN and infinity, which JSON lacks."""
     return float(f"{value:.5g}") if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Memory that runs out, told in one sentence, and memory that is given back."""
+"""Reports out-of-memory errors in one sentence, and releases memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from textual_inversion.errors import ConfigError
 
 @contextmanager
 def enough_memory(doing: str, advice: str) -> Iterator[None]:
-    """Say in one sentence that memory ran out inside; `doing` and `advice` are parts of that sentence.
+    """Turn an out-of-memory error inside into one sentence; `doing` and `advice` are parts of this sentence.
 
     Raises:
-        ConfigError: the device or the machine has too little memory for what was asked.
+        ConfigError: the device or the machine has too little memory.
     """
     try:
         yield
@@ -27,7 +27,7 @@ def enough_memory(doing: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def nothing_kept() -> Iterator[None]:
-    """Let go at the end of everything that was made inside, also of what the frames of an error still hold."""
+    """Release at the end everything that was created inside, also objects that the frames of an error still reference."""
     try:
         yield
     except BaseException as error:
@@ -41,7 +41,7 @@ def nothing_kept() -> Iterator[None]:
 
 
 def give_memory_back() -> None:
-    """Collect what nobody holds any more, and return the device's cached memory to it."""
+    """Collect unreferenced objects, and return PyTorch's cached memory to the device."""
     import torch
 
     gc.collect()
@@ -50,7 +50,7 @@ def give_memory_back() -> None:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out. On the processor PyTorch raises a plain RuntimeError, which only its wording tells from others."""
+    """Whether memory ran out. On the CPU, PyTorch raises a plain RuntimeError that only its message distinguishes from others."""
     import torch
 
     message = str(error).lower()

@@ -1,4 +1,4 @@
-"""What this package borrows from the WebUI that it lives in; `hosts/` has an adapter for each, and `fake.py` for tests."""
+"""The port: what a WebUI lends to this package. `hosts/` has an adapter for each WebUI, and `fake.py` for tests."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Folders:
 
     Attributes:
         embeddings: new embeddings are written here.
-        outputs: logs, previews and pictures are written below this.
+        outputs: logs, previews and pictures are written below this folder.
         templates: prompt templates; only read.
-        pictures: a data set to begin with; only read.
-        searched: where embeddings are looked for, the first place first.
+        pictures: an example data set; only read.
+        searched: folders that are searched for embeddings, in this order.
     """
 
     embeddings: Path
@@ -43,8 +43,8 @@ class Checkpoint:
     Attributes:
         name: its name in lists.
         path: its file.
-        vae: the file of a VAE that stands in for the checkpoint's own; None = the checkpoint's own.
-        widths: text encoder -> width of the vectors that the WebUI takes; None = as the checkpoint's header says.
+        vae: the file of a VAE that replaces the checkpoint's own; None = the checkpoint's own.
+        widths: text encoder -> width of the vectors that the WebUI accepts; None = as in the checkpoint's header.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Suggestions:
-    """Values that make a newcomer's first clicks work: for Create, and by the fields of `TrainingConfig` and `GenerationSettings`."""
+    """Starting values with which a beginner's first run works: for Create, and for fields of `TrainingConfig` and `GenerationSettings`."""
 
     new: NewEmbedding = field(default_factory=lambda: NewEmbedding("my-concept"))
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -68,8 +68,8 @@ class Turn:
 
     Attributes:
         config: the settings, completed by the WebUI's own training options, device and precision.
-        listener: to be told everything; shows it in the WebUI's progress bar too.
-        should_stop: heeds the WebUI's Interrupt button too.
+        listener: receives all events; also shows them in the WebUI's progress bar.
+        should_stop: also true after a click on the WebUI's Interrupt button.
     """
 
     config: TrainingConfig
@@ -82,7 +82,7 @@ class Host(ABC):
 
     @abstractmethod
     def folders(self) -> Folders:
-        """Where things lie."""
+        """The folders of this WebUI."""
 
     @abstractmethod
     def checkpoint(self) -> Checkpoint:
@@ -98,22 +98,22 @@ class Host(ABC):
 
     @abstractmethod
     def captioners(self, listener: Listener, should_stop: ShouldStop) -> Mapping[str, Captioner]:
-        """Name -> the WebUI's own ways to describe a picture; each loads its model when it is called first.
+        """Name -> captioner of the WebUI; each loads its model at its first call.
 
-        A call waits for its turn in the WebUI's queue: `listener` is told so, and `should_stop` ends the wait.
+        A call waits for its turn in the WebUI's queue: `listener` is notified, and `should_stop` ends the wait.
         """
 
     @abstractmethod
     def turn(self, config: TrainingConfig, listener: Listener, should_stop: ShouldStop) -> AbstractContextManager[Turn]:
-        """Inside, nothing else loads, draws or trains in the WebUI, and its progress bar and Interrupt button are the run's.
+        """Hold the WebUI's queue: inside, nothing else loads, draws or trains, and the progress bar and Interrupt button serve the run.
 
         Raises `StoppedWaitingError` where `should_stop` ends the wait, and `ConfigError` where the WebUI's own options cannot be used.
         """
 
     @abstractmethod
     def lent_memory(self) -> AbstractContextManager[None]:
-        """Inside, the WebUI's models are out of the device's memory."""
+        """Keep the WebUI's models out of the device's memory inside the context."""
 
     @abstractmethod
     def embeddings_changed(self) -> None:
-        """Embedding files were written or moved: the next picture is drawn with what is there now."""
+        """Notify the WebUI that embedding files were written or moved: it must draw the next picture with the new files."""

@@ -1,4 +1,4 @@
-"""What the buttons of the Preprocess tab do, in plain values."""
+"""The actions behind the buttons of the Preprocess tab. They take and return plain values."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _BYTES_A_MESSAGE = 50 * 2**20  # bytes of a download between two messages
 
 
 class Preprocessing:
-    """The handlers; every one answers with a sentence, whatever happens."""
+    """The handlers; each returns a sentence, also after an error."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
     @property
     def review(self) -> ReviewSession:
-        """The pictures that were looked at."""
+        """The review of this engine's job."""
         return review_of(self.engine.job)
 
     def captioners(self) -> list[str]:
-        """Names of the captioners that there are."""
+        """Names of the available captioners."""
         return [*self.engine.host.captioners(silent, never), *OURS]
 
     @answered
     def look(self, values: Mapping[str, Any]) -> Outcome:
-        """Look at the pictures in the background; nothing is written."""
+        """Plan the pictures in the background for review; nothing is written."""
         config = config_of(values)
         download = bool(values.get("may_download"))
 
@@ -51,11 +51,11 @@ class Preprocessing:
 
     @answered
     def write(self, values: Mapping[str, Any], sent: Any = "") -> Outcome:
-        """Preprocess in the background, the reviewed pictures as a person changed them.
+        """Preprocess in the background; reviewed pictures keep the user's changes.
 
         Args:
-            values: of the form.
-            sent: the latest commands of the page's script, which may hold a caption that is still being typed.
+            values: the form's values.
+            sent: the latest commands of the page's script; they may contain a caption that the user is still typing.
         """
         config = config_of(values)
         review = self.review
@@ -70,7 +70,7 @@ class Preprocessing:
                 message, complete = write(config, planned, captioners, listener, stop)
             finally:
                 review.writing = False
-            if complete:  # otherwise the next run needs a person's changes again
+            if complete:  # otherwise the next run needs the user's changes again
                 review.forget()
             return message
 
@@ -102,12 +102,12 @@ def config_of(values: Mapping[str, Any]) -> PreprocessConfig:
     """
     fields = cleaned(PreprocessConfig, values)
     if fields.get("captions_only"):
-        fields["destination"] = ""  # the form is never empty there
+        fields["destination"] = ""  # the form's field for it is never empty
     return PreprocessConfig.from_dict(fields)
 
 
 def values_of(config: PreprocessConfig) -> dict[str, Any]:
-    """What the form's components show for these settings; an empty destination leaves the form's own."""
+    """Values of the form's components for these settings; with an empty destination, the form keeps its own."""
     values = config.to_dict().items()
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values if name != "destination" or value}
 
@@ -119,12 +119,12 @@ def write(
     listener: Listener,
     should_stop: ShouldStop,
 ) -> tuple[str, bool]:
-    """Preprocess; returns the outcome in one sentence, and whether everything that was wanted is there now.
+    """Preprocess; returns the outcome in one sentence, and whether all chosen results exist now.
 
     Args:
         config: the settings.
-        planned: the pictures as reviewed; None = whatever the source holds.
-        captioners: name -> function, those that `config` names.
+        planned: the reviewed pictures; None = all pictures of the source.
+        captioners: name -> captioner, for the names in `config`.
         listener, should_stop: of the job.
     """
     from textual_inversion.preprocess.run import preprocess

@@ -1,7 +1,7 @@
-"""Pictures looked at before they are preprocessed: what becomes of each, and what a person changed about it.
+"""The review of pictures before preprocessing: the planned results of each picture, and the user's changes to them.
 
-The page's script sends clicks and typed captions as numbered commands. It repeats them until the server names their numbers as taken,
-since gradio drops a call while the one before is under way.
+The page's script sends clicks and typed captions as numbered commands. It repeats them until the server confirms
+their numbers, because gradio drops a call while an earlier call is running.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _sessions: WeakKeyDictionary[Job, ReviewSession] = WeakKeyDictionary()
 
 
 def review_of(job: Job) -> ReviewSession:
-    """The one review of the program whose job this is: all of its pages share it, so that a reloaded page finds it again."""
+    """The review that belongs to this job. All pages of the program share it, so that a reloaded page finds it again."""
     return _sessions.setdefault(job, ReviewSession())
 
 
@@ -47,14 +47,14 @@ class ReviewSession:
     """A set of pictures under review, and which of them are shown.
 
     Attributes:
-        id: another text for each set; empty while there is none.
-        config: the settings that the pictures were looked at with.
-        planned: one entry a picture, with what a person changed.
+        id: identifies the set of pictures; a new set gets a new id. Empty while there is no set.
+        config: the settings of the plan.
+        planned: one entry for each picture, with the user's changes.
         notes: sentences on what the settings cannot do on this machine.
         show: the filter: `all`, a kind of problem, `unreadable`, `out` or `done`.
-        page: number of the page of those pictures, from 0.
-        taken: id of a browser's page -> number of its last command that was taken.
-        writing: the pictures are being written, and nothing can be changed meanwhile.
+        page: number of the page within the filtered pictures, from 0.
+        taken: id of a browser page -> number of its last command that was carried out.
+        writing: the results are being written; until that ends, nothing can be changed.
     """
 
     id: str = ""
@@ -67,7 +67,7 @@ class ReviewSession:
     writing: bool = False
 
     def look(self, config: PreprocessConfig, captioners: Mapping[str, Captioner], listener: Listener, should_stop: ShouldStop) -> str:
-        """Look at every picture of the source, and return one sentence. A person's earlier changes to the same pictures stay."""
+        """Plan every picture of the source and return one sentence. The user's earlier changes to the same pictures stay."""
         from textual_inversion.preprocess.run import notes, plan
 
         latest = [0, 0]  # done, total
@@ -89,15 +89,15 @@ class ReviewSession:
         return f"{counted(len(planned), 'picture')} looked at; nothing is written yet."
 
     def forget(self) -> None:
-        """End the review: nothing is shown any more."""
+        """End the review; the page shows no pictures any more."""
         self.id, self.config, self.planned, self.notes = "", None, [], []
         self.show, self.page, self.taken = ALL, 0, {}
 
     def for_writing(self, config: PreprocessConfig) -> list[Planned] | None:
-        """The pictures as reviewed, for a run with these settings; None where nothing is under review.
+        """The reviewed pictures for a run with these settings; None without a review.
 
         Raises:
-            ConfigError: the pictures were looked at with other settings.
+            ConfigError: the review was made with other settings.
         """
         if not self.id:
             return None
@@ -109,12 +109,12 @@ class ReviewSession:
         return list(self.planned)
 
     def places(self, show: str | None = None) -> list[int]:
-        """Places in `planned` of the pictures that the filter `show` lets through; None = the chosen filter."""
+        """Indices into `planned` of the pictures that pass the filter `show`; None = the current filter."""
         show = self.show if show is None else show
         return [place for place, item in enumerate(self.planned) if show in (ALL, *kinds(item))]
 
     def shown(self) -> list[int]:
-        """Places in `planned` of the pictures on the current page."""
+        """Indices into `planned` of the pictures on the current page."""
         return self.places()[self.page * PAGE : (self.page + 1) * PAGE]
 
     @property
@@ -127,16 +127,16 @@ class ReviewSession:
         return Counter(kind for item in self.planned for kind in (ALL, *kinds(item)))
 
     def sizes(self) -> Counter[tuple[int, int]]:
-        """(width, height) -> results that are wanted, mirrored copies counted."""
+        """(width, height) -> number of chosen results, mirrored copies included."""
         copies = 1 + len(self.config.flips) if self.config else 1
         results: Counter[tuple[int, int]] = Counter()
         for item in self.planned:
             for view in item.views:
                 results[view.size] += copies * view.chosen
-        return +results  # without sizes that nobody wants
+        return +results  # drops sizes with a count of 0
 
     def take(self, sent: Any) -> bool:
-        """Carry out the commands that the page's script sent as JSON, each once; returns whether the page must be drawn anew."""
+        """Carry out each command that the page's script sent as JSON, once; returns whether the page must be redrawn."""
         before = (self.id, self.show, self.page)
         request, draw_anew = _object(sent), False
         client = client_of(sent)
@@ -174,7 +174,7 @@ class ReviewSession:
         return False
 
     def thumbnail(self, look: str, place: int) -> bytes | None:
-        """A small JPEG of a whole upright source picture; None where there is no such picture, or where it cannot be read any more."""
+        """A small JPEG of a whole upright source picture; None when there is no such picture, or when it can no longer be read."""
         if look != self.id or not look or not 0 <= place < len(self.planned) or self.config is None:
             return None
         source = self.planned[place].source
@@ -198,12 +198,12 @@ def sent_for(sent: Any) -> str:
 
 
 def client_of(sent: Any) -> str:
-    """Id of the browser's page that sent it; each page counts its own commands."""
+    """Id of the browser page that sent `sent`; each page numbers its own commands."""
     return str(_object(sent).get("client") or "")[:40]
 
 
 def _as_changed(planned: list[Planned], before: list[Planned]) -> list[Planned]:
-    """A new plan with a person's captions and choices of an earlier one, for the same parts of the same pictures."""
+    """The new plan `planned`, with the user's captions and choices from the plan `before` for the same parts of the same pictures."""
     old = {(item.source, view.part): view for item in before for view in item.views}
     changed = []
     for item in planned:
@@ -234,7 +234,7 @@ def small_jpeg(path: str, _modified: int, upright: bool, background: str) -> byt
     """JPEG of a picture, 384 pixels on its longer side at most.
 
     Raises:
-        DatasetError: it cannot be read.
+        DatasetError: the picture cannot be read.
     """
     from textual_inversion.pictures.reading import on_colour, read_colours
 

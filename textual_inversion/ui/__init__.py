@@ -1,1 +1,1 @@
-"""The pages: forms, what is drawn, and the addresses that the pages' scripts read; the work is the engine's."""
+"""The pages: forms, HTML, and the routes that the pages' scripts read. The engine does the work."""

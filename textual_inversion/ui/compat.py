@@ -1,4 +1,4 @@
-"""Where gradio 3.41.2, 4.40.0, 5 and 6 differ."""
+"""Handles the differences between gradio 3.41.2, 4.40.0, 5 and 6."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-#: gradio 6 takes page-wide things (style, head, theme) where the app is mounted, older ones where the Blocks are made.
+#: gradio 6 takes style, head and theme when the app is mounted; older versions take them when the Blocks are created.
 STYLE_AT_MOUNT = "head" in inspect.signature(gr.Blocks.launch).parameters
 
 
@@ -20,7 +20,7 @@ def on(
     *,
     queue: bool = True,
 ) -> Any:
-    """Wire `trigger` (such as `button.click`) to `handler` without gradio's overlay."""
+    """Connect `trigger` (such as `button.click`) to `handler` without gradio's overlay."""
     return trigger(handler, list(inputs), list(outputs), api_name=False, show_progress="hidden", queue=queue)
 
 
@@ -30,13 +30,13 @@ def update(**changes: Any) -> Any:
 
 
 def known(component: Any, **keywords: Any) -> dict[str, Any]:
-    """The `keywords` that this gradio's `component` takes; the others are dropped, so use it for looks only."""
+    """The `keywords` that `component` accepts in this version of gradio. Others are dropped, so use this for styling only."""
     parameters = inspect.signature(component.__init__).parameters
     return {key: value for key, value in keywords.items() if key in parameters}
 
 
 def uploaded_paths(files: Any) -> list[str]:
-    """Local paths of what a File component hands over: nothing, one thing or a list; wrappers in gradio 3, paths later."""
+    """Local paths from the value of a File component: None, one item or a list; items are wrappers in gradio 3, paths later."""
     if not files:
         return []
     listed = files if isinstance(files, (list, tuple)) else [files]
@@ -44,12 +44,12 @@ def uploaded_paths(files: Any) -> list[str]:
 
 
 def saved_as_ours(component: Any) -> Any:
-    """Let a WebUI keep this value in its `ui-config.json` under a key of our own: its own Train tab has the same labels."""
+    """Let a WebUI keep this value in its `ui-config.json` under our own key, because its Train tab has the same labels."""
     component.custom_script_source = "textual_inversion"
     return component
 
 
 def not_saved(component: Any) -> Any:
-    """Keep a WebUI from writing this value into its `ui-config.json` and preferring it to ours later."""
+    """Keep a WebUI from saving this value in its `ui-config.json`, which would override ours at the next start."""
     component.do_not_save_to_config = True
     return component

@@ -1,4 +1,4 @@
-"""The tabs' settings as gradio components: where each setting stands, and which component draws it."""
+"""The forms of the tabs: the position of each setting, and its gradio component."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textual_inversion.settings.schema import Setting, Settings, defaults_of, se
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.ui import compat
 
-Row = tuple[Setting, ...]  # side by side; a row of one stands alone
+Row = tuple[Setting, ...]  # settings side by side
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Section:
 
     Attributes:
         title: its heading.
-        rows: names of settings, those of one row side by side.
-        groups: groups of settings that stand here, unless a row of any section names them.
+        rows: names of settings, row by row.
+        groups: groups of settings that belong here, except settings that a row of any section names.
     """
 
     title: str
@@ -41,7 +41,7 @@ AS_TXT2IMG = Setting(
     label="Read parameters (prompt, etc...) from txt2img tab when making previews",
     hint="Instead of the preview settings above; as they are when Train is pressed.",
 )
-#: Settings of the Preprocess tab that are the page's own.
+#: Settings that exist only on the page of the Preprocess tab.
 USE_RESULT = Setting(
     name="use_result", types=(bool,), default=True, label="Train on the result", hint="Points the Train tab at the destination."
 )
@@ -120,12 +120,12 @@ def create_rows() -> list[Row]:
 
 
 def train_sections(settings: type[Settings] = TrainingConfig) -> dict[str, list[Row]]:
-    """The Train tab: `word`, `pictures` and `basics` stand open, the others under their titles."""
+    """The Train tab: `word`, `pictures` and `basics` are always open, the others fold under their titles."""
     return lay_out(settings, _TRAIN)
 
 
 def preprocess_sections(settings: type[Settings] = PreprocessConfig) -> dict[str, list[Row]]:
-    """The Preprocess tab: `source` and `result` stand open, the others under their titles."""
+    """The Preprocess tab: `source` and `result` are always open, the others fold under their titles."""
     return lay_out(settings, _PREPROCESS, (USE_RESULT, MAY_DOWNLOAD))
 
 
@@ -137,8 +137,8 @@ def txt2img_sections(settings: type[Settings] = GenerationSettings) -> dict[str,
 def lay_out(settings: type[Settings], sections: Sequence[Section], own: Sequence[Setting] = ()) -> dict[str, list[Row]]:
     """Title -> rows of a form.
 
-    A setting that no row names gets a row of its own in the section of its group, under the one declared before it there. Where no
-    section has its group, it is not in the form.
+    A setting that no row names gets its own row in the section of its group, below the setting declared before it. If no section
+    has its group, the form does not show it.
 
     Args:
         own: settings of the page itself, which rows may name.
@@ -155,7 +155,7 @@ def lay_out(settings: type[Settings], sections: Sequence[Section], own: Sequence
 
 
 def _place_for(setting: Setting, rows: Sequence[Sequence[str]], declared: Sequence[str]) -> int:
-    """The row under the setting that is declared nearest before this one; the first where there is none."""
+    """Index of the row below the nearest setting that is declared before this one; 0 where there is none."""
     for name in reversed(declared[: declared.index(setting.name)]):
         for place, row in enumerate(rows):
             if name in row:
@@ -164,13 +164,13 @@ def _place_for(setting: Setting, rows: Sequence[Sequence[str]], declared: Sequen
 
 
 def preprocess_values(destination: str, width: int, height: int, captioners: Sequence[str]) -> dict[str, Any]:
-    """Values of the Preprocess tab: the defaults, a place for the results, and the names of who can describe pictures."""
+    """Values of the Preprocess tab: the defaults, the destination, and the names of the captioners."""
     lists = {"flips": [], "captioners": [], "captioners_options": {"choices": list(captioners)}}
     return {**defaults_of(PreprocessConfig), **lists, "destination": destination, "width": width, "height": height}
 
 
 def draw(rows: Sequence[Row], values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Put `rows` on the page and return name -> component; `values` come before a setting's own default."""
+    """Put `rows` on the page and return name -> component; `values` override the defaults of settings."""
     drawn: dict[str, Any] = {}
     for row in rows:
         if len(row) == 1:
@@ -184,7 +184,7 @@ def draw(rows: Sequence[Row], values: Mapping[str, Any], prefix: str) -> dict[st
 
 
 def component(setting: Setting, values: Mapping[str, Any], prefix: str) -> Any:
-    """One setting as a gradio component with the id `ti_<prefix>_<name>`; `values` may hold `<name>_options` for it."""
+    """One setting as a gradio component with the id `ti_<prefix>_<name>`; `values` may hold further keywords as `<name>_options`."""
     value = values.get(setting.name, None if setting.required else setting.default)
     kind = kind_of(setting)
     options = {**_options(setting, kind), **values.get(f"{setting.name}_options", {})}

@@ -1,4 +1,4 @@
-"""HTML of the pictures that were looked at: what they are, their crops, captions and problems."""
+"""HTML of the pictures under review, with their crops, captions and problems."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from textual_inversion.preprocess.layout import PlannedView
     from textual_inversion.preprocess.plan import Planned
 
-#: Filter -> what its button says, in the order of the buttons.
+#: Filter -> label of its button, in the order of the buttons.
 FILTERS = {
     ALL: "All",
     "small": "Too small",
@@ -29,7 +29,7 @@ _MOST_SIZES = 8
 
 
 def head(review: ReviewSession) -> str:
-    """How many pictures and results there are, of which sizes, and the filters; empty where nothing is under review."""
+    """The numbers of pictures and results, their sizes, and the filters; empty without a review."""
     if not review.id:
         return ""
     counts, sizes = review.counts(), review.sizes()
@@ -50,7 +50,7 @@ def head(review: ReviewSession) -> str:
 
 
 def tiles(review: ReviewSession) -> str:
-    """The pictures of the current page, with the buttons to others."""
+    """The pictures of the current page, with buttons to other pages."""
     if not review.id:
         return ""
     places = review.shown()
@@ -66,7 +66,7 @@ def tiles(review: ReviewSession) -> str:
 
 
 def acknowledged(review: ReviewSession, client: str) -> str:
-    """The element that tells a page's script which of its commands were taken."""
+    """The element that tells a page's script which of its commands were carried out."""
     taken = review.taken.get(client, 0)
     return f'<span class="ti-look-ack" data-look="{review.id}" data-client="{escape(client)}" data-taken="{taken}"></span>'
 
@@ -109,7 +109,7 @@ def _tile(review: ReviewSession, place: int) -> str:
 
 
 def _shot(review: ReviewSession, place: int, item: Planned) -> str:
-    """The picture, the part that is kept lit and the rest dark; a click leaves the picture out."""
+    """The picture, with the kept part bright and the rest dark; a click on it leaves the picture out."""
     width, height = item.size
     if not item.views or not width or not height:
         return '<div class="ti-shot ti-shot-none">no picture</div>'
@@ -128,7 +128,7 @@ def _shot(review: ReviewSession, place: int, item: Planned) -> str:
 def _crops(item: Planned, width: int, height: int) -> str:
     boxes = [view.box for view in item.views]
     holes = " ".join(f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z" for left, top, right, bottom in boxes[:1])
-    if len(boxes) > 1:  # parts overlap, and an overlap would count as outside: what all of them cover is lit
+    if len(boxes) > 1:  # parts overlap, and an overlap would be drawn as outside: brighten the union of all parts
         left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
         right, bottom = max(box[2] for box in boxes), max(box[3] for box in boxes)
         holes = f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z"
@@ -148,7 +148,7 @@ def _faces(focus: Focus, width: int, height: int) -> str:
 
 
 def _part(view: PlannedView, place: int, *, alone: bool) -> str:
-    """The caption of a result, with a switch where a picture has several."""
+    """The caption of a result, with a switch where a picture has several results."""
     name = "Caption" if alone else f"Caption of part {view.part + 1}"
     box = "" if alone else (
         f'<label class="ti-option"><input type="checkbox" data-do="choose" data-part="{view.part}"{" checked" if view.chosen else ""}>'

@@ -1,4 +1,4 @@
-"""The Train page: its three tabs beside the running job, wired to the actions; and that page as a tab inside another program's tabs."""
+"""The Train page: its three tabs beside the running job, connected to the actions; also as a tab inside another program."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 Parts = dict[str, Any]
-_CHECKPOINT_SIZES = (128, 512, 768, 1024)  # pixels that some checkpoint was made for
+_CHECKPOINT_SIZES = (128, 512, 768, 1024)  # native sizes of checkpoints, in pixels
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TrainPage:
         name = str(name or "").strip()
         job = self.actions.engine.job
         if job.running and job.name == name:
-            return ""  # the live part says it
+            return ""  # the live part shows this
         card = self.actions.card(name)
         problem = "" if card or not name else name_problem(name)
         line = render.note(problem, "error") if problem else render.standing(card, name, int(steps or 0))
@@ -56,25 +56,25 @@ class TrainPage:
         current = self._current(typed)
         name_update = _name_update(self.actions, current)
         if current == typed:
-            name_update.pop("value", None)  # Create may have put another one there meanwhile
+            name_update.pop("value", None)  # Create may have set another name meanwhile
         return name_update, self.strip(folder), *self._sizes(width, height)
 
     def _sizes(self, width: Any, height: Any) -> tuple[Any, Any]:
-        """Updates to the size that the checkpoint was made for, where the form shows another checkpoint's; a person's own size stays."""
+        """Updates to the checkpoint's native size where the form shows another checkpoint's native size; the user's own size stays."""
         wanted = _size(self.actions.engine).get("width")
         if wanted is None or width != height or width not in _CHECKPOINT_SIZES or width == wanted:
             return compat.update(), compat.update()
         return compat.update(value=wanted), compat.update(value=wanted)
 
     def strip(self, folder: Any) -> str:
-        """The pictures of the data set; while they are being made, that they are."""
+        """The pictures of the data set; while preprocessing runs, a note that says so."""
         contents = pictures.pictures_in(folder_text(folder))
         if contents.problem and self.actions.engine.job.about(JobKind.PREPROCESS):
             return render.note("Pictures are being preprocessed; they appear here when that is done.", "hint")
         return contents.html()
 
     def _current(self, name: str) -> str:
-        """The name to show: the word being trained; else the latest word, while `name` is a suggestion that does not exist; else `name`."""
+        """The name to show: the embedding in training; else the latest one, if `name` is only a suggestion without a file; else `name`."""
         engine, known = self.actions.engine, self.actions.names()
         if engine.job.about(JobKind.TRAIN):
             return engine.job.name
@@ -90,8 +90,8 @@ def build_train_page(
     Args:
         offer: whether to offer a check of the embedding files; None = never.
         drawing_settings: components of a txt2img page that previews may take their settings from, as `actions.DRAWING_SETTINGS`.
-        list_names: fill the list of embeddings; otherwise the page asks for it when it is opened, and a program that has tens of
-            tabs to draw starts sooner.
+        list_names: fill the list of embeddings now; otherwise the page requests it when it opens, so that a program with many tabs
+            starts sooner.
     """
     actions = Actions(engine)
     values = starting_values(actions, list_names=list_names)
@@ -117,7 +117,7 @@ def build_train_page(
 
 
 def starting_values(actions: Actions, *, list_names: bool = True) -> dict[str, Parts]:
-    """Values of the three forms that make the first click on Train work; `list_names` as for `build_train_page`."""
+    """Starting values of the three forms, with which the first click on Train works; `list_names` as for `build_train_page`."""
     engine = actions.engine
     suggested, folders = engine.host.suggestions(), engine.host.folders()
     new = suggested.new
@@ -143,7 +143,7 @@ def _size(engine: Engine) -> Parts:
 
 
 def latest(folder: Path, names: list[str]) -> str:
-    """The trainable embedding that was written last."""
+    """Name of the trainable embedding with the newest file."""
     files = [path for path in folder.iterdir() if path.stem in names] if folder.is_dir() else []
     return max(files, key=_modified).stem if files else ""
 
@@ -152,13 +152,13 @@ def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
-        return 0.0  # gone since the folder was listed
+        return 0.0  # deleted since the folder was listed
 
 
 def _check_box(parts: Parts) -> None:
-    """Above the tabs; the style sheet shows what belongs to the text."""
+    """Draw the check box above the tabs; the style sheet shows the buttons that belong to its text."""
     with gr.Column(elem_id="ti_check", elem_classes=["ti-checkbox"]):
-        parts["check_text"] = gr.HTML("", elem_id="ti_check_text")  # the page's script asks for it
+        parts["check_text"] = gr.HTML("", elem_id="ti_check_text")  # the page's script requests its text
         with gr.Row(elem_classes=["ti-buttons", "ti-check-offer"]):
             parts["check_button"] = gr.Button("Check all files", variant="primary", elem_id="ti_check_button")
             parts["check_refuse"] = gr.Button("Not now", elem_id="ti_check_refuse")
@@ -185,7 +185,7 @@ def _wire_check(page: TrainPage, checking: Checking) -> None:
     compat.on(parts["check_move"].click, lambda: box(checking.move()), [], shown)
     compat.on(parts["check_refuse"].click, refuse, [], shown)
     compat.on(parts["check_done"].click, refuse, [], shown)
-    compat.on(parts["refresh"].click, box, [], shown)  # a new page, or a job that ended
+    compat.on(parts["refresh"].click, box, [], shown)  # for a new page, or after a job
 
 
 def _create_tab(values: Mapping[str, Any], parts: Parts) -> Parts:
@@ -218,7 +218,7 @@ def _train_tab(values: Mapping[str, Any], parts: Parts, *, can_follow: bool) -> 
             drawn.update(form.draw(rows, values, "train"))
             if can_follow and title == form.PREVIEWS:
                 parts["as_txt2img"] = form.component(form.AS_TXT2IMG, {}, "train")
-    # pressed by the page's script when a job ends: hidden by a class, for what is not visible is not on the page in gradio 5
+    # The page's script clicks this when a job ends. A class hides it: gradio 5 leaves components with visible=False out of the page.
     parts["refresh"] = gr.Button("Refresh", elem_id="ti_train_refresh", elem_classes=["ti-hidden"])
     return drawn
 
@@ -231,7 +231,7 @@ def _wire_create(page: TrainPage) -> None:
         return render.outcome(outcome, "create"), _name_update(actions, outcome.name), compat.update(value=False)
 
     def renamed(name: str, chosen: str) -> Any:
-        """Until it exists, the word on the Train tab is the one that Create would make."""
+        """Show Create's name on the Train tab as long as no embedding of this name exists."""
         name, known = (name or "").strip(), actions.names()
         return compat.update() if chosen in known or not name else compat.update(value=name, choices=[*known, name])
 
@@ -269,7 +269,7 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
     compat.on(parts["files"].change, dropped, [parts["files"]], [parts["files_note"], images])
     shown = [name, parts["strip"], train["width"], train["height"]]
     refreshed = compat.on(parts["refresh"].click, page.refresh, [name, images, train["width"], train["height"]], shown)
-    compat.on(refreshed.then, page.stand, [name, steps], [parts["standing"]])  # of the name that stands there by then
+    compat.on(refreshed.then, page.stand, [name, steps], [parts["standing"]])  # runs last, with the name that the refresh has set
 
 
 def _name_update(actions: Actions, name: str) -> Any:
@@ -287,13 +287,13 @@ TAB_ID = "textual_inversion"
 def draw_train_tab(
     engine: Engine, offer: CheckOffer | None = None, drawing_settings: Sequence[Any] = (), *, first: bool = False
 ) -> TrainPage:
-    """Add a tab with the Train page to the tabs that are open.
+    """Add a tab with the Train page to the open gradio Tabs.
 
     Args:
         offer: whether to offer a check of the embedding files; None = never.
         drawing_settings: components of txt2img that previews may take their settings from, in the order of
-            `actions.DRAWING_SETTINGS`; none where there is no such page.
-        first: open this tab when the page opens; it stays behind those that are there.
+            `actions.DRAWING_SETTINGS`; empty where there is no such page.
+        first: select this tab when the page opens; its position stays last.
     """
     around = Context.block
     with gr.Tab(TITLE, id=TAB_ID, elem_id="ti_host_tab"):
@@ -304,10 +304,10 @@ def draw_train_tab(
 
 
 class TrainBlocks(gr.Blocks):
-    """The Train page for a program that takes whole tabs as Blocks and renders them in its own.
+    """The Train page as Blocks, for a program that renders the Blocks of each tab inside its own.
 
-    It is drawn when it is rendered, right into that program's page: gradio makes a web application for each Blocks that is drawn by
-    itself, which nobody would ask anything.
+    `render` draws the page directly into that program's page: for Blocks that are drawn separately, gradio would build a web
+    application that nobody uses.
 
     Args:
         offer, drawing_settings: as in `draw_train_tab`.
@@ -322,7 +322,7 @@ class TrainBlocks(gr.Blocks):
         with gr.Column() as column:
             try:
                 build_train_page(*self._page, list_names=False)
-            except Exception:  # noqa: BLE001  whatever it is, it must not cost the program its whole page
+            except Exception:  # noqa: BLE001  no error of ours may break the program's whole page
                 _log.exception("The Train tab could not be drawn")
                 gr.HTML(render.note("The Train tab could not be drawn; the console says why.", "error"))
         self.children = [column]

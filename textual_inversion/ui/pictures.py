@@ -1,4 +1,4 @@
-"""The pictures of a data set on the page: small ones of a folder, and files that were dropped onto it."""
+"""The pictures of a data set on the page: thumbnails of a folder, and files that the user drops onto the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from textual_inversion.errors import DatasetError, TextualInversionError
 from textual_inversion.ui import compat, render
 
 SHOWN = 7
-THUMBNAIL = 96  # pixels: twice what is shown, for sharp screens
+THUMBNAIL = 96  # pixels: twice the displayed size, for high-resolution screens
 MAX_FILES = 500
 MAX_BYTES = 64 * 2**20
 MAX_CAPTION_BYTES = 64 * 2**10
@@ -26,10 +26,10 @@ MAX_CAPTION_BYTES = 64 * 2**10
 
 @dataclass(frozen=True)
 class FolderPictures:
-    """What is in a folder of pictures.
+    """The content of a folder of pictures.
 
     Attributes:
-        thumbnails: data addresses of the first pictures that can be read.
+        thumbnails: data URLs of the first readable pictures.
         total: how many pictures there are; 0 where no folder was named.
         captioned: how many of them have a caption file.
         problem: why the folder cannot be used; empty when it can.
@@ -50,7 +50,7 @@ class FolderPictures:
 
 
 def pictures_in(folder: str) -> FolderPictures:
-    """Look into `folder`; whatever is wrong with it is its `problem`."""
+    """Look into `folder`; raises nothing, `problem` says what is wrong."""
     from textual_inversion.pictures.folder import caption_file, require_images
 
     if not folder:
@@ -66,7 +66,7 @@ def pictures_in(folder: str) -> FolderPictures:
 
 @lru_cache(maxsize=256)
 def _thumbnail(path: str, _modified: int) -> str:
-    """A data address of the picture's middle; empty when it cannot be read, which training will say better."""
+    """A data URL of the picture's centre; empty when the picture cannot be read (training reports the reason)."""
     from textual_inversion.pictures.geometry import cover
     from textual_inversion.pictures.reading import read_image
 
@@ -80,12 +80,12 @@ def _thumbnail(path: str, _modified: int) -> str:
 
 
 def drop(files: Any, parent: Path, field: str) -> tuple[str, Any]:
-    """Keep files that were dropped onto the page.
+    """Keep files that the user dropped onto the page.
 
     Args:
-        files: what the File component hands over.
-        parent: the pictures get a new folder below this.
-        field: name of the field that is to show that folder, for the note.
+        files: the value of the File component.
+        parent: the pictures get a new folder below this folder.
+        field: label of the field that shows the new folder, for the note.
 
     Returns:
         The note under the drop field, and the update of the folder's field.
@@ -101,7 +101,7 @@ def drop(files: Any, parent: Path, field: str) -> tuple[str, Any]:
 
 
 def keep_uploads(files: Sequence[str], parent: Path) -> tuple[Path, str]:
-    """Copy dropped pictures and captions into a new folder under `parent`; returns it and what was left out, one sentence.
+    """Copy dropped pictures and captions into a new folder under `parent`; returns the folder, and one sentence about files left out.
 
     Raises:
         DatasetError: no picture among the files, or too many files.

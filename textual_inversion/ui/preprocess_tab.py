@@ -1,4 +1,4 @@
-"""The Preprocess tab: its settings and the pictures looked at, wired to what the buttons do."""
+"""The Preprocess tab: its settings and the pictures under review, connected to the actions."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def draw(values: Parts, parts: Parts) -> Parts:
 
 
 def draw_gallery(parts: Parts) -> None:
-    """Put the pictures looked at on the page, under everything else: they need its whole width."""
+    """Put the pictures under review at the bottom of the page, because they need its whole width."""
     with gr.Column(elem_id="ti_lookout", elem_classes=["ti-lookout"]):
         parts["look_head"] = gr.HTML("", elem_id="ti_look_head")
         parts["look_tiles"] = gr.HTML("", elem_id="ti_look_tiles")
-    # what the page's script says and presses; hidden by a class, for what is not visible is not on the page in gradio 5
+    # The page's script writes to and clicks these. A class hides them: gradio 5 leaves components with visible=False out of the page.
     parts["look_sent"] = gr.Textbox("", elem_id="ti_look_sent", elem_classes=["ti-hidden"], show_label=False)
     parts["look_take"] = gr.Button("Take", elem_id="ti_look_take", elem_classes=["ti-hidden"])
     parts["look_taken"] = gr.HTML("", elem_id="ti_look_taken", elem_classes=["ti-hidden"])
@@ -61,7 +61,7 @@ def draw_gallery(parts: Parts) -> None:
 
 
 def wire(settings: Parts, parts: Parts, engine: Engine, images: Any, interrupt: Callable[[], Outcome]) -> None:
-    """Wire the tab; `images` is the Train tab's folder, which a result may become."""
+    """Connect the tab; `images` is the Train tab's folder field, which can be set to the destination."""
     actions, keys = Preprocessing(engine), list(settings)
     shown = [parts["look_head"], parts["look_tiles"], parts["look_taken"]]
 
@@ -73,12 +73,12 @@ def wire(settings: Parts, parts: Parts, engine: Engine, images: Any, interrupt: 
         return render.outcome(outcome, "preprocess"), compat.update(value=outcome.name) if outcome.name else compat.update()
 
     def take(sent: Any) -> Any:
-        """Do what the page's script asks for. Pictures are drawn anew only for others, since somebody may be typing in these."""
+        """Carry out the script's commands. The same pictures are not redrawn, because the user may be typing in them."""
         others_are_shown = actions.review.take(sent)
         return _shown(actions, sent, tiles=others_are_shown)
 
     def refresh(sent: Any) -> Any:
-        """As `take`, for a new page or a job that ended. A new page has said nothing yet, and its form gets what was looked at."""
+        """As `take`, for a new page or after a job. A new page has sent no command yet; its form gets the settings of the review."""
         review = actions.review
         others_are_shown = review.take(sent) or sent_for(sent) != review.id
         config = None if sent_for(sent) else review.config

@@ -1,4 +1,4 @@
-"""HTML that the page shows, every text of a person or a file escaped."""
+"""HTML of the page; every text from a user or a file is escaped."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from textual_inversion.training.preflight import Finding
 
 _MOST_LEFT_OUT = 100
-ROUTE = "textual-inversion"  # relative, so that it holds under a sub-path too
+ROUTE = "textual-inversion"  # relative, so that it also works under a sub-path
 
 
 def escape(text: str) -> str:
-    """Any text, names of files too, as HTML that can be sent."""
+    """Escape any text, file names included, as HTML that UTF-8 can encode."""
     return escape_html(legible(text))
 
 
@@ -50,18 +50,18 @@ def note(text: str, kind: str = "done", field: str = "") -> str:
 
 
 def outcome(outcome: Outcome, form: str = "") -> str:
-    """What a click led to; `form` is the prefix of the form's component ids, `create`, `preprocess` or `train`."""
+    """The note for the result of a click; `form` is the prefix of the form's component ids, `create`, `preprocess` or `train`."""
     return note(outcome.text, outcome.kind, f"ti_{form}_{outcome.setting}" if form and outcome.setting else "")
 
 
 def findings(items: Sequence[Finding]) -> str:
-    """The findings of a check before the start: each problem on a line of its own, all that is well on one."""
+    """The findings of a check before the start: one line for each problem, one line for everything else."""
     problems = "".join(note(item.text, "hint" if item.kind == "hint" else "error") for item in items if item.kind != "good")
     return problems + note(" ".join(item.text for item in items if item.kind == "good"))
 
 
 def word(name: str) -> str:
-    """An embedding's name as the chip that stands for it everywhere on the page."""
+    """An embedding's name as the chip that represents it everywhere on the page."""
     return f'<code class="ti-word">{escape(name)}</code>'
 
 
@@ -71,17 +71,17 @@ def heading() -> str:
 
 
 def intro(title: str, text: str) -> str:
-    """What a tab is for."""
+    """Title and purpose of a tab."""
     return f'<div class="ti-intro"><h3>{escape(title)}</h3><p>{escape(text)}</p></div>'
 
 
 def live() -> str:
-    """Where the page's script draws the running job."""
+    """The element in which the page's script draws the running job."""
     return '<div class="ti-live" aria-live="off"><noscript>The progress of training is drawn by JavaScript, which is off.</noscript></div>'
 
 
 def strip(thumbnails: Sequence[str], total: int, captioned: int) -> str:
-    """The pictures of a folder: small ones as data addresses, and how many there are."""
+    """The pictures of a folder: thumbnails (data URLs), and the number of pictures and captions."""
     images = "".join(f'<img src="{escape(source)}" alt="" loading="lazy">' for source in thumbnails)
     more = f'<span class="ti-more">+{total - len(thumbnails)}</span>' if total > len(thumbnails) else ""
     captions = "all with captions" if captioned == total else f"{captioned} with captions" if captioned else "no captions"
@@ -89,7 +89,7 @@ def strip(thumbnails: Sequence[str], total: int, captioned: int) -> str:
 
 
 def standing(card: Card | None, name: str, steps: int) -> str:
-    """What the chosen embedding is, and whether training it to `steps` does anything."""
+    """Describe the chosen embedding, and say whether training to `steps` would do any steps."""
     if not name:
         return note("Choose an embedding, or type a new name.", "hint")
     if card is None:
@@ -104,7 +104,7 @@ def standing(card: Card | None, name: str, steps: int) -> str:
 
 
 def left_out(items: Sequence[Card]) -> str:
-    """The embeddings that cannot be trained, and why, as a list that unfolds: the field of names has no room for reasons."""
+    """A folding list of the embeddings that cannot be trained, with the reasons."""
     if not items:
         return ""
     rows = [f"<li>{word(item.name)} {escape(item.reason or item.untrainable)}</li>" for item in items[:_MOST_LEFT_OUT]]
@@ -129,7 +129,7 @@ def cards(items: Sequence[Card]) -> str:
 
 
 def card(item: Card) -> str:
-    """One card: a button that puts its word into the prompt, with its partner into the negative one; or why it does not fit."""
+    """One card: a button that inserts its word into the prompt and its partner into the negative prompt; or why it does not fit."""
     name = escape(item.name)
     if item.picture and (changed := _time_of(item.picture)):
         source = f"{ROUTE}/card?name={quote(item.name, safe='', errors='backslashreplace')}&v={changed}"
@@ -147,7 +147,7 @@ def card(item: Card) -> str:
 
 
 def _about(item: Card) -> str:
-    """What a card says below its name."""
+    """The text below the name on a card."""
     lines = [
         item.description.line(),
         f"on {item.description.checkpoint}" if item.description.checkpoint else "",
@@ -158,7 +158,7 @@ def _about(item: Card) -> str:
 
 
 def _time_of(picture: Path) -> int:
-    """When the picture was written; 0 when it is gone."""
+    """Modification time of the picture; 0 when it is gone."""
     try:
         return int(picture.stat().st_mtime)
     except OSError:
@@ -191,7 +191,7 @@ files without running anything; other programs may not. The check looks at every
 
 
 def check_box(checking: Checking) -> str:
-    """The offer to check every file, or what the check has found; by `data-check` the style sheet shows the buttons that belong to it."""
+    """The offer to check every file, or the result of the check; the style sheet shows the matching buttons by `data-check`."""
     phase, result = checking.phase, checking.result
     if phase in _CHECK_TEXTS:
         return f'<div class="ti-check" data-check="{phase}">{_CHECK_TEXTS[phase]}</div>'

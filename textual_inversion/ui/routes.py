@@ -1,4 +1,4 @@
-"""The addresses that the page's script reads: the job's state, its previews, the cards. GET only, without side effects, guarded."""
+"""The routes that the page's script reads: the job's state, its previews, the cards. GET only, without side effects, guarded."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Handler = Callable[[Request], Response]
 
 
 def add_routes(app: Any, engine: Engine, drawing: Drawing | None = None, allowed_hosts: Iterable[str] | None = ()) -> None:
-    """Put the routes before all others of `app`, so that no catch-all takes them; calling it again replaces them.
+    """Put the routes before all others of `app`, so that no catch-all route matches first. A second call replaces them.
 
     Args:
         app: a Starlette, FastAPI or gradio app. If it has gradio's `auth`, its login cookie is required.
-        drawing: progress of txt2img, on a page that has it.
-        allowed_hosts: further names under which this server may be addressed, besides addresses and this machine's own name;
-            None where any will do, because the program around answers to every name itself.
+        drawing: progress of txt2img, for a page that has txt2img.
+        allowed_hosts: further host names that are accepted, besides IP addresses and this machine's own name; None = any name, for
+            a program that accepts every name itself.
     """
     names = None if allowed_hosts is None else frozenset(name.lower() for name in allowed_hosts)
 
@@ -57,7 +57,7 @@ def add_routes(app: Any, engine: Engine, drawing: Drawing | None = None, allowed
 def addressed_to_us(header: str, allowed: frozenset[str] = frozenset()) -> bool:
     """Whether a Host header is an IP address, `localhost`, this machine's name or one of `allowed`.
 
-    A foreign name means that somebody's page has pointed a name of its own at this server (DNS rebinding).
+    A foreign name is a sign of DNS rebinding: a foreign site has pointed its own name at this server.
     """
     host = header.strip().lower()
     name = host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.rsplit(":", 1)[0] if ":" in host else host
@@ -74,7 +74,7 @@ def addressed_to_us(header: str, allowed: frozenset[str] = frozenset()) -> bool:
 
 
 def logged_in(app: Any, request: Request) -> bool:
-    """Whether gradio's own login, if `app` has one, was passed."""
+    """Whether the request is logged in with gradio's own login; true when `app` has no login."""
     if getattr(app, "auth", None) is None:
         return True
     known = getattr(app, "tokens", {})
@@ -82,7 +82,7 @@ def logged_in(app: Any, request: Request) -> bool:
 
 
 class _Json(JSONResponse):
-    """JSON in ASCII: a message may name a file whose name no other encoding can send."""
+    """JSON in ASCII: a message may contain a file name that UTF-8 cannot encode."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
@@ -93,7 +93,7 @@ def _state(engine: Engine, drawing: Drawing | None) -> Handler:
         snapshot = engine.job.snapshot()
         snapshot["embeddings"] = engine.embeddings_version()
         checkpoint = engine.checkpoint()
-        snapshot["checkpoint"] = checkpoint.name if checkpoint else ""  # the page says where it matters that there is none
+        snapshot["checkpoint"] = checkpoint.name if checkpoint else ""  # the page reports a missing checkpoint where it matters
         if drawing is not None:
             snapshot["drawing"] = drawing.snapshot()
         if request.query_params.get("since") == f"{snapshot['job']}-{snapshot['version']}":
@@ -124,13 +124,13 @@ def _card_picture(engine: Engine) -> Handler:
     def picture(request: Request) -> Response:
         name = request.query_params.get("name", "")
         path = next((card.picture for card in engine.cards() if card.name == name), None)
-        return _file(path, path.parent if path else None)  # a host may have several folders, and links to further ones
+        return _file(path, path.parent if path else None)  # a host may have several folders, and links to others
 
     return picture
 
 
 def _source_picture(engine: Engine) -> Handler:
-    """A small copy of a picture that was looked at on the Preprocess tab."""
+    """The route for small copies of pictures under review."""
 
     def picture(request: Request) -> Response:
         place = request.query_params.get("item", "")
@@ -144,7 +144,7 @@ def _source_picture(engine: Engine) -> Handler:
 
 
 def _file(path: Path | None, folder: Path | None) -> Response:
-    """A picture below `folder`, symbolic links followed first; 404 for everything else."""
+    """A picture below `folder`, after symbolic links are resolved; 404 for everything else."""
     if path is not None and folder is not None:
         real = path.resolve()
         kind = PICTURE_ENDINGS.get(real.suffix.lower())

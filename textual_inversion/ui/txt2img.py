@@ -1,4 +1,4 @@
-"""The txt2img page with the Textual Inversion cards under it, for a program without one of its own."""
+"""The txt2img page with the Textual Inversion cards under it, for a program that has no txt2img page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from textual_inversion.app.engine import Engine
 
-#: What this page shows where its host suggests nothing; the slider offers fewer pictures than the settings allow.
+#: Values where the host suggests none; the slider offers fewer pictures than the settings allow.
 _USUAL: dict[str, Any] = {"seed": -1, "count": 4, "count_options": {"maximum": 16}}
 _GALLERY: dict[str, Any] = {
     "show_label": False,
@@ -73,9 +73,9 @@ _CARD_BAR = """<div class="ti-cardbar">
 
 
 def _build_cards(engine: Engine) -> Any:
-    """Draw the cards inside the open gradio context; the script reads them again when something changes.
+    """Draw the cards inside the open gradio context; the script reloads them after a change.
 
-    Where there are none now there may be some by the time that the page is opened: nothing is said before the script has asked.
+    An empty list shows no message yet: embeddings may appear before the page is opened, and then the script requests the cards.
     """
     cards = engine.cards()
     shelf = f'<div class="ti-shelf">{render.cards(cards) if cards else ""}</div>'
@@ -92,7 +92,7 @@ class _Page:
         self.engine, self.drawing, self.keys = engine, drawing, keys
 
     def generate(self, *given: Any) -> Any:
-        """Draw, keep the pictures, and say how they were made or why they were not; the gallery changes only for new pictures."""
+        """Draw and keep the pictures, and report how they were made or why drawing failed. The gallery changes only for new pictures."""
         if not self.drawing.begin():
             return compat.update(), render.note("Something is being drawn already; interrupt it or wait.", "error")
         begun, pictures, folder = time.monotonic(), [], self.engine.host.folders().outputs / "txt2img"
@@ -104,7 +104,7 @@ class _Page:
             names = [card.name for card in self.engine.cards() if not card.reason]
             unknown = unknown_names((values["prompt"], values["negative_prompt"]), names)  # <…> that name no embedding
             note = render.note(about_unknown(unknown), "hint") + render.made(parameters, time.monotonic() - begun, str(folder))
-        except Exception as error:  # noqa: BLE001  a click's last frame: of what rises above it gradio shows "Error" and no more
+        except Exception as error:  # noqa: BLE001  for an error that leaves the handler, gradio shows only "Error"
             note = render.note(user_message(error), "error")
         finally:
             self.drawing.end()
@@ -126,7 +126,7 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
     """The form's values as the fields of `GenerationSettings`; seed -1 becomes a random one.
 
     Raises:
-        ConfigError: an empty number.
+        ConfigError: a number field is empty.
     """
     given = cleaned(GenerationSettings, values)
     if given["seed"] < 0:
@@ -148,8 +148,8 @@ def keep(pictures: list[Image.Image], folder: Path, seed: int) -> None:
 
 
 def drawing_values(engine: Engine) -> dict[str, Any]:
-    """Values of the form that make the first click on Generate work, with the chosen checkpoint."""
-    side = engine.picture_size() or 512  # without a checkpoint the click on Generate says so
+    """Starting values of the form, with which the first click on Generate works with the chosen checkpoint."""
+    side = engine.picture_size() or 512  # without a checkpoint, Generate reports that
     return {
         "sampler": engine.samplers[-1],
         "sampler_options": {"choices": list(engine.samplers)},
