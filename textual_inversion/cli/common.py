@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from textual_inversion.library import EmbeddingLibrary
 
 Result = dict[str, Any]
-SIZE = ("width", "height")  # settings whose default is what the checkpoint was made for
+SIZE = ("width", "height")  # settings whose default is the checkpoint's native size
 _PLACEHOLDERS = {int: "N", float: "X"}
 _Config = TypeVar("_Config", bound=Settings)
 
@@ -48,7 +48,7 @@ def add_value(group: Any, flag: str, default: Any, text: str, *, metavar: str = 
 
     Args:
         metavar: what stands for the value; by default `N` for whole numbers, `X` for others, `TEXT`, or the choices.
-        choices: the values that will do; they are only shown, and the settings refuse others in one sentence.
+        choices: the allowed values. The help shows them; the settings class refuses other values in one sentence.
         more: goes to argparse as it is.
     """
     kind = str if default is None else type(default)
@@ -73,7 +73,7 @@ def add_switch(group: Any, flag: str, text: str, *, default: bool = False, **mor
 
 
 def option_help(settings: type[Settings]) -> dict[str, str]:
-    """Setting -> its help, in which other settings stand as their options."""
+    """Setting -> its help; names of other settings in it are replaced by their options."""
     flags = {each.name: f"--{each.flag}" for each in settings_of(settings)}
 
     def as_option(match: re.Match[str]) -> str:
@@ -86,7 +86,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[Settings], *, n
     """Add an option for every setting that has a group, under the heading of its group.
 
     Args:
-        native: settings that by default are what the checkpoint was made for; their options are None then.
+        native: settings whose default is the checkpoint's native value; without a value, their options are None.
 
     Returns:
         Group -> argparse's group, for further options.
@@ -119,13 +119,13 @@ def add_setting(group: Any, setting: Setting, text: str, *, native: bool = False
 
 
 def values_of(options: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
-    """The settings that were given or have a default; those that the checkpoint decides are missing."""
+    """Values of the settings that were given or have a default; settings left to the checkpoint are missing."""
     values = {each.name: getattr(options, each.name) for each in settings_of(settings)}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None}
 
 
 def sized(options: argparse.Namespace, config: _Config, native: int) -> _Config:
-    """The settings with the size that the checkpoint was made for, where none was given."""
+    """The settings, with the checkpoint's native size for each side that was not given."""
     return replace(config, **{name: native for name in SIZE if getattr(options, name) is None})  # type: ignore[type-var]
 
 
@@ -211,7 +211,7 @@ def load_model(options: argparse.Namespace) -> StableDiffusion:
 
 
 def named_file(options: argparse.Namespace, name: str) -> tuple[Path, str | None]:
-    """The file with the path `name`, or of the embedding called `name`; then also its word, where the file holds several."""
+    """The file with the path `name`, or of the embedding called `name`; for a name, also its word when the file holds several."""
     from textual_inversion.formats import READ_ENDINGS
 
     if os.path.lexists(name) or Path(name).name != name:
@@ -219,5 +219,5 @@ def named_file(options: argparse.Namespace, name: str) -> tuple[Path, str | None
     if entry := library_of(options, None).find(name):
         return entry.path, entry.info.word if entry.info else None
     if name.lower().endswith(READ_ENDINGS):
-        return Path(name), None  # the reader says that it does not exist
+        return Path(name), None  # the reader reports a missing file
     raise ConfigError(f"There is no file {name!r}, and no embedding of that name in {embeddings_folder(options)}; give a path.")

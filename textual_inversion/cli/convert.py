@@ -1,4 +1,4 @@
-"""The command `convert`: writes an embedding in another layout, and names the facts for which that has no place."""
+"""The command `convert`: writes an embedding in another layout, and lists the facts that this layout cannot store."""
 
 from __future__ import annotations
 

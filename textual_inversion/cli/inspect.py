@@ -1,4 +1,4 @@
-"""The command `inspect`: shows what an embedding file holds and whether it is any good."""
+"""The command `inspect`: shows the content of an embedding file and checks its vectors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _inspect(options: argparse.Namespace) -> Result:
 
 
 def _compare(path: Path, checkpoint: str | None) -> FileJudgement:
-    """Inspect the file beside the checkpoint; without one, beside the tiny one that ships where that fits."""
+    """Inspect the file and compare it with the checkpoint; without one, with the bundled tiny checkpoint if the widths fit."""
     from textual_inversion.audit.inspect import TokenTable, inspect_file
     from textual_inversion.diffusion.model import TINY_CHECKPOINT
 

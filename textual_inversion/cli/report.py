@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with control characters as escapes such as `\\x1b`: the name of a file could steer a terminal."""
+    """`text` on one line, with control characters as escapes such as `\\x1b`: a file name could control the terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -26,7 +26,7 @@ def say(text: str, *, as_json: bool = False, error: bool = False) -> None:
     """Print a line for people: on standard output, or on standard error when standard output is for JSON or the line is an error."""
     stream = sys.stderr if as_json or error else sys.stdout
     encoding = stream.encoding or "utf-8"
-    shown = printable(text).encode(encoding, errors="backslashreplace").decode(encoding)  # a terminal may know fewer letters
+    shown = printable(text).encode(encoding, errors="backslashreplace").decode(encoding)  # the terminal's encoding may lack characters
     print(shown, file=stream, flush=True)
 
 
@@ -96,7 +96,7 @@ class Report:
         self._restore: Callable[[], Any] = lambda: None
 
     def interruptible(self) -> Callable[[], bool]:
-        """Let the first Ctrl+C end the run after its step, with everything kept, and a second one at once; returns whether one came."""
+        """Let the first Ctrl+C end the run after its step and keep everything, and a second one end it at once. Returns a `should_stop`."""
         import signal
 
         before = signal.getsignal(signal.SIGINT)
@@ -120,7 +120,7 @@ class Report:
             self.result.update(step=event.step, loss=event.loss, vector_norm=event.vector_norm, steps_per_second=event.steps_per_second)
             self.bar.move(event.step, self.last_step, f"loss {event.loss:.4f}")
             tenth = max(1, (self.last_step - self.first_step) // 10)
-            if not sys.stderr.isatty() and (event.step - self.first_step) % tenth == 0:  # no bar there, such as in a log
+            if not sys.stderr.isatty() and (event.step - self.first_step) % tenth == 0:  # no terminal, so no bar
                 speed = f"{event.steps_per_second:.1f} steps/s, {event.seconds_left:.0f} s left"
                 self.line(f"step {event.step} of {self.last_step}, loss {event.loss:.4f}, {speed}")
         elif isinstance(event, (PreviewDrawn, CopySaved)):

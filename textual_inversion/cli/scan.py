@@ -67,7 +67,7 @@ def _scan(options: argparse.Namespace) -> Result:
 
 
 def _act(options: argparse.Namespace, file: ScannedFile) -> Result:
-    """Quarantine or convert one file, where the options ask for it; the keys that this adds to its JSON. A failure is a `problem`."""
+    """Quarantine or convert one file if the options ask for it. Returns keys to add to its JSON; a failure is reported as `problem`."""
     from textual_inversion.audit.scan import quarantine, to_safetensors
 
     try:

@@ -1,4 +1,4 @@
-"""The command `train`: trains an embedding, or says what a run would be."""
+"""The command `train`: trains an embedding, or describes the run without training."""
 
 from __future__ import annotations
 

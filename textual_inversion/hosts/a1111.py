@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class A1111Host(WebUIHost):
-    """A1111 1.10; the model that is loaded counts, and before one is, the one that would be."""
+    """A1111 1.10. It uses the loaded model; before the first load, the model that A1111 would load."""
 
     def __init__(self) -> None:
         table = TableClass(
@@ -33,13 +33,13 @@ class A1111Host(WebUIHost):
         super().__init__([table])
 
     def model_loaded(self) -> None:
-        """Scan again if the model takes other widths than the last one; the host may have only swapped weights."""
+        """Scan again if the new model takes other widths than the last model: the host may have only swapped weights."""
         database = _database()
         if self._model_in_use() is not None and database.get_expected_shape() != database.expected_shape:
             self.read_embeddings()
 
     def before_sampling(self, p: Any) -> None:
-        """The batch's infotext names all its embeddings."""
+        """Complete the embedding hashes in the batch's infotext."""
         complete_hashes(p, _encoder())
 
     def known_names(self) -> Mapping[str, int]:
@@ -47,7 +47,7 @@ class A1111Host(WebUIHost):
         return {name: int(embedding.vectors) for name, embedding in list(_database().word_embeddings.items())}
 
     def read_embeddings(self) -> None:
-        """Have the host read its folders again; before its first model it has not read any."""
+        """Have the host read its folders again. Before its first model, the host has not read any, so nothing is done."""
         if self.tables.installed and self._model_in_use() is not None:
             _database().load_textual_inversion_embeddings(force_reload=True)
 
@@ -67,9 +67,9 @@ class A1111Host(WebUIHost):
 
     @contextmanager
     def lent_memory(self) -> Iterator[None]:
-        """The host's models wait in RAM inside, and the current one is back on its device afterwards."""
+        """Keep the host's models in RAM inside the context; afterwards the current model returns to its device."""
         if devices.device.type == "cpu":
-            yield  # there is nowhere else to go
+            yield  # the models are in RAM already
             return
         try:
             for model in {id(model): model for model in (sd_models.model_data.sd_model, *sd_models.model_data.loaded_sd_models)}.values():
@@ -81,7 +81,7 @@ class A1111Host(WebUIHost):
                 sd_models.send_model_to_device(sd_models.model_data.sd_model)
 
     def _model_in_use(self) -> Any:
-        """The loaded model; None before the first one and where a load has failed. Asking loads none."""
+        """The loaded model; None before the first load and after a failed load. This never loads a model."""
         return sd_models.model_data.sd_model
 
 
@@ -91,7 +91,7 @@ def _database() -> Any:
 
 
 def _encoder() -> Any:
-    """What cuts prompts into chunks: the text encoder or, of several, the first that can."""
+    """The object that splits prompts into chunks: the text encoder or, of several, the first one that can."""
     model = shared.sd_model
     whole = getattr(model, "cond_stage_model", None)
     parts = getattr(getattr(model, "conditioner", None), "embedders", [])

@@ -1,7 +1,7 @@
 """Forge as a host: its chosen checkpoint, its memory, its text engines' tables of embeddings.
 
-Forge has no model at the start, and loads the chosen one for the first picture; training needs none of it, for it reads the file.
-While Forge loads, it swaps PyTorch's layers for its own in the whole process, so that its queue is held whenever modules are built.
+Forge has no model at the start, and loads the chosen one for the first picture; training does not need it, because training reads the file.
+While Forge loads, it replaces PyTorch's layers in the whole process; so we hold its queue whenever we build modules.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _VAE_KEYS = ("encoder.conv_in.weight", "first_stage_model.encoder.conv_in.weight
 
 
 class ForgeHost(WebUIHost):
-    """Forge; the chosen checkpoint counts, whether it is loaded or not."""
+    """Forge. It uses the chosen checkpoint, loaded or not."""
 
     def __init__(self) -> None:
         engine = TableClass(
@@ -44,22 +44,22 @@ class ForgeHost(WebUIHost):
         self._engines_widths: dict[str, int] | None = None
 
     def before_loading(self) -> None:
-        """After a load that failed there is no model, though Forge takes the one from before for loaded: let it load that again."""
+        """Clear Forge's load hash when there is no model: after a failed load, Forge still takes the earlier model for loaded."""
         if sd_models.model_data.sd_model is None:
             sd_models.model_data.forge_hash = ""
 
     def before_prompts(self) -> None:
-        """Forge reads its folder once for each model: let it look again where a file has changed since."""
+        """Have Forge read its folder again if a file has changed; by itself it reads the folder once for each model."""
         for engine in self._engines():
             if self.tables.is_stale(engine.embeddings):
                 engine.embeddings.load_textual_inversion_embeddings()
 
     def before_sampling(self, p: Any) -> None:
-        """The batch's infotext names all its embeddings."""
+        """Complete the embedding hashes in the batch's infotext."""
         complete_hashes(p, next(iter(self._engines()), None))
 
     def known_names(self) -> Mapping[str, int]:
-        """Names in the loaded model's tables; before there is one, what fits the chosen checkpoint."""
+        """Names in the loaded model's tables; before the first load, the embeddings that fit the chosen checkpoint."""
         engines = self._engines()
         if not engines:
             return {entry.name: entry.info.num_vectors for entry in self.library().entries() if entry.usable and entry.info}
@@ -80,13 +80,13 @@ class ForgeHost(WebUIHost):
         info = sd_models.select_checkpoint()
         if info is None:
             raise CheckpointError("Forge has no checkpoint; put one into models/Stable-diffusion and press the refresh button.")
-        chosen = [Path(name) for name in getattr(shared.opts, "forge_additional_modules", None) or []]  # under VAE / Text Encoder
+        chosen = [Path(name) for name in getattr(shared.opts, "forge_additional_modules", None) or []]  # the list "VAE / Text Encoder"
         vae = next((path for path in chosen if _is_vae(path, FileStamp.of(path))), None)
         return Checkpoint(info.name_for_extra, Path(info.filename), vae)
 
     @contextmanager
     def lent_memory(self) -> Iterator[None]:
-        """The host's models are off the card inside; its own memory management brings back what the next picture needs."""
+        """Keep the host's models off the GPU inside the context; its memory management loads them again for the next picture."""
         if memory_management.get_torch_device().type != "cpu":
             memory_management.unload_all_models()
         try:
@@ -99,7 +99,7 @@ class ForgeHost(WebUIHost):
         return [getattr(model, name) for name in _ENGINES if hasattr(getattr(model, name, None), "embeddings")]
 
     def library_for(self, table: Any) -> EmbeddingLibrary:
-        """The pages' tables take what fits the chosen checkpoint, an engine's what fits the model that it belongs to."""
+        """The library for a table: a page's table accepts the chosen checkpoint's widths, an engine's table those of its model."""
         widths = widths_of(table)
         if widths is None:
             return self.library()
@@ -113,11 +113,11 @@ class ForgeHost(WebUIHost):
 
 @lru_cache(maxsize=32)
 def _is_vae(path: Path, _stamp: FileStamp | None) -> bool:
-    """Whether a file holds a VAE; a file that has not changed is read once, as pages ask every second."""
+    """Whether a file holds a VAE. An unchanged file is read once only, because pages ask every second."""
     from textual_inversion.diffusion.checkpoint import CheckpointFile
 
     try:
         shapes = CheckpointFile.open(path).shapes
     except CheckpointError:
-        return "vae" in path.name.lower()  # not .safetensors: training says that it cannot be used
+        return "vae" in path.name.lower()  # not .safetensors: training reports that it cannot be used
     return any(key in shapes for key in _VAE_KEYS)

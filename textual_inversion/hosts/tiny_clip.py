@@ -1,7 +1,7 @@
 """The text encoder of the tiny checkpoint for WebUIs that build models from a `.yaml`: LDM's own class at another size.
 
-Named as `target` in the `.yaml` beside the checkpoint. LDM reads the sizes and the vocabulary from a folder as transformers has
-them, or from a hub; here that folder is written for as long as it takes. Knows nothing of the checkpoint's weights.
+The `.yaml` beside the checkpoint names it as `target`. LDM reads the sizes and the vocabulary from a transformers folder or from
+a hub; this module writes a temporary folder for it. It does not touch the checkpoint's weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def frozen_clip(width: int, layers: int, heads: int, max_length: int = 77, **key
         width: of the token table and the hidden states.
         layers: of the transformer.
         heads: of its attention.
-        max_length: places of a chunk, with start and end.
+        max_length: tokens of a chunk, including start and end.
     """
     from ldm.modules.encoders.modules import FrozenCLIPEmbedder
 
@@ -34,7 +34,7 @@ def frozen_clip(width: int, layers: int, heads: int, max_length: int = 77, **key
 
 
 def write_clip_folder(folder: Path, width: int, layers: int, heads: int, max_length: int = 77) -> None:
-    """Write what `CLIPTextModel` and `CLIPTokenizer` of transformers are built from: sizes and CLIP's vocabulary."""
+    """Write the files from which transformers builds `CLIPTextModel` and `CLIPTokenizer`: sizes and CLIP's vocabulary."""
     start, end = default_tokenizer().vocabulary[START], default_tokenizer().vocabulary[END]
     config = {
         "architectures": ["CLIPTextModel"],

@@ -19,7 +19,7 @@ CLIP_SKIP: dict[str, Any] = {"minimum": 1, "maximum": 12, "step": 1}
 
 @dataclass(frozen=True)
 class GenerationSettings(Settings):
-    """What to draw; each field says what it is for where it is declared, and docs/settings.md lists them.
+    """What to draw. The declaration of each field describes it, and docs/settings.md lists all fields.
 
     Raises:
         ConfigError: with the name of the first setting that cannot be used.

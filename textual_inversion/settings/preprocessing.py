@@ -22,7 +22,7 @@ CAPTION_PLACES = ("txt", "name")
 
 _AREA: dict[str, Any] = {"minimum": 64 * 64, "maximum": 2048 * 2048, "step": 1}
 _PART: dict[str, Any] = {"minimum": 0, "maximum": 1, "step": 0.05}
-#: Switch -> the settings that say nothing while it is off.
+#: Switch -> the settings that have no effect while it is off.
 _ONLY_WITH = {
     "split": ("split_threshold", "split_overlap"),
     "focal_crop": ("face_weight", "entropy_weight", "edges_weight"),
@@ -35,7 +35,7 @@ _SHAPES_PIXELS = ("width", "height", "resize", "exif", "transparency", "backgrou
 class PreprocessConfig(Settings):
     """What is done to every picture of a folder, in the order of these fields; each step has its own switch.
 
-    Each field says what it is for where it is declared, and docs/settings.md lists them.
+    The declaration of each field describes it, and docs/settings.md lists all fields.
 
     Raises:
         ConfigError: with the name of the first setting that cannot be used.
@@ -334,7 +334,7 @@ class PreprocessConfig(Settings):
     )
 
     def check_together(self) -> None:
-        """Refuse bounds that are exchanged, and folders that contradict each other."""
+        """Refuse a minimum above its maximum, and contradictory folders."""
         for low, high in (("min_side", "max_side"), ("min_area", "max_area")):
             if getattr(self, low) > getattr(self, high):
                 comparison = f"{getattr(self, low)} is above {high.replace('_', ' ')} {getattr(self, high)}"
@@ -373,7 +373,7 @@ class PreprocessConfig(Settings):
 
     @property
     def fingerprint(self) -> str:
-        """A short text that differs whenever the settings would give other pixels."""
+        """A short text that changes with every setting that affects the pixels."""
         names = [*_SHAPES_PIXELS, *(name for switch, held in _ONLY_WITH.items() if getattr(self, switch) for name in held)]
         values = json.dumps({name: getattr(self, name) for name in sorted(names)})
         return hashlib.sha256(values.encode()).hexdigest()[:16]

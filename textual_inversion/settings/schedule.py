@@ -15,7 +15,7 @@ class LearningRateSchedule:
 
     Args:
         text: the schedule; rates are positive and finite, limits are whole and rising.
-        what: the setting that it is the value of, in words, for messages.
+        what: the name of the setting in words, for messages.
 
     Raises:
         ConfigError: text that does not parse, naming the part; with the setting's name.

@@ -24,7 +24,7 @@ class Setting:
     Attributes:
         name: the dataclass field; filled in by `settings_of`.
         types: the types that a value may have: one of bool, int, float, str and tuple, or several; filled in likewise.
-        default: the value when none is given; `MISSING` where nobody can guess one.
+        default: the value when none is given; `MISSING` for a required setting.
         help: one sentence with the unit and the consequence, for the command line, the API and the docs, without its last full stop.
             `{range}` stands for the range, `{minimum}` and `{maximum}` for its ends. Other settings stand in backticks.
         label: what a form calls the setting, mostly A1111's words.
@@ -33,15 +33,15 @@ class Setting:
         before: a setting of the same group that this one precedes there; otherwise the order of declaration holds.
         minimum, maximum: range of a number, both ends included.
         multiple: a whole number must be a multiple of this.
-        zero: what 0 stands for where it is allowed below the minimum.
+        zero: the meaning of 0, where 0 is allowed below the minimum.
         word: a word that is allowed in place of a number.
         step: step of the form's slider; by default `multiple`. Without either a form shows a number box.
         choices: the only values.
         offered: values that a form offers beside free text.
         kind: the form's component, where the type and the range do not say it: lines, choice, open_choice.
-        saved: whether a WebUI may remember the form's value for its next start.
+        saved: whether a WebUI may save the form's value for its next start.
         folder: the value is a folder; people paste those with quotation marks, spaces and `~`.
-        verbatim: spaces at both ends of the text mean something.
+        verbatim: spaces at both ends of the text are significant.
         option: name on the command line, where it is not the field's.
         metavar: what stands for the value in the command line's help.
         title: the setting's name in messages, where it is not the field's.
@@ -136,7 +136,7 @@ class Setting:
         """
         if self.type is tuple:
             given = tuple(value or ())
-            return tuple(choice for choice in self.choices if choice in given) if self.choices else given  # ticks have no order
+            return tuple(choice for choice in self.choices if choice in given) if self.choices else given  # in declared order
         if self.type is bool:
             return bool(value)
         if self.type in (int, float):
@@ -169,7 +169,7 @@ def setting(default: Any = MISSING, /, **declared: Any) -> Any:
 class Settings:
     """Base of a frozen dataclass of settings: checked when it is made, and turned into a plain dict and back.
 
-    `GROUPS` orders the groups; one that is missing there comes last.
+    `GROUPS` gives the order of the groups; groups that are missing in it come last.
     """
 
     GROUPS: ClassVar[tuple[str, ...]] = ()
@@ -262,12 +262,12 @@ def titled(name: str) -> str:
 def folder_text(value: Any) -> str:
     """A folder as people paste it, without spaces or quotation marks around it, `~` resolved."""
     text = os.path.expanduser(re.sub(r"^([\"'])(.*)\1$", r"\2", str(value or "").strip()).strip())
-    return os.path.abspath(text) if text.startswith("~") else text  # the home of nobody: pathlib would raise, this does not exist
+    return os.path.abspath(text) if text.startswith("~") else text  # for an unknown user pathlib would raise; this path just does not exist
 
 
 def colour(value: Any) -> str:
     """Rule of a colour such as `white`, `#808080` or `rgb(255, 0, 0)`."""
-    from PIL import ImageColor  # a machine that only trains may have no Pillow; it has the default, which needs no check
+    from PIL import ImageColor  # imported here: a machine that only trains may lack Pillow, and the default needs no check
 
     try:
         ImageColor.getrgb(value)
@@ -289,7 +289,7 @@ def _number(value: float) -> str:
 
 
 def _problem(setting: Setting, value: Any) -> str:
-    """What `value` must be and is not; empty when all is well."""
+    """The requirement that `value` violates; empty when there is none."""
     if setting.type is bool:
         return "" if isinstance(value, bool) else "true or false"
     if setting.type is tuple:

@@ -39,9 +39,9 @@ def _pattern(pattern: str) -> str:
 
 @dataclass(frozen=True)
 class TrainingConfig(Settings):
-    """What one training run does; every field has a default except the two that nobody can guess.
+    """The settings of one training run; all fields but two have a default.
 
-    Each field says what it is for where it is declared, and docs/settings.md lists them.
+    The declaration of each field describes it, and docs/settings.md lists all fields.
 
     Raises:
         ConfigError: with the name of the first setting that cannot be used.

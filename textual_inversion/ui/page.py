@@ -231,7 +231,7 @@ def _wire_create(page: TrainPage) -> None:
         return render.outcome(outcome, "create"), _name_update(actions, outcome.name), compat.update(value=False)
 
     def renamed(name: str, chosen: str) -> Any:
-        """Show Create's name on the Train tab as long as no embedding of this name exists."""
+        """Show Create's name on the Train tab, unless an existing embedding is chosen there."""
         name, known = (name or "").strip(), actions.names()
         return compat.update() if chosen in known or not name else compat.update(value=name, choices=[*known, name])
 

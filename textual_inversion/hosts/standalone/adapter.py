@@ -1,4 +1,4 @@
-"""The host of whoever has no WebUI: one data folder, the demo checkpoint and any others it is given."""
+"""The host for use without a WebUI: one data folder, the demo checkpoint and any other checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TINY = TINY_CHECKPOINT
 DEMO_PICTURES = Path(__file__).resolve().parents[2] / "assets" / "demo" / "pictures"
 DATA_VARIABLE = "TEXTUAL_INVERSION_DATA"
-_TINY_GUIDANCE = 4.0  # it follows prompts closely by itself
+_TINY_GUIDANCE = 4.0  # the tiny checkpoint follows prompts closely without strong guidance
 
 
 class StandaloneHost(Host):

@@ -30,7 +30,7 @@ from textual_inversion.ui.routes import UNKNOWN_NAME, add_routes, addressed_to_u
 from textual_inversion.ui.txt2img import build_txt2img_page, drawing_values
 
 PACKAGE = Path(__file__).resolve().parents[2]
-_OWN_CHOICES = {("train", "name"), ("train", "template"), ("txt2img", "prompt")}  # no checkpoint decides these
+_OWN_CHOICES = {("train", "name"), ("train", "template"), ("txt2img", "prompt")}  # fields that do not depend on the checkpoint
 _ACCENT = gr.themes.Color(
     "#fdf1ed", "#fbe0d8", "#f6c0b0", "#f09b84", "#e9745a", "#dc5638", "#b93c25", "#a73623", "#862d1f", "#6b271d", "#3b130d"
 )
@@ -43,9 +43,9 @@ _log = logging.getLogger(__name__)
 
 
 class OnlyOurPages:
-    """ASGI middleware that keeps other people's web pages out, who could reach this server through the browser that shows them.
+    """ASGI middleware that refuses requests of foreign web pages, which can reach this server through the user's browser.
 
-    A foreign Host header is a name of theirs pointed at this server; a foreign Origin is their page posting a form or a file to it.
+    A foreign Host header is DNS rebinding; a foreign Origin is a foreign page that posts a form or a file to this server.
     """
 
     def __init__(self, app: Any) -> None:
@@ -65,7 +65,7 @@ class OnlyOurPages:
 
 
 def from_our_page(headers: Headers) -> bool:
-    """Whether a request comes from a page of this server, or from no page at all, such as a program's."""
+    """Whether a request comes from a page of this server, or from no page, such as a program's request."""
     origin = headers.get("origin")
     return origin is None or origin.lower().partition("://")[2] == headers.get("host", "").lower()
 
@@ -77,7 +77,7 @@ class CheckpointList(Protocol):
         """Their names."""
 
     def choose_checkpoint(self, name: str) -> None:
-        """Choose by name; raises `CheckpointError` for one that cannot be had, and keeps the one before."""
+        """Choose by name; raises `CheckpointError` when it cannot be used, and then keeps the earlier choice."""
 
 
 def build_app(engine: Engine, checkpoints: CheckpointList, offer: CheckOffer | None = None) -> FastAPI:
@@ -86,7 +86,7 @@ def build_app(engine: Engine, checkpoints: CheckpointList, offer: CheckOffer | N
     Args:
         engine: does the work.
         checkpoints: what can be chosen at the top of the page.
-        offer: whether the page offers to check the embedding files; None = never, as this program runs nothing that is in them.
+        offer: whether the page offers to check the embedding files; None = never, because this program never runs code inside files.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     drawing = Drawing()
@@ -102,7 +102,7 @@ def build_app(engine: Engine, checkpoints: CheckpointList, offer: CheckOffer | N
 
 
 class Server(uvicorn.Server):
-    """Serves the WebUI; asked to end, it first has a running job write what was learned.
+    """Serves the WebUI. Before it ends, a running job writes its learned vectors.
 
     Args:
         app: what `build_app` gives.
@@ -117,7 +117,7 @@ class Server(uvicorn.Server):
         self._job, self._ready, self._page = job, ready, f"http://127.0.0.1:{port}"
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so."""
+        """Start to listen, then call `ready`."""
         await super().startup(sockets)
         if self.started and self._ready:
             self._ready(self._page)
@@ -168,7 +168,7 @@ class _Chooser:
         self._built = self._values()
 
     def choose(self, name: str, *shown: Any) -> list[Any]:
-        """Another checkpoint suggests other values; those that a person has changed stay. Gives note, list, fields."""
+        """Choose a checkpoint and fill in its suggested values; values that the user has changed stay. Returns note, list, fields."""
         before = self._values()
         try:
             self.checkpoints.choose_checkpoint(name)
@@ -193,12 +193,12 @@ class _Chooser:
 
 
 def _changes(shown: Sequence[Any], before: Sequence[Any], after: Sequence[Any]) -> list[Any]:
-    """New values for the fields that still show what was suggested before."""
+    """New values for the fields that still show the earlier suggestion."""
     return [compat.update(value=new) if value == old != new else compat.update() for value, old, new in zip(shown, before, after)]
 
 
 def _follow_checkpoint(chooser: _Chooser, blocks: gr.Blocks, checkpoint: Any, failed: Any) -> None:
-    # input, not change: what the page itself sets is no choice
+    # input, not change: values set by the page are not the user's choice
     compat.on(checkpoint.input, chooser.choose, [checkpoint, *chooser.fields], [failed, checkpoint, *chooser.fields])
     compat.on(blocks.load, chooser.afresh, chooser.fields, [checkpoint, *chooser.fields])
     compat.on(chooser.page.parts["refresh"].click, chooser.listed, [], [checkpoint])  # the choice of another window
@@ -302,9 +302,9 @@ def serve(
         port: TCP port (1 to 65535).
         listen: answer other machines too, not only this one; there is no password.
         checkpoint: a `.safetensors` file; None = the tiny one that ships.
-        open_browser: open the page when it can be reached.
+        open_browser: open the page in a browser as soon as it is reachable.
         data_dir: folder for embeddings and pictures; None = `default_data_folder()`.
-        announce: told the page's address when it can be opened; None = it is logged.
+        announce: called with the page's address as soon as it is reachable; None = log the address.
 
     Raises:
         ConfigError: the port is taken. CheckpointError: no such checkpoint.
@@ -328,7 +328,7 @@ def serve(
 
 
 def check_port(address: str, port: int) -> None:
-    """Raise `ConfigError` when `port` cannot be had."""
+    """Raise `ConfigError` when `port` is taken or not allowed."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         if os.name == "posix":  # on Windows this option would let two servers share the port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

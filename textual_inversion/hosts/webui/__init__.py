@@ -1,4 +1,4 @@
-"""What A1111, reForge and Forge share, and what this process has of it: one adapter and one engine. Imported inside a WebUI only."""
+"""The code that A1111, reForge and Forge share, and this process's one adapter and one engine. Imported inside a WebUI only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _current: list[tuple[WebUIHost, Engine]] = []
 
 
 def current_host() -> WebUIHost:
-    """The WebUI's adapter, for what the WebUI calls by itself.
+    """The WebUI's adapter, for callbacks that the WebUI calls.
 
     Raises:
         RuntimeError: nothing was registered yet.
@@ -21,17 +21,17 @@ def current_host() -> WebUIHost:
 
 
 def current_engine() -> Engine:
-    """The engine over `current_host`; raises as that does."""
+    """The engine over `current_host`; raises the same error."""
     return _registered()[1]
 
 
 def set_current(host: WebUIHost, engine: Engine) -> None:
-    """Make these the ones that `current_host` and `current_engine` give."""
+    """Set the results of `current_host` and `current_engine`."""
     _current[:] = [(host, engine)]
 
 
 def is_registered() -> bool:
-    """Whether there are any."""
+    """Whether a host and an engine are registered."""
     return bool(_current)
 
 

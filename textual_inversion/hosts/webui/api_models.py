@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from textual_inversion.library import Entry
 
 _STRICT: dict[type, tuple[Any, ...]] = {str: (StrictStr,), int: (StrictInt,), float: (StrictInt, StrictFloat), bool: (StrictBool,)}
-#: Of the settings, those that an address takes in another way.
+#: Descriptions that differ from the setting's own help, because an address uses the setting in another way.
 _OTHER_WORDS = {
     "images": "Folder of training pictures on the WebUI's machine; `.txt` files beside them are their captions.",
     "template": "Name of a file in the WebUI's folder of templates; empty = `subject_filewords.txt`.",
@@ -60,10 +60,10 @@ _THEIR_NAMES = {
 
 
 def _refuse_their_names(values: Any) -> Any:
-    """Tell who writes as for the WebUI's own addresses what each setting is called here; taken silently, it would be left out.
+    """Refuse the setting names of the WebUI's own addresses, and give our name for each; otherwise the setting would be ignored.
 
     Raises:
-        ValueError: there is such a name; pydantic makes an answer of it.
+        ValueError: there is such a name; pydantic turns the error into the answer.
     """
     theirs = [name for name in values if name in _THEIR_NAMES] if isinstance(values, dict) else []
     if theirs:
@@ -89,7 +89,7 @@ class _Strict(BaseModel):
 
 
 def request_fields(settings: type[Settings], other_words: Mapping[str, str] = {}) -> dict[str, Any]:
-    """The fields of a request that takes these settings, for `create_model`; strict, since a slip of the pen is no number."""
+    """The fields of a request that takes these settings, for `create_model`; types are strict, so that text is not taken for a number."""
     return {
         each.name: (
             reduce(or_, (strict for kind in each.types for strict in _STRICT[kind])),

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 PAGE = "textual inversion"
 _SPECIAL = re.compile(r"[()\[\]\\]")
-#: Characters with which the WebUI's own click fails, as it looks for the text by a regular expression.
+#: Characters with which the WebUI's own click fails, because it searches for the text with a regular expression.
 _NO_PLAIN_PATTERN = re.compile(r"[\\()\[\]{}*+?^$|.]")
 _log = logging.getLogger(__name__)
 
 
 def replace_page(host: WebUIHost, engine: Engine) -> bool:
-    """Put our page in the place of the WebUI's own; called before each page is built, and a second call changes nothing.
+    """Replace the WebUI's page by ours. Called before each page is built; a second call changes nothing.
 
     Returns:
         Whether the WebUI has such a page.
@@ -69,12 +69,12 @@ class _Cards:
     items: dict[str, Any]
 
     def refresh(self) -> None:
-        """Let the WebUI load its table again, and look at the folders."""
+        """Have the WebUI reload its table, and scan the folders."""
         super().refresh()  # type: ignore[misc]
         self.engine.library().rescan()
 
     def list_items(self) -> Iterator[dict[str, Any]]:
-        """An item for each embedding of the library, usable ones first, then for those that only the WebUI knows."""
+        """An item for each embedding of the library, usable ones first, then for embeddings that only the WebUI knows."""
         try:
             entries = self._named_entries()
         except (TextualInversionError, OSError) as error:
@@ -90,10 +90,10 @@ class _Cards:
                 yield item
 
     def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any]:
-        """The item of the card called `name`, after another look at its file.
+        """The item of the card called `name`; its file is checked again.
 
         Raises:
-            LookupError: there is no such embedding any more; the WebUI then keeps the card that it has.
+            LookupError: the embedding does not exist any more; the WebUI then keeps its present card.
         """
         entry = self._named_entries().get(name)
         if entry is not None:
@@ -103,7 +103,7 @@ class _Cards:
         raise LookupError(f"There is no embedding {name!r} any more; refresh the cards.")
 
     def create_html(self, *args: Any, **keywords: Any) -> str:
-        """The WebUI's page, made legible: one letter of a file's name that no encoding knows would leave every page blank."""
+        """The WebUI's page, made encodable: one character of a file name that UTF-8 cannot encode would leave every page blank."""
         return legible(super().create_html(*args, **keywords))  # type: ignore[misc]
 
     def create_item_html(self, tabname: str, item: dict[str, Any], template: str | None = None) -> str | dict[str, Any]:
@@ -116,7 +116,7 @@ class _Cards:
         if not args:  # hidden by the WebUI's settings
             return args  # type: ignore[no-any-return]
         args["copy_path_button"] = self.btn_copy_path_tpl.format(filename=html.escape(item["filename"]))  # type: ignore[attr-defined]
-        if args.get("metadata_button"):  # the WebUI's own asks for the page by an id that its route does not know
+        if args.get("metadata_button"):  # the WebUI's own button uses a page id that its route does not know
             args["metadata_button"] = self.btn_metadata_tpl.format(extra_networks_tabname=self.name, tabname=tabname)  # type: ignore[attr-defined]
         args["description"] = description(
             item["ti_facts"], item["ti_reason"], args["description"], bool(shared.opts.extra_networks_card_show_desc)
@@ -138,14 +138,14 @@ class _Cards:
             item["user_metadata"] = {}
 
     def _named_entries(self) -> dict[str, Entry]:
-        """Card name -> entry; where several files have one name, the card's name has the file's path too."""
+        """Card name -> entry; if several files have the same name, the card's name includes the file's path."""
         library, known = self.engine.library(), self.host.known_names()
         return unique_names(library.rescan(), lambda entry: legible(word_of(entry, known)), library.folders)
 
     def _item_or_reason(self, name: str, entry: Entry, index: int) -> dict[str, Any]:
         try:
             return self._item(name, entry, index)
-        except Exception as error:  # noqa: BLE001  one card's failure would leave every page of the WebUI blank
+        except Exception as error:  # noqa: BLE001  an error in one card would leave every page of the WebUI blank
             _log.warning("The card of %s shows only that it failed: %s", entry.path, error)
             return self._bare_item(name, entry, index, f"Its card could not be made ({error}).")
 
@@ -203,16 +203,16 @@ class _Cards:
             item["ti_insert"] = (text, negative_text)
 
     def _foreign_item(self, name: str, index: int | None) -> dict[str, Any] | None:
-        """The WebUI's own item of an embedding from elsewhere, such as out of a LoRA; None where the WebUI's code fails."""
+        """The WebUI's own item of an embedding that no file of ours holds, such as one from a LoRA; None when the WebUI's code fails."""
         try:
             return super().create_item(name, index)  # type: ignore[misc,no-any-return]
-        except Exception as error:  # noqa: BLE001  the WebUI's code over another extension's object; a page without it is better than none
+        except Exception as error:  # noqa: BLE001  the WebUI's code over another extension's object; without this item the page still works
             _log.warning("The WebUI's own card of %r could not be made: %s", name, error)
             return None
 
 
 def _click(tabname: str, item: dict[str, Any]) -> dict[str, str]:
-    """What a click does, where it is not the WebUI's own."""
+    """Our click handler; empty where the WebUI's own click works."""
     if item["ti_reason"]:
         return {"onclick": html.escape(explain(item["name"], item["ti_reason"]))}
     if item["ti_insert"]:
@@ -221,7 +221,7 @@ def _click(tabname: str, item: dict[str, Any]) -> dict[str, str]:
 
 
 def facts(entry: Entry) -> str:
-    """Vectors, family, steps and checkpoint in one line; empty for what cannot be read."""
+    """Vectors, family, steps and checkpoint in one line; empty when the file cannot be read."""
     partner = "negative" if entry.is_negative else f"with {entry.negative}" if entry.negative else ""
     return entry.description.line(entry.description.checkpoint or "", partner)
 
@@ -232,7 +232,7 @@ def search_terms(entry: Entry) -> list[str]:
 
 
 def metadata(entry: Entry) -> dict[str, Any]:
-    """What the card's ⓘ shows: everything that the file tells about itself."""
+    """The metadata that the card's ⓘ button shows: everything that the file contains about itself."""
     facts = entry.info.description.labelled() if entry.info else {}
     if entry.reason:
         facts["problem"] = entry.reason
@@ -251,7 +251,7 @@ def description(line: str, reason: str, theirs: str, shown: bool) -> str:
 
 
 def inserted(word: str, weight: float | None) -> str:
-    """What a click puts into a prompt: the word with its brackets escaped or, with a weight, `<word:1>`."""
+    """The text that a click inserts into a prompt: the word with escaped brackets or, with a weight, `<word:1>`."""
     return _SPECIAL.sub(r"\\\g<0>", word) if weight is None else f"<{word}:{weight:g}>"
 
 

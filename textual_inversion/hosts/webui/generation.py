@@ -14,7 +14,7 @@ from textual_inversion.prompts.names import rewrite_names
 HASHES_KEY = "TI hashes"
 _SAME_CHECKPOINT = ("", "Use same checkpoint")
 _EVERYTHING = slice(None)
-#: The WebUI's API names and infotext labels, either of which a field may have, in the order of `app.actions.DRAWING_SETTINGS`.
+#: API name and infotext label of each txt2img field, in the order of `app.actions.DRAWING_SETTINGS`; a component has one of them.
 _FIELDS = (
     ("prompt", "Prompt"),
     ("negative_prompt", "Negative prompt"),
@@ -39,7 +39,7 @@ def rewrite_all(p: Any, known: Collection[str], known_in_hires: Collection[str] 
         part: which pictures of the generation are rewritten; those of the current batch always are.
     """
     for prefix, names in (("", known), ("hr_", known if known_in_hires is None else known_in_hires)):
-        rewrite = lru_cache(maxsize=None)(partial(rewrite_names, known=names))  # most prompts of a generation are the same
+        rewrite = lru_cache(maxsize=None)(partial(rewrite_names, known=names))  # most prompts of a generation are equal
         for kind in ("prompts", "negative_prompts"):
             _rewrite_list(p, f"all_{prefix}{kind}", rewrite, part)
             _rewrite_list(p, f"{prefix}{kind}", rewrite, _EVERYTHING)
@@ -58,19 +58,19 @@ def _rewrite_list(p: Any, attribute: str, rewrite: Callable[[str], str], part: s
 
 
 def has_own_hires_checkpoint(p: Any) -> bool:
-    """Whether the hires pass is drawn with a checkpoint of its own, which may know other names."""
+    """Whether the hires pass uses its own checkpoint, which may know other names."""
     return bool(getattr(p, "enable_hr", False)) and (getattr(p, "hr_checkpoint_name", None) or "") not in _SAME_CHECKPOINT
 
 
 def complete_hashes(p: Any, encoder: Any) -> None:
     """Write the hashes of all embeddings that the batch names into its infotext, as `TI hashes`.
 
-    A WebUI notes an embedding's hash only while it encodes a prompt that names the embedding. It does not encode a prompt again that
-    it has encoded before, so without this the second picture would have no hashes, or only half of them.
+    A WebUI records an embedding's hash only while it encodes a prompt that names the embedding, and it caches encoded prompts.
+    Without this, the second picture would have no hashes, or only half of them.
 
     Args:
         p: the WebUI's generation, its prompts encoded.
-        encoder: the WebUI's object that cuts prompts into chunks, with `process_texts`; None leaves the infotext alone.
+        encoder: the WebUI's object that splits prompts into chunks, with `process_texts`; None leaves the infotext alone.
     """
     from modules import shared
 
@@ -106,12 +106,12 @@ def _texts(p: Any) -> list[str]:
 
 
 def forget_conditioning() -> None:
-    """Empty the WebUI's caches of encoded prompts, which do not notice that an embedding's vectors have changed."""
+    """Empty the WebUI's caches of encoded prompts, which do not notice changed vectors of an embedding."""
     from modules import processing
 
     first, hires = processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img
     for cache in (first.cached_c, first.cached_uc, hires.cached_hr_c, hires.cached_hr_uc):
-        cache[0] = None  # the prompts that it holds, not the conditioning: a generation that is just taking that out still gets it
+        cache[0] = None  # clears the cached prompts only: a generation that reads the cache right now still gets its conditioning
 
 
 def txt2img_components() -> list[Any]:

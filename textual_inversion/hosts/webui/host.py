@@ -70,7 +70,7 @@ class WebUIHost(Host):
         return Suggestions(NewEmbedding("my-concept", "*", "auto"), training)
 
     def captioners(self, listener: Listener, should_stop: ShouldStop) -> Mapping[str, Captioner]:
-        """Its interrogators."""
+        """The WebUI's interrogators."""
         return interrogators(listener, should_stop)
 
     @contextmanager
@@ -84,7 +84,7 @@ class WebUIHost(Host):
             yield turn
 
     def embeddings_changed(self) -> None:
-        """Have the WebUI read its embeddings again; one that is at work does so by itself before it draws again."""
+        """Have the WebUI read its embeddings again. A busy WebUI reads them by itself before its next picture."""
         with queue_if_free() as free:
             if free:
                 self.read_embeddings()
@@ -93,14 +93,14 @@ class WebUIHost(Host):
 
     @abstractmethod
     def read_embeddings(self) -> None:
-        """Have the WebUI fill its tables of embeddings again, so that they count from the next picture on."""
+        """Have the WebUI fill its tables of embeddings again, so that the next picture uses them."""
 
     @abstractmethod
     def known_names(self) -> Mapping[str, int]:
         """Names that the WebUI's prompts know at this moment -> number of vectors."""
 
     def searched_folders(self) -> tuple[Path, ...]:
-        """Where the WebUI looks for embeddings; empty = only where new ones are written."""
+        """Folders in which the WebUI looks for embeddings; empty = only the folder for new embeddings."""
         return ()
 
     def library_for(self, table: Any) -> EmbeddingLibrary:
@@ -120,7 +120,7 @@ class WebUIHost(Host):
         """The WebUI has loaded a model."""
 
     def before_loading(self) -> None:
-        """The WebUI is about to load the chosen checkpoint for a generation, if it has not."""
+        """The WebUI is about to load the chosen checkpoint for a generation, if it is not loaded."""
 
     def before_prompts(self) -> None:
         """The WebUI is about to read the prompts of a generation."""
@@ -133,14 +133,14 @@ class WebUIHost(Host):
         return options.option(name)
 
     def offers_check(self) -> bool:
-        """Whether the page offers to check the files: until it was answered, where there are files that programs unpickle."""
+        """Whether the page offers to check the files: until the user has answered, if there are files that programs unpickle."""
         if not self.option("offer_check"):
             return False
         walks = (files for folder in self.folders().searched for _, _, files in os.walk(folder, followlinks=True))
         return any(name.lower().endswith(_PICKLES) for files in walks for name in files)
 
     def check_answered(self) -> None:
-        """Turn the setting off."""
+        """Turn the setting for the offer off."""
         options.turn_off("offer_check")
 
 

@@ -53,7 +53,7 @@ def host_option(name: str, default: Any) -> Any:
 
 
 def with_host_options(config: TrainingConfig) -> TrainingConfig:
-    """`config` with what the WebUI's Training options say, where the form was left as it comes."""
+    """`config` with the WebUI's Training options for settings that the form left at their defaults."""
     word_regex = config.filename_regex or str(host_option("dataset_filename_word_regex", "") or "")
     join = config.filename_join if config.filename_join != " " else str(host_option("dataset_filename_join_string", " ") or "")
     keeps_state = config.save_optimizer or bool(host_option("save_optimizer_state", False))

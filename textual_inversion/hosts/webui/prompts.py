@@ -1,7 +1,7 @@
-"""`<name>` and `<name:1.2>` become what the WebUI understands, before it looks for extra networks.
+"""Rewrites `<name>` and `<name:1.2>` into syntax that the WebUI understands, before it looks for extra networks.
 
-`process` runs when the styles are in and the embeddings are loaded again, before the infotext is made. `before_process_batch` runs just
-before the WebUI takes `<word:…>` out of the positive prompts, and so reaches the text that another extension has put in since.
+`process` runs after the styles are added and the embeddings are reloaded, and before the infotext is made. `before_process_batch` runs just
+before the WebUI takes `<word:…>` out of the positive prompts, and so also rewrites text that another extension has added since.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TextualInversionPrompts(scripts.Script):
         return "Textual Inversion names"
 
     def show(self, is_img2img: bool) -> object:
-        """On both pages, without being chosen."""
+        """Run on both pages, without being selected."""
         return scripts.AlwaysVisible
 
     def before_process(self, p: Any, *args: Any) -> None:
@@ -39,12 +39,12 @@ class TextualInversionPrompts(scripts.Script):
         _rewrite(p)
 
     def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        """Rewrite the text that was put in since; `kwargs` has the `batch_number`."""
+        """Rewrite text that was added since `process`; `kwargs` has the `batch_number`."""
         first = int(kwargs.get("batch_number", 0)) * p.batch_size
         _rewrite(p, slice(first, first + p.batch_size))
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        """Called when the prompts are encoded and the infotext is not made yet."""
+        """Called after the prompts are encoded, before the infotext is made."""
         current_host().before_sampling(p)
 
 
@@ -81,7 +81,7 @@ def _rewrite(p: Any, part: slice = slice(None)) -> None:
     if not host.option("rewrite_prompts"):
         return
     known, known_in_hires = host.known_names(), None
-    if has_own_hires_checkpoint(p):  # the prompts are parsed before that one is loaded, so every file's name may be a word there
+    if has_own_hires_checkpoint(p):  # prompts are parsed before the hires checkpoint is loaded, so it may know the name of any file
         readable = [entry for entry in current_engine().library().entries() if entry.info is not None]
         known_in_hires = {*known, *(word_of(entry, known) for entry in readable)}
     rewrite_all(p, known, known_in_hires, part)

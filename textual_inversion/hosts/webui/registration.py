@@ -1,7 +1,7 @@
-"""Tells the WebUI what of ours to call, and when.
+"""Registers this package's callbacks, tab, options and routes with the WebUI.
 
 When its page is reloaded, the WebUI forgets every callback and runs the extension's script again, while this package stays in memory.
-So every registration is made anew, and our changes to the WebUI are undone when it unloads its scripts.
+So each reload repeats every registration, and our changes to the WebUI are undone when it unloads its scripts.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def register(make_host: Callable[[], WebUIHost], draw_tab: Callable[[WebUIHost, 
 
 
 def listen(kind: str, callback: Callable[..., Any]) -> None:
-    """Have the WebUI call `callback`; `kind` is its own word for when, such as `ui_tabs`.
+    """Have the WebUI call `callback`; `kind` is its name for the event, such as `ui_tabs`.
 
-    Its `on_…` functions do the same, and look through the whole stack for the name of the file that calls: 0.2 s each time.
+    The WebUI's `on_…` functions do the same, but search the whole stack for the caller's file name, which takes 0.2 s a call.
     """
     if "filename" in signature(script_callbacks.add_callback).parameters:
         callbacks = script_callbacks.callback_map[f"callbacks_{kind}"]
@@ -84,7 +84,7 @@ def _model_loaded(_model: Any) -> None:
 
 
 def _script_unloaded() -> None:
-    """Undo our changes to the WebUI. If this extension will be loaded again, a job that ends before then waits for that."""
+    """Undo our changes to the WebUI. If the WebUI will load this extension again, a job that ends earlier waits for that."""
     current_host().remove()
     disabled = getattr(shared.opts, "disable_all_extensions", "none") != "none"
     disabled |= _SCRIPT.parents[1].name in getattr(shared.opts, "disabled_extensions", ())
@@ -95,9 +95,9 @@ def _script_unloaded() -> None:
 def _app_started(again: bool, _blocks: Any, app: Any) -> None:
     from textual_inversion.ui.routes import add_routes
 
-    if again:  # while its scripts were being loaded, the WebUI may have read the embeddings by itself
+    if again:  # the WebUI may have read the embeddings with its own reader during the reload
         current_engine().refresh()
-    add_routes(app, current_engine(), allowed_hosts=None)  # under whatever name the WebUI is reached: `--share`, a rented machine's proxy
+    add_routes(app, current_engine(), allowed_hosts=None)  # accept every host name: `--share`, the proxy of a rented machine
     if getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False):
         from textual_inversion.hosts.webui.api import add_api
 

@@ -1,7 +1,7 @@
 """A WebUI's tables of embeddings, filled through this package's library instead of the WebUI's own readers.
 
-The WebUI's scan stays in charge: it decides when to look and in which folders. Only what happens to one file is ours. So every layout
-loads, no pickle runs, no file is renamed, and a file that does not fit says why.
+The WebUI's scan still decides when to look and in which folders; we replace only the reading of one file. So every layout loads,
+no pickle runs, no file is renamed, and there is a reason for each file that does not fit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def widths_of(database: Any) -> dict[str, int] | None:
-    """Text encoder -> width of the vectors that a table takes; None while the table takes every width."""
+    """Text encoder -> width of the vectors that a table takes; None while the table accepts every width."""
     expected = database.expected_shape
     return None if expected == -1 else _WIDTHS.get(expected, {"clip_l": expected})
 
@@ -76,7 +76,7 @@ class EmbeddingTables:
     ) -> None:
         self._classes, self._library_for, self._enabled, self._changed = classes, library_for, enabled, changed
         self._wrapped: list[tuple[Any, str, Any, Any]] = []  # class, name, the WebUI's method, ours
-        self._installation = 0  # counts them; a wrapper of an earlier one calls the WebUI's method and does nothing else
+        self._installation = 0  # number of the current installation; a wrapper of an earlier one only calls the WebUI's method
         self._versions: dict[int, str] = {}  # id of a table -> version of its library at the last scan
         self._reported: set[str] = set()  # files that cannot be read, with the reason; each is reported once
         self._unreported: list[tuple[str, str]] = []  # files and reasons of the scan under way
@@ -92,7 +92,7 @@ class EmbeddingTables:
                 setattr(table_class.database, name, wrapper)
 
     def remove(self) -> None:
-        """Give the WebUI its methods back. A wrapper that another extension has wrapped in turn stays, and does nothing from now on."""
+        """Restore the WebUI's methods. A wrapper that another extension has wrapped stays in place, and only calls the WebUI's method."""
         for cls, name, original, wrapper in self._wrapped:
             if getattr(cls, name) is wrapper:
                 setattr(cls, name, original)
@@ -101,9 +101,9 @@ class EmbeddingTables:
 
     @property
     def installed(self) -> bool:
-        """Whether the WebUI's scans come here.
+        """Whether the WebUI's scans run our wrappers.
 
-        They do not while the WebUI loads its scripts again, and a job that ends then must not ask for a scan.
+        They do not while the WebUI reloads its scripts; a job that ends then must not request a scan.
         """
         return bool(self._wrapped)
 
@@ -116,7 +116,7 @@ class EmbeddingTables:
         return library.version != self._versions.get(id(database), "")
 
     def _is_current(self, installation: int) -> bool:
-        """Whether a wrapper of that installation still has work to do: another extension may keep an old one in a wrapper of its own."""
+        """Whether a wrapper of this installation is still active: another extension may keep an old wrapper inside its own."""
         return bool(self._wrapped) and installation == self._installation
 
     def _scanning(self, table_class: TableClass) -> Callable[..., Any]:
@@ -133,18 +133,18 @@ class EmbeddingTables:
                 keywords["force_reload"] = keywords.get("force_reload", False) or self.is_stale(database)
             result = scan(database, *args, **keywords)
             self._report()
-            # each reading makes new objects, so equal ones mean that nothing was read
+            # each read creates new objects, so equal ones mean that nothing was read
             if self._is_current(installation) and before != database.word_embeddings:
                 self._changed()
                 if self._enabled():
-                    for name in database.word_embeddings:  # a name that one file has is usable, though another file of it was skipped
+                    for name in database.word_embeddings:  # a name is usable if one of its files was loaded, even if another was skipped
                         database.skipped_embeddings.pop(name, None)
             return result
 
         return load_textual_inversion_embeddings
 
     def _reading(self, table_class: TableClass) -> Callable[..., Any]:
-        """The wrapper of what the WebUI does with one file."""
+        """The wrapper of the WebUI's method that reads one file."""
         read, installation = getattr(table_class.database, _READ), self._installation
 
         def load_from_file(database: Any, path: str, filename: str) -> Any:
@@ -162,7 +162,7 @@ class EmbeddingTables:
             if not reason:
                 try:
                     self._register(table_class, database, entry)
-                except (EmbeddingError, OSError) as error:  # the file may have gone since it was listed
+                except (EmbeddingError, OSError) as error:  # the file may have been deleted since it was listed
                     reason = user_message(error)
             if reason:
                 _skip(table_class, database, entry, reason)
@@ -184,7 +184,7 @@ class EmbeddingTables:
         return entries.get(os.path.normpath(path), [])
 
     def _register(self, table_class: TableClass, database: Any, entry: Entry) -> None:
-        # a WebUI may load within inference mode, and training could not go on with such a tensor
+        # a WebUI may load in inference mode, and such tensors cannot be trained
         with torch.inference_mode(False):
             embedding = self._library_for(database).get(entry.name)
             for name in names_of(entry):
@@ -216,13 +216,13 @@ def _webuis_embedding(table_class: TableClass, embedding: Embedding, name: str, 
 
 
 def _padded(vectors: torch.Tensor, count: int) -> torch.Tensor:
-    """[n, d] as [count, d], filled up with zeros: a WebUI reserves the same places for every text encoder."""
+    """[n, d] as [count, d], padded with zeros: a WebUI reserves the same number of tokens for every text encoder."""
     missing = count - vectors.shape[0]
     return torch.cat([vectors, vectors.new_zeros(missing, vectors.shape[1])]) if missing else vectors
 
 
 def _skip(table_class: TableClass, database: Any, entry: Entry, reason: str) -> None:
-    """Put the entry among the embeddings that the WebUI has left out."""
+    """Add the entry to the WebUI's list of skipped embeddings."""
     info = entry.info
     skipped = table_class.embedding(None, entry.name, info.provenance.step if info else None)
     skipped.vectors = info.num_vectors if info else 0
@@ -237,10 +237,10 @@ def _skip(table_class: TableClass, database: Any, entry: Entry, reason: str) -> 
 
 
 def names_of(entry: Entry) -> list[str]:
-    """Names under which an entry is put into a table: the library's, and the one that the WebUI's own reader would have given.
+    """Names under which an entry is put into a table: the library's name, and the name that the WebUI's own reader would give.
 
-    That is the file's stem or, for a picture, the name stored inside. A name in no encoding is left out: nobody could type it, and
-    the WebUI could not send its list of names.
+    The WebUI's name is the file's stem or, for a picture, the name stored inside. A name that UTF-8 cannot encode is left out:
+    nobody can type it, and the WebUI cannot send it in its list of names.
     """
     info = entry.info
     webuis = [entry.path.stem] if info is None or info.word is None else []
@@ -264,18 +264,18 @@ def spellings(entry: Entry) -> list[str]:
 
 
 def word_of(entry: Entry, known: Collection[str]) -> str:
-    """The word by which the WebUI knows an entry. Where it knows none of them, the word by which it would know the entry."""
+    """The word by which the WebUI knows an entry. If the WebUI does not know the entry, the word that it would use."""
     words = spellings(entry)
     return next((word for word in words if word in known), words[0])
 
 
 def unique_names(entries: Sequence[Entry], word: Callable[[Entry], str], folders: Sequence[Path]) -> dict[str, Entry]:
-    """Name -> entry for each card, in the order of the entries; the WebUI keeps one card a name.
+    """Name -> entry for each card, in the order of the entries; the WebUI keeps one card for each name.
 
-    The name is the word. A further file of the same word gets its path behind the word, and a number if that is taken too.
+    The name is the word. Another file with the same word gets its path after the word, and also a number if that name is taken.
     """
     names: dict[str, Entry] = {}
-    for entry in sorted(entries, key=lambda entry: not entry.usable):  # the usable one, which prompts mean, keeps the plain word
+    for entry in sorted(entries, key=lambda entry: not entry.usable):  # the usable entry keeps the plain word, because prompts refer to it
         name = word(entry)
         if name in names:
             name = f"{name} ({path_below(entry.path, folders)})"
@@ -288,6 +288,6 @@ def unique_names(entries: Sequence[Entry], word: Callable[[Entry], str], folders
 
 
 def path_below(path: Path, folders: Sequence[Path]) -> str:
-    """The path as seen from the embeddings folder that it is in, with `/`; legible, so that it can be shown and sent."""
+    """The path relative to its embeddings folder, with `/`; made encodable, so that it can be shown and sent."""
     below = next((path.relative_to(folder).as_posix() for folder in folders if folder in path.parents), path.name)
     return legible(below)

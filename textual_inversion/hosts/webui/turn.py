@@ -20,10 +20,10 @@ from textual_inversion.training.events import Message, PreviewDrawn, Started, St
 _ASK_SECONDS = 0.1
 _RELOAD_SECONDS = 60.0  # longer than a WebUI takes to load its scripts
 
-#: Set while this extension is loaded. While the WebUI loads its scripts again it is clear, and the WebUI reads embedding files itself.
+#: Set while this extension is loaded. Cleared while the WebUI reloads its scripts; then the WebUI's own reader reads embedding files.
 scripts_loaded = threading.Event()
 scripts_loaded.set()
-_this_thread = threading.local()  # `has_queue`: whether it holds the WebUI's queue for a run of ours
+_this_thread = threading.local()  # `has_queue`: whether this thread holds the WebUI's queue for one of our runs
 
 
 @contextmanager
@@ -44,8 +44,8 @@ def queue_if_free() -> Iterator[bool]:
 def queue_turn(listener: Listener = silent, should_stop: ShouldStop = never) -> Iterator[None]:
     """Hold the WebUI's queue inside, so that nothing else loads, draws or trains.
 
-    A job that ends while the WebUI loads its scripts again holds the queue until that is done. Without this, a picture that waits
-    behind the job would be drawn with what the WebUI's own reader makes of the files.
+    A job that ends while the WebUI reloads its scripts holds the queue until the reload ends. Otherwise a picture that waits behind
+    the job would be drawn with the embeddings of the WebUI's own reader.
 
     Raises:
         StoppedWaitingError: `should_stop` said so before the turn came.
@@ -63,9 +63,9 @@ def queue_turn(listener: Listener = silent, should_stop: ShouldStop = never) -> 
 
 
 def _wait_for_turn(should_stop: ShouldStop) -> None:
-    """Acquire the queue's lock, or give up when `should_stop` says so.
+    """Acquire the queue's lock, or stop waiting when `should_stop` returns true.
 
-    The lock knows no time limit, and a thread that only tries it now and then is never served. So a thread of its own waits in line.
+    The lock has no timeout, and a thread that only polls it never gets it. So a separate thread waits in the queue.
     """
     turn, given_up = threading.Event(), threading.Event()
     deciding = threading.Lock()
@@ -87,14 +87,14 @@ def _wait_for_turn(should_stop: ShouldStop) -> None:
 
 
 class Progress:
-    """Shows a run's events in the WebUI's own progress bar, and heeds its Interrupt button."""
+    """Shows a run's events in the WebUI's own progress bar, and reacts to its Interrupt button."""
 
     def __init__(self, listener: Listener, should_stop: ShouldStop) -> None:
         self._listener, self._should_stop = listener, should_stop
         self._first = 0
 
     def listen(self, event: JobEvent) -> None:
-        """Take an event and pass it on."""
+        """Show an event and pass it on."""
         state = shared.state
         if isinstance(event, Started):
             self._first = event.first_step
@@ -157,7 +157,7 @@ def _show_preview(path: Path) -> None:
 
 @contextmanager
 def tensorboard(config: TrainingConfig, listener: Listener) -> Iterator[Listener]:
-    """A listener that also writes into `<log directory>/tensorboard`, where that is wanted and can be done."""
+    """A listener that also writes to `<log directory>/tensorboard`, if the WebUI's option is on and tensorboard is usable."""
     writer = _writer(config, listener) if host_option("training_enable_tensorboard", False) and config.log_dir else None
     if writer is None:
         yield listener
