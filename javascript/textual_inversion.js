@@ -1,4 +1,4 @@
-// Reads the state of the running job and hands it to whoever draws. Knows no gradio component but by its id.
+// Polls the state of the running job and passes it to the listeners that draw it. Finds gradio components by id only.
 (function () {
     "use strict";
     const ti = (window.textualInversion = window.textualInversion || {});
@@ -8,7 +8,7 @@
     const OVER = ["idle", "finished", "interrupted", "failed"];
     const listeners = [];
     let last = null; // the newest complete state
-    let shown = null; // what the form's lists and notes are from
+    let shown = null; // the state that the form's lists and notes were drawn from
     let timer = 0, failures = 0, quickUntil = 0, inFlight = false;
 
     ti.listen = (listener) => { listeners.push(listener); if (last) listener(last, true); };
@@ -78,7 +78,7 @@
         refresh(state);
     }
 
-    // The form was drawn when the server started, in a WebUI without the names: it is asked to look again for a new page, new files, another checkpoint, a job that ended.
+    // The server draws the form once at its start, in a WebUI without the list of names. So the form is refreshed for a new page, new files, another checkpoint and the end of a job.
     function refresh(state) {
         const now = [state.embeddings, state.checkpoint, state.job, ti.busy(state)].join("|");
         if (now !== shown && ti.press("ti_train_refresh")) shown = now;
@@ -88,7 +88,7 @@
         for (const listener of listeners) listener(state, changed);
     }
 
-    // A note that names a field marks it, so that the eye finds what the sentence is about.
+    // Highlights each field that a note refers to.
     function markFaults() {
         const faults = new Set([...document.querySelectorAll(".ti-note[data-field]")].map((note) => note.dataset.field));
         for (const field of document.querySelectorAll(".ti-fault")) if (!faults.has(field.id)) field.classList.remove("ti-fault");
@@ -104,7 +104,7 @@
     document.addEventListener("click", (event) => {
         if (event.target.closest && event.target.closest("#ti_train_button, #ti_preprocess_button, #ti_look_button, #ti_train_stop, #ti_generate, #ti_create_button, #ti_check_button")) ti.hurry();
     }, true);
-    // gradio 3 takes text typed into a choice over when a key is let go: what was pasted with the mouse would be shown and not meant.
+    // gradio 3 reads the text of a dropdown on keyup only. Text pasted with the mouse would be shown but not used, so send a keyup.
     document.addEventListener("focusout", (event) => {
         if (event.target.matches("#ti_train_name input, #ti_create_num_vectors input")) event.target.dispatchEvent(new KeyboardEvent("keyup", { bubbles: true }));
     });

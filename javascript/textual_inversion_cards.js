@@ -20,7 +20,7 @@
         return new RegExp("(^|[\\s,(\\[])(?:\\(" + word + "(?::[^()]*)?\\)|<" + word + "(?::[^<>]*)?>|" + word + ")(?=$|[\\s,)\\]:.!?;])", "gi");
     }
 
-    // Of thousands of words few are in the text at all, and a pattern for each at every key would be felt.
+    // Most of thousands of words are not in the text; one regular expression for each word at every key would be slow.
     ti.hasWord = (text, name) => text.toLowerCase().includes(name.toLowerCase()) && pattern(name).test(text);
     ti.withWord = (text, insert) => (text.trim() ? text.replace(/\s+$/, "") + " " : "") + insert;
     ti.withoutWord = function (text, name) {
@@ -49,7 +49,7 @@
         set(field, on ? ti.withWord(field.value, strength && strength.checked ? "<" + name + ":1>" : name) : ti.withoutWord(field.value, name));
     }
 
-    // From the trained word to a prompt with it: the standalone page has both.
+    // Puts the trained word into the prompt: the standalone page has both.
     const page = () => document.getElementById("ti_page_txt2img-button") || [...document.querySelectorAll("#ti_pages [role=tab]")].find((tab) => tab.textContent.trim() === "txt2img");
     ti.canTry = () => Boolean(page());
     ti.tryWord = function (state) {

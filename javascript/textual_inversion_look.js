@@ -1,4 +1,4 @@
-// The pictures looked at on the Preprocess tab: what is clicked and typed there goes to the server as numbered commands.
+// The pictures under review on the Preprocess tab: clicks and typed captions go to the server as numbered commands.
 (function () {
     "use strict";
     const ti = (window.textualInversion = window.textualInversion || {});
@@ -11,14 +11,14 @@
 
     const shown = () => document.querySelector(".ti-look");
 
-    // The number of the last command that the server has taken; null once it has another set of pictures, or none.
+    // The number of the last command that the server has carried out; null when the server has another set of pictures, or none.
     function taken() {
         const node = document.querySelector(".ti-look-ack");
         if (!node || node.dataset.look !== look) return node ? null : 0;
         return node.dataset.client === client ? Number(node.dataset.taken) : 0;
     }
 
-    // gradio drops a click while it is at work on the one before, so every command is said until the answer names its number.
+    // gradio drops a click while an earlier click is running, so commands are sent again until the answer confirms their numbers.
     function send() {
         clearTimeout(timer);
         const done = taken();
@@ -94,13 +94,13 @@
         if (what === "page") return command({ do: what, page: Number(button.dataset.page) });
         command({ do: what, chosen: "chosen" in button.dataset });
     });
-    // Says that this page is no new one, whose form would be filled with what was looked at.
+    // Tells the server that this page is not new; the form of a new page would be filled with the review's settings.
     document.addEventListener("click", (event) => {
         if (!event.target.closest || !event.target.closest("#ti_look_button")) return;
         [look, commands] = ["asked", []];
         say();
     }, true);
-    // They belong to the Preprocess tab, and lie below all of the tabs for their room.
+    // The pictures belong to the Preprocess tab; they are below all tabs because they need the width.
     let seen = "";
     function settle() {
         const button = document.getElementById("ti_preprocess_button"), open = Boolean(button) && button.offsetParent !== null;
@@ -108,7 +108,7 @@
         document.body.classList.toggle("ti-preprocessing", open);
         document.body.classList.toggle("ti-writing", Boolean(state) && ti.busy(state) && state.kind === "preprocess");
         const root = shown(), now = root ? root.dataset.look : "";
-        if (now && now !== look) { // says what it shows: else the server would take it for a new page, and draw all of it again
+        if (now && now !== look) { // tells the server which set is shown; otherwise the server would take the page for a new one and redraw it
             [look, number, commands] = [now, 0, []];
             say();
         }
@@ -121,7 +121,7 @@
     document.addEventListener("click", (event) => { if (event.target.closest && event.target.closest('[role="tab"], .tab-nav button')) setTimeout(settle, 60); });
     setInterval(settle, 700); // the host may open a tab by itself, and an answer draws new pictures at any time
 
-    // Preprocess reads what was said last: nothing that is still being typed may be missing from it.
+    // Preprocess reads the latest commands, so a caption that is still being typed must be among them.
     document.addEventListener("click", (event) => {
         if (event.target.closest && event.target.closest("#ti_preprocess_button") && typing) caption(typing.box);
     }, true);

@@ -1,4 +1,4 @@
-"""Numbers that tell a blurred picture from a sharp one, and two copies of a picture from two pictures."""
+"""Measures sharpness, and finds duplicates by fingerprints."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Where a crop should lie: the window with most faces, detail and corners in it.
 
-A window slides along the picture's longer side. Every place of it gets a mark for each of the three, and the best sum wins. Corners
-are those of Shi and Tomasi, "Good Features to Track" (1994); detail is the entropy of a window's grey levels; faces are found by the
-cascades inside OpenCV's wheel, where that is installed.
+A window slides along the picture's longer side. Every position gets a score for each of the three, and the highest weighted sum wins.
+Corners are those of Shi and Tomasi, "Good Features to Track" (1994); detail is the entropy of a window's grey levels; faces are found by
+the cascades inside OpenCV's wheel, where that is installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CORNER_CELL = 0.06  # of the shorter side: at most one corner in each
 _WATERMARK = 0.1  # of the height, at the bottom, where corners do not count
 _CLEAR_DIFFERENCE = 0.5  # bits between the plainest and the richest window, from which on detail counts in full
 _FACE_MARGIN = 0.3  # of a face's side, that the crop should leave around it
-_CENTRE_PULL = 0.1  # photographers put what matters there
+_CENTRE_PULL = 0.1  # photographers tend to centre the subject
 _ADVICE = "so the focal crop goes by detail and edges alone"
 # Cascade -> whether its mirror image is searched for as well. The first cascade that finds a face decides.
 _CASCADES = (("frontalface_alt2", False), ("profileface", True))
@@ -36,7 +36,7 @@ _LEAST_SIDE = 0.1  # of a face, as a part of the shorter side of the picture
 
 @dataclass(frozen=True)
 class FocalWeights:
-    """Pull of each on the crop, 0 to 1; detail is called entropy."""
+    """Weight of each score, 0 to 1; detail is called entropy."""
 
     face: float
     entropy: float
@@ -178,7 +178,7 @@ def why_no_faces() -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep OpenCV from using threads of its own: the pictures have theirs, and the two kinds would wait for each other."""
+    """Keep OpenCV from using threads of its own: our threads already work on several pictures, and both kinds would compete."""
     if why_no_faces():
         yield
         return

@@ -68,11 +68,11 @@ def load_captioners(
 
 
 class Describer:
-    """Asks the wanted captioners about one picture after the other: a model has room for one.
+    """Calls the chosen captioners for one picture at a time, because a model handles one at a time.
 
     Args:
         config: names the captioners that are wanted, and says what becomes of their words.
-        captioners: name -> captioner; None where everything is described already, and nobody is to be asked.
+        captioners: name -> captioner; None when every picture is described already.
 
     Raises:
         ConfigError: one that is wanted is not among them.
@@ -98,8 +98,8 @@ class Describer:
     def describe(self, image: Image.Image) -> list[str]:
         """The words of each captioner for an RGB picture, in order.
 
-        An error of a captioner is raised. From the third picture in a row on that fails it is raised at once, so that nobody waits
-        10,000 times.
+        A captioner's error is raised. After three failures in a row, it is raised again without a call, so that a folder of 10,000
+        pictures does not wait for each failure.
         """
         with self._turn:
             if self._failure is not None and self._failures >= _FAILURES:

@@ -102,8 +102,7 @@ class Destination:
     def mismatch(self, result: Path, source: Path, view: PlannedView) -> str:
         """Why a file in the destination is not the result of these settings; empty when it is.
 
-        A person may have worked on the file, so it is not replaced in either case; an edited file that has lost its note is
-        recognised by its size.
+        The user may have edited the file, so it is never replaced. An edited file without its note is recognised by its size.
         """
         try:
             with Image.open(result, formats=["PNG"]) as image:
@@ -148,7 +147,7 @@ def _parse_note(text: object) -> dict[str, Any]:
 
 
 def write_result(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, over what a killed run has left of it; a link in its place is replaced. Raises OSError."""
+    """Write a file whole or not at all, replacing leftovers of a killed run; a link in its place is replaced. Raises OSError."""
     replace_file(path, content, durable=False, fixed_name=True, follow_links=False)
 
 

@@ -1,4 +1,4 @@
-"""Brings a model folder from the Hugging Face hub, when a person has asked for it."""
+"""Downloads a model folder from the Hugging Face hub, only on the user's request."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ BLURRED = 40.0
 _ENLARGED = 1.25
 _CUT_AWAY = 0.5
 _SMALL = 350_000  # pixels of the copy in which blur shows: 683 x 512
-_SEARCHED = 82_000  # of the one that is searched for faces and corners: 330 x 248; faces under a tenth of that are not the subject
-# A JPEG that its decoder has made smaller stays at least this many times the size that is cut from it: 45 dB from a decoder that did not.
+_SEARCHED = 82_000  # pixels of the copy searched for faces and corners: 330 x 248; faces under a tenth of a side are not the subject
+# A JPEG decoded at reduced size stays at least this many times larger than the result: 45 dB PSNR against a full decode.
 _SPARE = 1.4
-# Halving first, down to twice the size, is a third of the work, and its pixels cannot be told from those of a single pass.
+# Halving first, down to twice the size, is a third of the work; the result looks the same as from a single pass.
 _REDUCING_GAP = 2.0
 
 

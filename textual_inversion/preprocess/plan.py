@@ -155,7 +155,7 @@ class Planner:
         if not self.config.captions_only:
             checks += [check_enlargement(views), check_shape(item.size, views)]
         done = self.config.caption_place == "txt" and self.destination.has_all(item.number, item.source, views)
-        if done:  # no captioner is asked again for results that are not going to be written
+        if done:  # captioners are not called for results that will not be written
             views = [self._with_existing_caption(item, view) for view in views]
         else:
             views, problem = self._describe_all(item.source, picture, views)
@@ -167,23 +167,23 @@ class Planner:
         return replace(item, views=tuple(views), focus=focus, problems=problems, done=done), Fingerprint.of(small)
 
     def _with_existing_caption(self, item: Planned, view: PlannedView) -> PlannedView:
-        """The view of a result that is there already, with the caption beside that result, or the one that the result lacks."""
+        """The view of an existing result, with the caption beside this result, or with a composed caption where it has none."""
         result = self.destination.existing(item.number, item.source, view, "")
         if result is not None and caption_file(result).is_file():
             return replace(view, caption=caption_for(result))
         return replace(view, caption=self._compose(item.source, item.text, []))
 
     def _describe_all(self, source: Path, picture: Picture, views: list[PlannedView]) -> tuple[list[PlannedView], Problem | None]:
-        """The views with their captions; where a captioner fails, with captions that need none, and that problem."""
+        """The views with their captions; where a captioner fails, with captions composed without captioners, and the problem."""
         try:
             return [self.with_caption(source, view, partial(picture.cut, view)) for view in views], None
-        except Exception as error:  # noqa: BLE001  of a captioner, anybody's code: the picture can do without it
+        except Exception as error:  # noqa: BLE001  a captioner is foreign code, and the picture is usable without it
             caption = self._compose(source, written_caption(source), [])
             text = str(error) if isinstance(error, DatasetError) else f"It could not be described ({type(error).__name__}: {error})."
             return [replace(view, caption=caption) for view in views], Problem("caption", text)
 
     def with_caption(self, source: Path, view: PlannedView, make: Callable[[], Image.Image]) -> PlannedView:
-        """The view with its caption; `make` gives the very pixels that become the result, if they have to be described."""
+        """The view with its caption; `make` returns the result's pixels, and is called only if a captioner needs them."""
         old = written_caption(source)
         new = self.describer.describe(on_colour(make(), self.config.background)) if self.describer.is_needed(old) else []
         return replace(view, caption=self._compose(source, old, new))
@@ -199,6 +199,6 @@ def stamp_of(source: Path) -> FileStamp:
         DatasetError: it is not there.
     """
     try:
-        return FileStamp.from_status(os.stat(source))._replace(inode=0)  # some network file systems number their files anew
+        return FileStamp.from_status(os.stat(source))._replace(inode=0)  # inode numbers of some network file systems change
     except OSError as error:
         raise DatasetError(f"{source.name} is not there any more ({os_error_words(error)}).", path=source) from error

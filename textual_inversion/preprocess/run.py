@@ -194,20 +194,20 @@ class Writer:
             target = self.destination.target(item.number, item.source, view, flip)
             new_files = [file for file in (caption_file(target), mask_file(target)) if not file.exists()]
             try:
-                # The picture last: one that is there is then always complete.
+                # The picture is written last, so that an existing picture is always complete.
                 self._write_caption(item.source, view, target, report)
                 if mask:
                     self.destination.write_mask(target, flipped(mask, flip))
                 self.destination.write_picture(target, flipped(result, flip), item.source)
             except OSError:
-                for file in new_files:  # a mask without its picture would be one itself
+                for file in new_files:  # a mask without its picture would count as a picture
                     file.unlink(missing_ok=True)
                 raise
             report.written.append(target)
 
     def _write_caption(self, source: Path, view: PlannedView, target: Path, report: PreprocessReport) -> None:
         path = caption_file(target)
-        # One in the destination may have been edited since.
+        # The user may have edited a caption in the destination.
         if view.caption is None or self.config.caption_place == "name" or (path.exists() and not view.edited):
             return
         copied = self.config.existing_captions == "copy" and not view.edited and caption_file(source).is_file()

@@ -101,7 +101,7 @@ def create_embedding(
     provenance = Provenance(step=0, checkpoint_name=file.name, checkpoint_hash=file.hash, initializer_text=initializer_text)
     path = formats.save(Embedding(name, vectors, provenance), folder / f"{name}.safetensors", overwrite=overwrite)
     for old in same_name:
-        is_new_file = old.exists() and old.samefile(path)  # as a disk that ignores case sees it
+        is_new_file = old.exists() and old.samefile(path)  # on a file system that ignores case, both names are one file
         if is_new_file or not _holds_only_its_embedding(old):
             continue
         try:
@@ -259,7 +259,7 @@ class GuardedFile:
         try:
             theirs, ours = formats.load(self.path).vectors, self._vectors
         except TextualInversionError:
-            return False  # there is nothing to lose in it
+            return False  # no vectors to lose
         return theirs.keys() != ours.keys() or not all(torch.equal(theirs[key], ours[key]) for key in ours)
 
 

@@ -17,7 +17,7 @@ from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder, TokenB
 from textual_inversion.diffusion.unet import UNet, UNetConfig
 from textual_inversion.diffusion.vae import VAEConfig
 
-_CPU_SIDE, _DEVICE_SIDE = 1024, 4096  # of the matrices that are multiplied to see how fast that is
+_CPU_SIDE, _DEVICE_SIDE = 1024, 4096  # sides of the matrices whose product is timed
 #: Share of a plain matrix product's speed that a step reaches.
 _REACHED = 0.5
 _SOFTMAX = ("aten._softmax.default", "aten._safe_softmax.default")
@@ -43,7 +43,7 @@ class StepCost:
     encoding: float
 
     def memory(self, batch_size: int, encoded_together: int = 4) -> float:
-        """Bytes needed at the peak, while pictures are encoded or trained, with a tenth for what no count sees."""
+        """Bytes needed at the peak, while pictures are encoded or trained, plus a tenth for memory that is not counted."""
         return 1.1 * (self.weights + max(batch_size * self.activations, encoded_together * self.encoding))
 
 
@@ -55,7 +55,7 @@ class DeviceSpeed:
     call: float
 
     def seconds(self, cost: StepCost, batch_size: int) -> float:
-        """About how long one pass takes; half to twice of it is to be expected."""
+        """About how long one pass takes; the true time may be half or twice as long."""
         return cost.flops * batch_size / (_REACHED * self.flops) + cost.calls * self.call
 
 
@@ -91,7 +91,7 @@ def device_speed(device: torch.device | str, dtype: torch.dtype) -> DeviceSpeed:
 
 
 def _seconds(work: Callable[[], torch.Tensor], times: int, device: torch.device) -> float:
-    """Seconds that `work` takes, the fastest of three rounds of `times`, after one that warms up."""
+    """Seconds that `work` takes, the fastest of three rounds of `times`, after one warm-up round."""
     rounds = []
     for _ in range(4):
         begun = time.perf_counter()

@@ -24,15 +24,15 @@ from textual_inversion.training.data.training_set import TrainingPicture, Traini
 
 _MOST_PROMPTS = 2000  # checked; a folder may have tens of thousands
 _NAMED = 3  # files named in one sentence
-_MUCH = 0.25  # share of a picture whose loss is worth a word
+_MUCH = 0.25  # cropped share of a picture from which a finding mentions it
 _FEW_PICTURES = 5
 
 
 class FindingKind(str, Enum):
-    """How grave a finding is, the gravest first; the values are what JSON and pages hold."""
+    """How severe a finding is, the most severe first; the values are what JSON and pages hold."""
 
     FATAL = "fatal"  # it would stop the run, or the run would learn nothing
-    PROBLEM = "problem"  # worth mending
+    PROBLEM = "problem"  # worth fixing
     HINT = "hint"  # worth knowing
     GOOD = "good"
 
@@ -65,7 +65,7 @@ class Preflight:
         chunks: chunks of 75 tokens that the longest prompt takes.
         seconds: about how long the steps take; None where there is no estimate.
         memory: bytes needed on the device, about; None where there is no estimate.
-        findings: all of this in sentences, the gravest first.
+        findings: all of this in sentences, the most severe first.
     """
 
     pictures: int = 0
@@ -80,7 +80,7 @@ class Preflight:
 
     @property
     def ready(self) -> bool:
-        """Whether nothing would stop the run or let it learn nothing."""
+        """Whether there is no fatal finding."""
         return not any(finding.kind is FATAL for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _hash(path: Path) -> str:
     try:
         return file_sha256(path)
     except EmbeddingError:
-        return ""  # the run will say so
+        return ""  # the run reports it
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Writes what a run leaves on the disk beside the embedding: settings, loss table, numbered copies, previews.
+"""Writes a run's further files: settings, loss table, numbered copies, previews.
 
-A file that cannot be written here costs a message, never the run.
+A file that cannot be written causes a message and does not stop the run.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Recorder:
 
     @contextmanager
     def _report_errors(self, what: str) -> Iterator[None]:
-        """Send a message where `what` cannot be written; once each, because a full disk is the same problem at every step."""
+        """Send a message where `what` cannot be written; once for each `what`, because a full disk fails at every step."""
         try:
             yield
             return

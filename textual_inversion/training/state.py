@@ -1,7 +1,7 @@
-"""The optimizer's state as a file beside the embedding, in A1111's layout, so that A1111's trainer goes on from it and ours from A1111's.
+"""The optimizer's state as a file beside the embedding, in A1111's layout, so that each trainer can resume the other's run.
 
 The layout: `torch.save({"hash": …, "optimizer_state_dict": …})` with the state
-dict of `torch.optim.AdamW` over one tensor; the hash tells whether the vectors are still those that the state belongs to.
+dict of `torch.optim.AdamW` over one tensor; the hash tells whether the state belongs to the present vectors.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def save_optimizer(path: Path, optimizer: AdamW) -> None:
 
 
 def load_optimizer(path: Path, optimizer: AdamW) -> str:
-    """Take over the state in `path` if it belongs to the optimizer's vectors as they are.
+    """Load the state in `path` if it belongs to the optimizer's present vectors.
 
     Returns:
-        A sentence for the user; empty when there is no file or its state was taken over.
+        A sentence for the user; empty when there is no file or its state was loaded.
     """
     if not path.is_file():
         return ""

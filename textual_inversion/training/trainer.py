@@ -35,7 +35,7 @@ from textual_inversion.training.recorder import Recorder
 from textual_inversion.training.state import load_optimizer, optimizer_file, save_optimizer
 from textual_inversion.training.step import TrainingStep
 
-SAVE_SECONDS = 60.0  # how much work a crash can cost
+SAVE_SECONDS = 60.0  # time between two saves: the most work that a crash can lose
 _READ_EVERY = {"cpu": 1}  # device -> steps between two readings of the losses; on all other devices:
 _READ_EVERY_ELSEWHERE = 10
 _MOST_OVERFLOWS = 20  # in a row; the fp16 loss scale falls from its highest value to 1 in 16
@@ -52,7 +52,7 @@ def train(
     """Train the embedding `config.name` of a folder and write it back there.
 
     Args:
-        config: the settings; `device` and `precision` are for whoever loads the model, which is used as it is.
+        config: the settings; `device` and `precision` are not used here, because the model is already loaded.
         model: a loaded checkpoint; nothing in it changes.
         embeddings_dir: where the embedding's file is and stays.
         listener: receives every event, in the calling thread.
@@ -179,14 +179,14 @@ class Run:
                 self._report_steps()
                 try:
                     self._save()
-                except EmbeddingError as error:  # the reason may pass, and what was learned is still here
+                except EmbeddingError as error:  # the cause may be temporary, and the vectors are still in memory
                     self.listener(Message(str(error)))
                 saved_at = time.monotonic()
             monitor.paused += time.monotonic() - begun  # files do not count as training
         return "finished"
 
     def _report_steps(self) -> None:
-        """Read the losses off the device and report them; go back to the last good vectors where there is nothing more to learn from."""
+        """Read the losses off the device and report them; restore the last good vectors when training cannot continue."""
         events, problem = self.monitor.read(self.done)
         self.recorder.steps(events)
         for event in events:
@@ -227,7 +227,7 @@ class Run:
         try:
             current = self._current()
             is_good = all(bool(torch.isfinite(vectors).all()) for vectors in current.vectors.values())
-        except RuntimeError:  # the device is lost, and with it what came after the last reading
+        except RuntimeError:  # the device is lost, with all vectors after the last reading
             is_good = False
         self.embedding = current if is_good else self._embedding(*self.monitor.good)
         self.done = self.embedding.provenance.step or 0
@@ -267,7 +267,7 @@ class StepMonitor:
         last_step: the step at which the run ends.
 
     Attributes:
-        good: (step, vectors [n, d]) that a finite loss was last computed with; on the CPU, where they survive the loss of the device.
+        good: (step, vectors [n, d]) of the last finite loss; on the CPU, so that they survive the loss of the device.
         paused: seconds since the start that do not count as training.
     """
 

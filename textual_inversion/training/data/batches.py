@@ -174,7 +174,7 @@ class BatchMaker:
         buckets: the encoded pictures, one bucket for each size; a picture is its index in `prompts.captions`.
         noise_device: where random numbers are drawn; the CPU makes runs comparable between devices, the model's device is faster.
         repeats: picture -> how often it is shown while others are shown once; empty = all alike.
-        first_step: the embedding's step before this run, so that a run that goes on does not repeat the numbers of the one before.
+        first_step: the embedding's step before this run, so that a resumed run does not repeat random numbers.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class BatchMaker:
     ) -> None:
         self.config, self.prompts = config, prompts
         self.device, self.noise_device = buckets[0].moments.mean.device, torch.device(noise_device)
-        # latents that are sampled once are the same in all runs; everything else draws new numbers in a run that goes on
+        # latents that are sampled once are the same in all runs; a resumed run draws new numbers for everything else
         self.generator = torch.Generator(self.noise_device).manual_seed(config.seed + 1)
         self._buckets = [_Bucket(self._presample(bucket.moments), bucket, repeats) for bucket in buckets]
         seed = config.seed + first_step * _SEEDS_APART
@@ -201,7 +201,7 @@ class BatchMaker:
         return torch.randn(tuple(shape), generator=self.generator, device=self.noise_device).to(self.device)
 
     def _presample(self, moments: LatentMoments) -> LatentMoments:
-        """Draw the latents now where each is to stay the same: this halves the memory, and the steps add nothing to the means."""
+        """Sample the latents now if they are sampled once: this halves the memory, and the steps only read them."""
         method = self.config.latent_sampling
         if method == "random":
             return moments

@@ -57,7 +57,7 @@ class Encoded:
 
     Attributes:
         buckets: one for each size, on the VAE's device, outside of autograd but usable in it.
-        failed: picture (by index) -> the error that keeps it out.
+        failed: picture (by index) -> the error because of which it is left out.
         stored: number of pictures whose latents came from the store.
     """
 
@@ -81,7 +81,7 @@ def encode_set(
         vae: encodes pixels; it is used as it is, on its own device and in its own type.
         training_set: at least one picture.
         batch_size: views in one encoding pass, 1 or more; fewer where they are large.
-        progress: called with (rows done, rows in all) after each pass; an error of its own ends the encoding.
+        progress: called with (rows done, rows in all) after each pass; an error that it raises ends the encoding.
         store: keeps the latents for the next time.
 
     Raises:
@@ -106,7 +106,7 @@ def encode_set(
         failed = [(training_set.pictures[index].path.name, str(error)) for index, error in sorted(job.failed.items())]
         raise none_usable(training_set.pictures[0].path.parent, [*failed, *training_set.skipped])
     weighted = any(bucket.weights is not None for bucket in buckets)
-    if weighted:  # all buckets have weights or none has: the inputs of a step keep their form
+    if weighted:  # all buckets have weights or none has, so that a step's inputs always have the same form
         buckets = [bucket.with_weights() for bucket in buckets]
     return Encoded(tuple(buckets), job.failed, job.stored)
 
@@ -145,7 +145,7 @@ class _Job:
 
 
 class _Bucket:
-    """Latents of one size as they come; row r is view r, row capacity + r its mirror image."""
+    """Collects the latents of one size; row r is view r, row capacity + r its mirror image."""
 
     def __init__(self, job: _Job, size: Size, chosen: Sequence[int]) -> None:
         self.job, self.chosen = job, chosen
@@ -291,7 +291,7 @@ class TrainingData:
 
     @property
     def pictures(self) -> int:
-        """How many are learned from."""
+        """Number of pictures that are used for training."""
         return sum(len(set(bucket.pictures)) for bucket in self.buckets)
 
 

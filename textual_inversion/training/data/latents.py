@@ -1,7 +1,7 @@
 """Latents of pictures: their moments, samples of them, and a store on the disk that keeps them for the next run.
 
-The store names them by a hash of the files and settings that they were made of. A store that cannot be read or written costs time,
-never a run: each kind of problem is noted once, in `problems`.
+The store uses a hash of the files and settings as the key. A store that cannot be read or written slows a run down but does not
+stop it: `problems` records each kind of problem once.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def sample(moments: LatentMoments, rows: torch.Tensor, noise: torch.Tensor | Non
 
 
 LIMIT_BYTES = 4 * 2**30
-_VERSION = 1  # raised whenever pictures are read or cropped in another way
+_VERSION = 1  # increased whenever reading or cropping of pictures changes
 _NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 _SUM = "sha256"
 _MOST_BYTES = 64 * 2**20  # of one picture

@@ -50,7 +50,7 @@ class Sizing:
         """The training size of a picture of the size `original`.
 
         Raises:
-            DatasetError: it is to keep its size, and a side is below 64 or above 2048 pixels.
+            DatasetError: with the method `own`, a side is below 64 or above 2048 pixels.
         """
         if self.method == OWN:
             width, height = (side // DOWNSCALE * DOWNSCALE for side in original)
@@ -162,7 +162,7 @@ def view_box(image_size: Size, size: Size, place: Place, *, whole: bool) -> Box:
 def loss_weight(mask: Image.Image, box: Box, size: Size) -> torch.Tensor | None:
     """Loss weight of each latent place of a view.
 
-    The lowest value counts nothing and the mean is 1, so that the loss stays comparable; a mask of one grey makes all count alike.
+    Black has weight 0 and the mean weight is 1, so that losses stay comparable; a mask of one grey gives equal weights.
 
     Args:
         mask: greyscale (mode L), as large as the picture.
