@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from textual_inversion.embedding import Embedding
 from textual_inversion.formats.layout import as_step, as_text
-from textual_inversion.text import counted
 
 _SIDE = 512
 _MIN_SIDE, _MAX_SIDE = 384, 1024
@@ -63,7 +62,7 @@ def _lines(embedding: Embedding, unit: float, width: int) -> list[tuple[Image.Im
     size, names = _break_name(as_text(embedding.name) or "embedding", unit, room)
     lines = [(draw_line(name, size), _WHITE, 0) for name in names]
     lines[-1] = (*lines[-1][:2], round(8 * unit))
-    facts = [embedding.family, counted(embedding.num_vectors, "vector")]
+    facts = [embedding.description.family, embedding.description.vectors]
     if (step := as_step(embedding.provenance.step)) is not None:
         facts.append(f"{step:,} step{'s' * (step != 1)}")
     checkpoint = as_text(embedding.provenance.checkpoint_name) or ""
