@@ -1,4 +1,4 @@
-"""Embedding files: load, save and describe them; and the containers that they are read from, for whoever reads other tensors."""
+"""Loads, saves and describes embedding files. Exports the container readers for code that reads other tensors."""
 
 from __future__ import annotations
 

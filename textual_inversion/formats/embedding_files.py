@@ -1,4 +1,4 @@
-"""Loading, saving and describing embedding files, through the containers and the layouts."""
+"""Loads, saves and describes embedding files with the help of containers and layouts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from textual_inversion.formats.layout import Layout, Parsed
 from textual_inversion.formats.registry import LAYOUTS, parse, writable_layouts
 from textual_inversion.settings.creation import MAX_VECTORS
 
-#: Endings of files that may hold an embedding; what a file is, its bytes decide.
+#: Endings of files that may hold an embedding. The bytes, not the ending, decide the kind of file.
 READ_ENDINGS = (".safetensors", ".pt", ".bin", ".pti", ".png", ".webp")
-#: Those of them that are pictures, most of which are previews and carry nothing.
+#: The picture endings among them. Most pictures are previews and carry no embedding.
 PICTURE_ENDINGS = (".png", ".webp")
 _DEFAULT_ENDING = ".safetensors"
 _OTHER_ENDINGS = (".bin", ".pti", ".ckpt", ".pth", ".webp", ".jpg", ".jpeg", ".txt", ".json")
@@ -32,7 +32,7 @@ _OTHER_ENDINGS = (".bin", ".pti", ".ckpt", ".pth", ".webp", ".jpg", ".jpeg", ".t
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What an embedding file says about one embedding in it, told without reading the vectors.
+    """The facts in a file about one of its embeddings, known without reading the vectors.
 
     Attributes:
         path: the file.
@@ -40,11 +40,11 @@ class FileInfo:
         widths: text encoder -> width of its vectors.
         counts: text encoder -> number of its vectors.
         dtype: how the vectors are stored: `fp16`, `bf16`, `fp32`, `fp64`, several joined by commas.
-        stored_name: the name inside the file; only for showing, the file's own name counts.
-        provenance: step, checkpoint and initialization text, where the file tells them.
+        stored_name: the name inside the file, for display only; prompts use the file's own name.
+        provenance: step, checkpoint and initialization text, as far as the file has them.
         size: bytes of the file.
-        word: which of several embeddings in the file this is; None where it is the only one.
-        unusable: one clause why no prompt can use it, whatever the checkpoint; empty when one can.
+        word: the name of this embedding when the file holds several; None when it is the only one.
+        unusable: one clause why no prompt can use it with any checkpoint; empty when it is usable.
     """
 
     path: Path
@@ -60,23 +60,23 @@ class FileInfo:
 
     @property
     def num_vectors(self) -> int:
-        """Places that the word takes in a prompt: the largest count over its text encoders; 0 where the layout tells none."""
+        """Places that the word takes in a prompt: the largest count over its text encoders; 0 when the counts are unknown."""
         return max(self.counts.values(), default=0)
 
     @property
     def family(self) -> str:
-        """`SD1`, `SD2`, `SDXL`, `Flux`, … as in `family_of`; empty where the layout tells none."""
+        """`SD1`, `SD2`, `SDXL`, `Flux`, … as in `family_of`; empty when the widths are unknown."""
         return family_of(self.widths)
 
     @property
     def description(self) -> EmbeddingDescription:
-        """The facts about it that people and programs are shown."""
+        """The facts for people and programs."""
         stored = {"layout": self.layout, "dtype": self.dtype, "stored_name": self.stored_name}
         return self.provenance.describe(self.num_vectors, self.family, widths=self.widths, counts=self.counts, **stored)
 
     @cached_property
     def sha256(self) -> str:
-        """Of the whole file, 64 hex digits; read when first asked for.
+        """The sha256 of the whole file in 64 hex digits; computed at the first access.
 
         Raises:
             EmbeddingError: the file cannot be read any more.
@@ -95,12 +95,12 @@ def load(path: str | Path, name: str | None = None, *, word: str | None = None) 
     Args:
         path: a file in any layout of `LAYOUTS`; its bytes decide, not its ending.
         name: the word for prompts; None takes the file's name without ending, cleaned, or `word`.
-        word: which embedding, where the file holds several; None takes the first.
+        word: which embedding to take when the file holds several; None takes the first.
 
     Raises:
-        UnsafeFileError: the file does more than hold data; nothing of it was run.
-        UnknownLayoutError: readable, but no embedding that is known.
-        EmbeddingError: missing, damaged, too large, more than 75 vectors, values that are not finite, or of a kind that no prompt can use.
+        UnsafeFileError: the file contains code; none of it was run.
+        UnknownLayoutError: the file is readable but holds no known embedding layout.
+        EmbeddingError: missing, damaged or too large file, more than 75 vectors, values that are not finite, or unusable in any prompt.
     """
     path = Path(path)
     with _parsed(path) as (_, _, embeddings):
@@ -112,9 +112,9 @@ def load(path: str | Path, name: str | None = None, *, word: str | None = None) 
 
 
 def read_all(path: str | Path) -> Iterator[tuple[FileInfo, dict[str, torch.Tensor]]]:
-    """Every embedding in the file at `path` with its vectors as they are stored, for whoever looks into damaged ones too.
+    """Read every embedding in the file at `path` with its stored vectors, damaged ones too.
 
-    Values may be NaN or infinite; what no prompt can use comes without vectors. Raises what `describe` raises.
+    Values may be NaN or infinite. An embedding that no prompt can use has no vectors. Raises the errors of `describe`.
     """
     path = Path(path)
     with _parsed(path) as (source, layout, embeddings):
@@ -124,32 +124,32 @@ def read_all(path: str | Path) -> Iterator[tuple[FileInfo, dict[str, torch.Tenso
 
 
 def check_container(path: str | Path) -> None:
-    """Whether the file at `path` is whole and safe, whatever it holds; raises what `describe` raises before it looks for a layout."""
+    """Check that the file at `path` is intact and safe, whatever its layout; raises the errors of `describe` except those of layouts."""
     with open_file(Path(path)) as source:
         read_container(source)
 
 
 def describe(path: str | Path, *, word: str | None = None) -> FileInfo:
-    """What the file at `path` says about the embedding called `word`, or its first one.
+    """Describe the embedding called `word` in the file at `path`, or the first one.
 
-    The vectors are not read, so values that are not finite are found by `load` only.
+    This function does not read the vectors, so only `load` notices values that are not finite.
 
     Raises:
-        What `load` raises, except for what no prompt can use: the result's `unusable` tells that.
+        The errors of `load`, except that an unusable embedding raises nothing: the result's `unusable` gives the reason.
     """
     infos = describe_all(path)
     return next((info for info in infos if word is not None and info.word == word), infos[0])
 
 
 def describe_all(path: str | Path) -> list[FileInfo]:
-    """What the file at `path` says about every embedding in it, at least one; raises what `describe` raises."""
+    """Describe every embedding in the file at `path`, at least one; raises the errors of `describe`."""
     path = Path(path)
     with _parsed(path) as (source, layout, embeddings):
         return [info_of(path, layout, parsed, source.size) for parsed in embeddings]
 
 
 def info_of(path: Path, layout: Layout, parsed: Parsed, size: int) -> FileInfo:
-    """What a file of `size` bytes says about one embedding in it."""
+    """The facts about one embedding in a file of `size` bytes."""
     vectors = parsed.vectors
     return FileInfo(
         path=path,
@@ -166,9 +166,9 @@ def info_of(path: Path, layout: Layout, parsed: Parsed, size: int) -> FileInfo:
 
 
 def parse_file(source: FileBytes) -> tuple[Layout, list[Parsed]]:
-    """The layout and the embeddings of an open file; those that are too large for any prompt are refused before they are read.
+    """The layout and the embeddings of an open file. An embedding that is too large is refused before its vectors are read.
 
-    One too large among several becomes unusable, so that the others can be used.
+    When the file holds several embeddings, a too large one only becomes unusable, so prompts can use the others.
     """
     layout, embeddings = parse(read_container(source))
     for position, parsed in enumerate(embeddings):
@@ -181,10 +181,10 @@ def parse_file(source: FileBytes) -> tuple[Layout, list[Parsed]]:
 
 
 def read_vectors(parsed: Parsed, path: Path, name: str | None) -> Embedding:
-    """The embedding with its vectors, under `name`, or else under its word or the name of the file at `path`.
+    """Read the vectors and name the embedding: `name` if given, else its word, else the name of the file at `path`.
 
     Raises:
-        EmbeddingError: no prompt can use it, or values that are not finite.
+        EmbeddingError: no prompt can use it, or some values are not finite.
     """
     if parsed.unusable:
         raise EmbeddingError(f"{parsed.unusable}.")
@@ -196,18 +196,18 @@ def read_vectors(parsed: Parsed, path: Path, name: str | None) -> Embedding:
 
 
 def save(embedding: Embedding, path: str | Path, *, overwrite: bool = False, layout: str | None = None) -> Path:
-    """Write `embedding` in fp32 and return the file's path; it is always either the old file or the whole new one.
+    """Write `embedding` in fp32 and return the file's path. The file is always either the old one or the complete new one.
 
     Args:
         embedding: finite vectors.
-        path: `.safetensors`, `.pt` for A1111's own layout, which has no place for the initialization text and for SDXL, or
-            `.png` for a picture that carries it; without such an ending, the layout's own is added.
-        overwrite: replace a file that is there.
+        path: the ending chooses the layout: `.safetensors`, `.pt` (A1111's layout, without initialization text and not for SDXL) or
+            `.png` (a picture that carries the embedding). Without one of these endings, the layout's ending is added.
+        overwrite: replace an existing file.
         layout: name of a layout in `writable_layouts()`, in any capitals; None takes the first one for the ending.
 
     Raises:
         NameTakenError: a file is there and `overwrite` is false.
-        EmbeddingError: a layout or an ending that is not written, no such folder, disk full, not allowed, or values that are not finite.
+        EmbeddingError: this layout or ending cannot be written, no such folder, disk full, not allowed, or values that are not finite.
     """
     path, write = _target(Path(path), layout)
     try:
@@ -221,7 +221,7 @@ def save(embedding: Embedding, path: str | Path, *, overwrite: bool = False, lay
 
 
 def _target(path: Path, layout: str | None) -> tuple[Path, Callable[[Embedding], bytes]]:
-    """The path with its final ending, and the writer that it asks for."""
+    """The path with its final ending, and the writer for that ending."""
     if not path.name or "\0" in path.name:
         raise EmbeddingError(f"{str(path)!r} is not the path of a file; give one such as embeddings/my-cat.safetensors.", path=path)
     writers: dict[str, Callable[[Embedding], bytes]] = {}  # by ending
@@ -237,12 +237,12 @@ def _target(path: Path, layout: str | None) -> tuple[Path, Callable[[Embedding],
     if ending in _OTHER_ENDINGS or any(ending in one.endings for one in LAYOUTS):
         raise EmbeddingError(f"{path} cannot be written because {ending} is not an ending for that; use {' or '.join(writers)}.", path=path)
     added = _DEFAULT_ENDING if _DEFAULT_ENDING in writers else next(iter(writers))
-    return path.with_name(f"{path.name}{added}"), writers[added]  # the name may be such as "v1.5"
+    return path.with_name(f"{path.name}{added}"), writers[added]  # the name may contain a dot, such as "v1.5"
 
 
 @contextmanager
 def _parsed(path: Path) -> Iterator[tuple[FileBytes, Layout, list[Parsed]]]:
-    """The file at `path`, which stays open for reading its vectors, with its layout and its embeddings."""
+    """Open the file at `path` and parse its layout and embeddings. The file stays open so that the vectors can be read."""
     with open_file(path) as source:
         yield source, *parse_file(source)
 

@@ -1,6 +1,6 @@
-"""What a layout is, and what the layouts share: checks of vectors and texts, and the texts that tell where an embedding came from.
+"""Defines a layout, and the helpers that layouts share: checks of vectors and texts, and the metadata texts.
 
-The texts' keys, all optional, are the metadata of a safetensors header or of a PNG:
+A safetensors header or a PNG may have these metadata keys, all optional:
 
     ti_name             the embedding's name; never trusted over the file's name
     ti_step             optimizer steps trained
@@ -21,20 +21,20 @@ from textual_inversion.formats.containers.tensors import VECTOR_DTYPES, Contents
 
 MAX_TEXT_LENGTH = 2000
 _MAX_STEP = 2**53
-#: The types of what is no tensor.
+#: Types of values that are not tensors.
 NO_TENSOR = (dict, list, str, bytes, int, float, type(None))
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """One embedding as a layout reads it.
+    """One embedding as read by a layout.
 
     Attributes:
         vectors: text encoder -> stored tensor [n, d].
         stored_name: the name inside the file, if any; the file's own name counts.
-        provenance: what else the file says.
-        word: the name that tells it from the others where the file holds several; None where it is the only one.
-        unusable: one clause why no prompt can use it, whatever the checkpoint; empty when one can.
+        provenance: the training facts in the file.
+        word: the name of this embedding when the file holds several; None when it is the only one.
+        unusable: one clause why no prompt can use it with any checkpoint; empty when it is usable.
     """
 
     vectors: dict[str, StoredTensor]
@@ -46,13 +46,13 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a dict in a layout.
+    """The rules for the keys of a dict in a layout.
 
     Attributes:
-        has: keys that must all be there -> the type of their values.
-        some: where given, a pattern that at least one key matches from beginning to end.
-        lacks: a pattern that no key matches from beginning to end.
-        others: the types that the values of further keys may have; `()` where there must be none.
+        has: required keys -> the type of their values.
+        some: optional pattern; at least one key must match it completely.
+        lacks: a pattern that no key may match completely.
+        others: allowed types for the values of all other keys; `()` forbids other keys.
     """
 
     has: Mapping[str, type] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Keys:
     others: type | tuple[type, ...] = object
 
     def fit(self, tree: object) -> bool:
-        """Whether `tree` is a dict with such keys."""
+        """Whether `tree` is a dict that follows these rules."""
         if not isinstance(tree, dict) or not all(key in tree and isinstance(tree[key], kind) for key, kind in self.has.items()):
             return False
         if self.lacks is not None and any(_matches(self.lacks, key) for key in tree):
@@ -75,19 +75,19 @@ class Keys:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way of laying out embeddings in a file.
+    """One arrangement of embeddings in a file.
 
-    Contents are in the layout when the container, one of `keys` and `when` all fit. They may fit several layouts; `before` then
-    decides, so two layouts that fit the same contents must be ordered by it, directly or over others.
+    Contents fit the layout when the container, one of `keys` and `when` all fit. When contents may fit two layouts, `before` must order
+    these two, directly or through other layouts.
 
     Attributes:
-        name: as shown to people, and as other layouts' `before` calls it.
-        read: the contents as at least one embedding; raises `EmbeddingError` with a clause that follows the file's name.
-        keys: alternatives for the keys; empty where the keys do not matter.
-        when: what else must be true of the contents; it must not raise and should not look at more values than it needs.
-        containers: the containers that the layout is found in; empty for all.
-        before: names of the layouts that are tried only when this one does not fit.
-        write: the bytes of a file with one embedding; None where the layout is only read.
+        name: the name for users and for the `before` of other layouts.
+        read: turns the contents into at least one embedding; raises `EmbeddingError` with a clause that follows the file's name.
+        keys: alternative rules for the keys; empty when the keys do not matter.
+        when: a further condition on the contents. It must not raise, and should look at as few values as possible.
+        containers: containers that may use this layout; empty means all.
+        before: names of layouts that are tried only if this one does not fit.
+        write: returns the bytes of a file with one embedding; None when the layout is read-only.
         endings: file endings that `save` maps to this layout, such as `.pt`.
     """
 
@@ -101,7 +101,7 @@ class Layout:
     endings: tuple[str, ...] = ()
 
     def fits(self, contents: Contents) -> bool:
-        """Whether `contents` are in this layout."""
+        """Whether `contents` fit this layout."""
         if self.containers and contents.container not in self.containers:
             return False
         if self.keys and not any(keys.fit(contents.tree) for keys in self.keys):
@@ -110,10 +110,10 @@ class Layout:
 
 
 def as_vectors(value: object, key: str) -> StoredTensor:
-    """`value` as a stored tensor [n, d]; an early file's [d] becomes [1, d].
+    """Return `value` as a stored tensor [n, d]; the [d] of early files becomes [1, d].
 
     Raises:
-        EmbeddingError: not a tensor, another number of dimensions, or a type that is not fp16, bf16, fp32 or fp64.
+        EmbeddingError: `value` is not a tensor, has another number of dimensions, or is not fp16, bf16, fp32 or fp64.
     """
     shown = str(key)[:60]
     if not isinstance(value, StoredTensor):
@@ -128,7 +128,7 @@ def as_vectors(value: object, key: str) -> StoredTensor:
 
 
 def as_text(value: object) -> str | None:
-    """`value` without unprintable characters and cut to 2,000 characters; None when it is no text or nothing is left."""
+    """`value` without unprintable characters, cut to 2,000 characters; None when it is not text or nothing is left."""
     if not isinstance(value, str):
         return None
     if value.isprintable():
@@ -146,7 +146,7 @@ def as_step(value: object) -> int | None:
 
 
 def metadata_of(embedding: Embedding) -> dict[str, str]:
-    """The texts beside the vectors of `embedding`, cleaned by `as_text` and `as_step`; what is unknown is left out."""
+    """The metadata texts of `embedding`, cleaned by `as_text` and `as_step`, without unknown fields."""
     origin = embedding.provenance
     step = as_step(origin.step)
     texts = {
@@ -160,7 +160,7 @@ def metadata_of(embedding: Embedding) -> dict[str, str]:
 
 
 def provenance_in(texts: Mapping[str, object]) -> Provenance:
-    """The provenance that `texts` tell; what they lack or spell wrongly is unknown."""
+    """Read the provenance from `texts`. A missing or invalid text gives an unknown field."""
     return Provenance(
         step=as_step(texts.get("ti_step")),
         checkpoint_name=as_text(texts.get("sd_checkpoint_name")),
@@ -170,7 +170,7 @@ def provenance_in(texts: Mapping[str, object]) -> Provenance:
 
 
 def with_metadata(contents: Contents, parsed: Parsed) -> Parsed:
-    """`parsed` with the name and the provenance from the container's metadata; without metadata, from keys as in A1111's `.pt`."""
+    """`parsed` with name and provenance from the container's metadata or, without metadata, from the keys of A1111's `.pt`."""
     tree = contents.tree if isinstance(contents.tree, dict) else {}
     texts: Mapping[str, object] = contents.metadata or {"ti_name": tree.get("name"), "ti_step": tree.get("step"), **tree}
     return replace(parsed, stored_name=parsed.stored_name or as_text(texts.get("ti_name")), provenance=provenance_in(texts))

@@ -1,7 +1,7 @@
-"""Which layouts there are, and which one some contents are in.
+"""The list of all layouts, and the choice of the layout for the contents of a file.
 
-To add a layout: a module in `layouts/` with a `Layout`, named in `LAYOUTS` below. Where the contents may fit other layouts too, its
-`before`, or theirs, says which one is tried first.
+To add a layout, write a module in `layouts/` with a `Layout` and add it to `LAYOUTS` below. When the same contents may fit several
+layouts, their `before` fields decide which layout is tried first.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _EXPECTED = "expected string_to_param, emb_params, clip_l and clip_g, text_encod
 
 
 def in_order(layouts: Iterable[Layout]) -> tuple[Layout, ...]:
-    """The layouts, each ahead of those that its `before` names.
+    """Sort the layouts: each one comes ahead of the layouts that its `before` names.
 
     Raises:
-        ValueError: two layouts of one name, a `before` that names no layout, or layouts that wait for each other.
+        ValueError: two layouts have the same name, a `before` names no layout, or the `before` fields form a cycle.
     """
     by_name: dict[str, Layout] = {}
     for layout in layouts:
@@ -59,11 +59,11 @@ LAYOUTS = in_order(
 
 
 def parse(contents: Contents) -> tuple[Layout, list[Parsed]]:
-    """The layout of `contents`, and the embeddings in them, at least one.
+    """Find the layout of `contents` and read the embeddings, at least one.
 
     Raises:
-        UnknownLayoutError: no layout fits, or the keys tell another kind of file.
-        EmbeddingError: the contents are in a layout and break its rules.
+        UnknownLayoutError: no layout fits, or the keys belong to another kind of file.
+        EmbeddingError: the contents fit a layout but break its rules.
     """
     for layout in LAYOUTS:
         if layout.fits(contents):

@@ -1,4 +1,4 @@
-"""The kinds of files that hold embeddings (safetensors, PyTorch, pictures), read as plain data; nothing in them is run."""
+"""Reads safetensors files, PyTorch files and pictures as plain data. Runs nothing in them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from textual_inversion.formats.containers.safetensors_file import is_safetensors
 from textual_inversion.formats.containers.tensors import Contents
 from textual_inversion.formats.containers.torch_file import is_torch_file, read_torch_file
 
-#: How a kind of file is recognised by its first bytes, and its reader. To add one: a module here, and its line.
+#: (test of the first bytes, reader) for each kind of file. To add a kind, add a module to this folder and a line here.
 _CONTAINERS: tuple[tuple[Callable[[FileBytes], bool], Callable[[FileBytes], Contents]], ...] = (
     (is_picture, read_picture),
     (is_safetensors, read_safetensors),
@@ -20,12 +20,12 @@ _CONTAINERS: tuple[tuple[Callable[[FileBytes], bool], Callable[[FileBytes], Cont
 
 
 def read_container(source: FileBytes) -> Contents:
-    """What the file holds, whatever its ending; tensors are checked but not read yet.
+    """Read the contents of the file, whatever its ending. Tensors are checked but not read yet.
 
     Raises:
-        UnsafeFileError: the file does more than hold data; nothing of it was run.
-        UnknownLayoutError: no kind of file that is known.
-        EmbeddingError: damaged or too large.
+        UnsafeFileError: the file contains code; none of it was run.
+        UnknownLayoutError: the kind of file is unknown.
+        EmbeddingError: the file is damaged or too large.
     """
     for recognises, read in _CONTAINERS:
         if recognises(source):

@@ -1,4 +1,4 @@
-"""The bytes of a file, read in bounded parts when a container's reader asks for them."""
+"""Reads the bytes of a file on demand, in parts of limited size."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from textual_inversion.errors import EmbeddingError, NameTakenError
 from textual_inversion.files import os_error_text, os_error_words, replace_file, sha256_of
 
 MAX_READ_BYTES = 64 * 2**20  # the largest known embeddings are a few MB; a LoRA with embeddings in it is read in parts
-_HEAD_BYTES = 2**16  # most embeddings are smaller, so that they take one read
+_HEAD_BYTES = 2**16  # most embeddings are smaller, so one read is enough
 
 
 class FileBytes:
-    """The bytes of an open file, or of `data` that is in memory already; each part is read when it is asked for.
+    """The bytes of an open file, read on demand, or the bytes of `data` in memory.
 
     Attributes:
-        size: bytes in all.
+        size: total number of bytes.
     """
 
     def __init__(self, data: bytes = b"", *, file: BinaryIO | None = None, size: int | None = None) -> None:
@@ -28,10 +28,10 @@ class FileBytes:
         self.size = len(data) if size is None else size
 
     def read(self, begin: int, end: int) -> bytes:
-        """The bytes from `begin` up to `end`, as many of them as there are.
+        """The bytes from `begin` up to `end`; fewer where the file ends earlier.
 
         Raises:
-            EmbeddingError: over 64 MB at once, or the file can no longer be read.
+            EmbeddingError: the part is over 64 MB, or the file can no longer be read.
         """
         if end - begin > MAX_READ_BYTES:
             raise EmbeddingError(f"{(end - begin) // 2**20} MB of it would be needed; an embedding has at most {MAX_READ_BYTES // 2**20}.")
@@ -44,7 +44,7 @@ class FileBytes:
             raise _unreadable(error) from error
 
     def all(self) -> bytes:
-        """The whole file; raises `EmbeddingError` when that is over 64 MB."""
+        """The whole file; raises `EmbeddingError` when it is over 64 MB."""
         if self.size > MAX_READ_BYTES:
             size, limit = self.size // 2**20, MAX_READ_BYTES // 2**20
             raise EmbeddingError(f"it has {size} MB; an embedding has at most {limit}, so this may be a LoRA or a checkpoint.")
@@ -53,10 +53,10 @@ class FileBytes:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[FileBytes]:
-    """The file at `path`, open for reading until the context ends; an `EmbeddingError` that leaves the context gets its path.
+    """Open the file at `path` for reading until the context ends. An `EmbeddingError` raised inside the context gets this path.
 
     Raises:
-        EmbeddingError: missing, not a plain file, not readable, or empty.
+        EmbeddingError: the file is missing, not a plain file, not readable, or empty.
     """
     try:
         with ExitStack() as stack:
@@ -77,7 +77,7 @@ def open_file(path: Path) -> Iterator[FileBytes]:
 
 
 def file_sha256(path: Path) -> str:
-    """64 hex digits over the whole file at `path`; raises `EmbeddingError` when it cannot be read."""
+    """The sha256 of the whole file at `path` in 64 hex digits; raises `EmbeddingError` when the file cannot be read."""
     try:
         _check_plain(path)
         return sha256_of(path)
@@ -89,11 +89,11 @@ def file_sha256(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes, *, overwrite: bool = False) -> None:
-    """Write `data` to `path` so that the file there is always either the old one or the whole new one.
+    """Write `data` to `path`. At any moment the file there is either the old one or the complete new one.
 
     Raises:
         NameTakenError: a file or a link is there and `overwrite` is false.
-        EmbeddingError: no such folder, disk full, or not allowed; nothing half-written stays.
+        EmbeddingError: the folder is missing, the disk is full, or writing is not allowed. No incomplete file remains.
     """
     if not (folder := Path(os.path.realpath(path)).parent).is_dir():
         raise EmbeddingError(f"{path} cannot be written because the folder {folder} does not exist; make it first.", path=path)
@@ -106,7 +106,7 @@ def write_atomic(path: Path, data: bytes, *, overwrite: bool = False) -> None:
 
 
 def _check_plain(path: Path) -> None:
-    """Refuse a pipe or a device: opening a pipe waits for a writer, for ever if there is none."""
+    """Refuse a pipe or a device: opening a pipe without a writer would block forever."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise EmbeddingError("it is not a file; give the path of an embedding file.")
 

@@ -1,7 +1,7 @@
-"""Which names a pickle may import, and a description of the object that each name would make.
+"""The allow-list of names that a pickle may import, and descriptions of the objects that a pickle would create.
 
-A name is represented by a tag (`Import`). Nothing that a file names is imported or called; a call becomes a description, such as
-`TensorSpec`.
+A tag (`Import`) represents each allowed name. This module never imports or calls a name from a file. A call in the pickle becomes a
+description of its result, such as `TensorSpec`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from textual_inversion.formats.containers.tensors import ELEMENT_SIZES
 
 @dataclass(frozen=True)
 class StorageSpec:
-    """A tensor's raw data by key: `numel` elements of `dtype`, named as in tensors.py; `inline` where the pickle itself holds them."""
+    """A tensor's raw data under `key`: `numel` elements of `dtype`, named as in tensors.py. `inline` holds bytes from the pickle itself."""
 
     dtype: str
     key: str
@@ -27,7 +27,7 @@ class StorageSpec:
 
 @dataclass(frozen=True, eq=False)
 class TensorSpec:
-    """A view of a storage; offset and stride in elements, none of them checked against the storage yet."""
+    """A view of a storage. Offset and stride count elements. The view is not checked against the storage yet."""
 
     storage: StorageSpec
     offset: int
@@ -36,11 +36,11 @@ class TensorSpec:
 
 
 class Opaque:
-    """A value that is known to be harmless and of no use here, such as a set or a device."""
+    """A harmless value that no reader needs, such as a set or a device."""
 
 
 class ModuleState:
-    """Stands for a `ParameterDict`; `state` is what its attributes would be."""
+    """Represents a `ParameterDict`; `state` holds its attributes."""
 
     def __init__(self) -> None:
         self.state: dict[Any, Any] = {}
@@ -48,7 +48,7 @@ class ModuleState:
 
 @dataclass(frozen=True)
 class Import:
-    """A name on the allow-list, standing for itself; `dtype` where it names a tensor's or a storage's type."""
+    """The tag of a name on the allow-list. `dtype` is set where the name is an element type or a typed storage class."""
 
     kind: str
     dtype: str | None = None
@@ -56,7 +56,7 @@ class Import:
 
 @dataclass(eq=False)
 class NumpyType:
-    """Stands for a `numpy.dtype`: its code, such as `f4`, and its byte order."""
+    """Represents a `numpy.dtype`: its code, such as `f4`, and its byte order."""
 
     code: str
     order: str = "<"
@@ -64,7 +64,7 @@ class NumpyType:
 
 @dataclass(eq=False)
 class NumpyArray:
-    """Stands for a `numpy.ndarray`; empty until its state is known."""
+    """Represents a `numpy.ndarray`; empty until the pickle sets its state."""
 
     dtype: str = ""
     size: tuple[int, ...] = ()
@@ -96,7 +96,7 @@ _DTYPES = {
     "uint8": "uint8",
     "bool": "bool",
 }
-#: Types that no embedding has, but that a tensor beside it may have.
+#: No embedding has these types, but other tensors in the same file may.
 _OTHER_DTYPES = ("uint16", "uint32", "uint64", "complex32", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2")
 _BUILTINS = ("set", "frozenset", "complex", "bytearray", "slice", "range", "xrange", "list", "dict", "int", "float")
 _TENSOR = Import("tensor")
@@ -110,7 +110,7 @@ ALLOWED: dict[str, Import] = {
     "torch._utils._rebuild_tensor_v3": Import("typed tensor"),
     "torch._utils._rebuild_parameter": _PARAMETER,
     "torch._utils._rebuild_parameter_with_state": _PARAMETER,
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _PARAMETER,  # the tensor is its first argument, too
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _PARAMETER,  # here, too, the tensor is the first argument
     "torch._utils._rebuild_device_tensor_from_numpy": Import("array tensor"),
     "torch._tensor._rebuild_from_type_v2": Import("subclass"),
     "torch.nn.modules.container.ParameterDict": Import("module"),
@@ -129,15 +129,16 @@ ALLOWED: dict[str, Import] = {
     **{f"torch.{name}": Import("type", dtype) for name, dtype in _DTYPES.items()},
     **{f"torch.{name}": _OPAQUE for name in _OTHER_DTYPES},
 }
-#: numpy's codes of the types that are of use here -> as they are shown, and how `struct` spells one.
+#: numpy code of each supported type -> (type as shown, format letter of `struct`).
 _NUMPY = {"f2": ("fp16", "e"), "f4": ("fp32", "f"), "f8": ("fp64", "d"), "i4": ("int32", "i"), "i8": ("int64", "q")}
 
 
 def describe_call(function: Import, arguments: tuple[Any, ...]) -> Any:
-    """What stands for the result of `function(*arguments)`, as honest files call it.
+    """Describe the result of `function(*arguments)` without calling it.
 
     Raises:
-        EmbeddingError: arguments that PyTorch or numpy do not write.
+        UnsafeFileError: honest files never call `function`.
+        EmbeddingError: neither PyTorch nor numpy writes these arguments.
     """
     describe = _CALLS.get(function.kind)
     if describe is None:
@@ -149,10 +150,10 @@ def describe_call(function: Import, arguments: tuple[Any, ...]) -> Any:
 
 
 def change_state(target: Any, state: Any) -> None:
-    """What would change an object: keep what is of use, drop attributes of dicts, parameters and opaque values.
+    """Apply the state of a BUILD instruction to `target`. The attributes of dicts, parameters and opaque values are ignored.
 
     Raises:
-        UnsafeFileError: `target` is nothing that an honest pickle changes.
+        UnsafeFileError: honest pickles never change such an object.
     """
     if isinstance(target, ModuleState):
         if isinstance(state, dict):
@@ -167,12 +168,12 @@ def change_state(target: Any, state: Any) -> None:
 
 
 def storage_from(pid: Any) -> StorageSpec | Import:
-    """What a persistent id names: a storage, or in the legacy format a module's class.
+    """Translate a persistent id into the storage that it names or, in the legacy format, into a module's class.
 
-    A storage is ("storage", type, key, device, elements) and in old files a view, which must be None.
+    The id of a storage is ("storage", type, key, device, elements). Old files add a view, which must be None.
     """
     if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module" and isinstance(pid[1], Import):
-        return pid[1]  # the legacy format wraps the class with its source text, which is left unread
+        return pid[1]  # the legacy format adds the source text of the class, which is ignored
     if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or (len(pid) == 6 and pid[5] is not None):
         raise EmbeddingError("its pickle refers to outside data in a way that PyTorch does not write; the file is damaged.")
     _, tag, key, _, numel = pid[:5]
@@ -189,7 +190,7 @@ def _tensor(arguments: tuple[Any, ...]) -> TensorSpec:
 
 
 def _typed_tensor(arguments: tuple[Any, ...]) -> TensorSpec | Opaque:
-    """A tensor over untyped bytes, its type the seventh argument; one of a type that no embedding has is of no use."""
+    """A tensor over untyped bytes. The seventh argument is its type; a type that no embedding has gives an `Opaque`."""
     spec, dtype = _tensor(arguments), arguments[6]
     if not isinstance(dtype, Import) or dtype.dtype is None or spec.storage.dtype != "uint8":
         return Opaque()
@@ -207,7 +208,7 @@ def _first_tensor(arguments: tuple[Any, ...]) -> TensorSpec | Opaque:
 
 
 def _subclass(arguments: tuple[Any, ...]) -> Any:
-    """A tensor with attributes: the call that makes the tensor itself, and attributes, which are left out."""
+    """A tensor with attributes. The first argument is the function that rebuilds the tensor. The attributes are ignored."""
     function, _, inner = arguments[:3]
     if not isinstance(function, Import) or function.kind not in ("tensor", "typed tensor", "parameter") or not isinstance(inner, tuple):
         raise ValueError("a tensor made by something else")
@@ -215,7 +216,7 @@ def _subclass(arguments: tuple[Any, ...]) -> Any:
 
 
 def _array_tensor(arguments: tuple[Any, ...]) -> TensorSpec | Opaque:
-    """A tensor of a device that PyTorch cannot save, written as a numpy array; DirectML's are."""
+    """A tensor that is pickled as a numpy array, because PyTorch cannot save tensors of its device (DirectML, for example)."""
     array = arguments[0]
     if not isinstance(array, NumpyArray):
         raise ValueError("a tensor of something that is no array")
@@ -229,7 +230,7 @@ def _array_tensor(arguments: tuple[Any, ...]) -> TensorSpec | Opaque:
 
 
 def _fill_array(array: NumpyArray, state: Any) -> None:
-    """numpy's state: version, shape, type, Fortran order, data."""
+    """Fill `array` from numpy's state: version, shape, type, Fortran order, data."""
     if not isinstance(state, tuple) or len(state) != 5 or not _whole_numbers(state[1]) or len(state[1]) > 8:
         raise ValueError("no state of an array")
     _, size, dtype, fortran, data = state
@@ -267,7 +268,7 @@ def _size(arguments: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    if any(not isinstance(argument, Import) for argument in arguments):  # a defaultdict names what it makes
+    if any(not isinstance(argument, Import) for argument in arguments):  # the argument of a defaultdict is the class of its default values
         raise ValueError("a dict of something")
     return {}
 

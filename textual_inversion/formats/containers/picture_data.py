@@ -1,11 +1,12 @@
-"""The data of A1111's pictures: a dict of tensors as JSON, and that JSON hidden in pixels as A1111 1.10 hides it.
+"""Reads and writes the data of A1111's embedding pictures: a dict of tensors as JSON, and this JSON hidden in pixels (A1111 1.10).
 
-In the JSON a tensor is `{"TORCHTENSOR": nested list}`. The lists of numbers are nearly all of the text; they are measured by counting,
-and their numbers are read only when asked.
+In the JSON a tensor is `{"TORCHTENSOR": nested list}`. These lists are nearly all of the text. The reader counts their elements to
+find the shapes, and parses the numbers only on demand.
 
-In pixels the JSON is packed by zlib. Each byte is cut in halves: the low halves lie in the low four bits of a block at the left edge,
-channel by channel and row by row, the high halves in a block of the same size at the right edge. A black column separates each block
-from the picture between them. All halves are mixed with a fixed sequence; the high four bits of the blocks are decoration.
+To hide the JSON in pixels, A1111 compresses it with zlib and splits each byte into two halves of four bits. The low halves go into the
+low four bits of a block at the left edge, channel by channel and row by row. The high halves go into a block of the same size at the
+right edge. A black column separates each block from the picture between them. A1111 XORs all halves with a fixed sequence. The high
+four bits of the blocks are decoration.
 """
 
 from __future__ import annotations
@@ -27,27 +28,27 @@ if TYPE_CHECKING:
     import torch
 
 MAX_JSON_BYTES = 16 * 2**20  # 75 vectors of the widest text encoders take 10 MB
-_MAX_OTHER_BYTES = 2**20  # of all that is no tensor
+_MAX_OTHER_BYTES = 2**20  # of the text without the tensors' lists
 _MAX_TENSORS = 100
 _MAX_WIDTH = 2**16
-_MAX_ROWS = 10_000  # an empty row takes more memory than it has letters
+_MAX_ROWS = 10_000  # an empty row takes more memory than its text
 _TENSOR = "TORCHTENSOR"
 _OPENS_LIST = re.compile(rb"[ \t\r\n]{0,100}:[ \t\r\n]{0,100}(?=\[)")
 _OF_NUMBERS = b"0123456789+-.eE,[] \t\r\n"
 _BLANK = b" \t\r\n"
 _DAMAGED = "its JSON is not as A1111 writes it; the picture is damaged."
-MAX_PIXELS = 6 * 2**20  # 75 vectors for SDXL take a fifth of that
+MAX_PIXELS = 6 * 2**20  # 75 vectors for SDXL need a fifth of these
 _CHANNELS = 3
-_MULTIPLIER, _INCREMENT = 1664525, 1013904223  # the sequence's: a linear congruence modulo 2^32
+_MULTIPLIER, _INCREMENT = 1664525, 1013904223  # of the fixed sequence, a linear congruential generator modulo 2^32
 _LEVEL = 9
-_PACKED_BY_A1111 = b"\x78\xda"  # zlib's first bytes at that level; what follows may be damaged
+_PACKED_BY_A1111 = b"\x78\xda"  # zlib's first bytes at this level; the rest may still be damaged
 
 
 def tree_from_json(text: bytes) -> Any:
-    """The dict in `text`, its lists of numbers as stored tensors [d] or [n, d] of type fp64.
+    """Parse the dict in `text`. Its lists of numbers become stored tensors [d] or [n, d] of type fp64.
 
     Raises:
-        EmbeddingError: no JSON, a key twice, a list that is not rectangular or not of numbers, or too much of anything.
+        EmbeddingError: the text is not JSON, repeats a key, exceeds a limit, or has a list that is not rectangular or not of numbers.
     """
     if len(text) > MAX_JSON_BYTES:
         raise EmbeddingError(f"it carries over {MAX_JSON_BYTES // 2**20} MB of JSON; an embedding has a few.")
@@ -61,14 +62,14 @@ def tree_from_json(text: bytes) -> Any:
 
 
 def tree_to_json(tree: dict[str, Any]) -> bytes:
-    """`tree`, dicts of texts, numbers and fp32 tensors, as JSON from which each fp32 value is read back to the bit."""
+    """Write `tree` (dicts of texts, numbers and fp32 tensors) as JSON. Reading the JSON gives exactly the same fp32 values."""
     return _json_of(tree).encode("ascii")
 
 
 def _cut_lists(text: bytes) -> tuple[list[bytes], bytes]:
-    """The tensors' lists, and the text with the lists' numbers in their places.
+    """Return the tensors' lists, and the text in which each list is replaced by its index.
 
-    A `"TORCHTENSOR"` with its quotes cannot stand inside a JSON text, where they would be escaped, so it is always a key.
+    A `"TORCHTENSOR"` with its quotes is always a key: inside a JSON string the quotes would be escaped.
     """
     lists: list[bytes] = []
     rest: list[bytes] = []
@@ -96,7 +97,7 @@ def _parse(text: bytes, tensors: list[StoredTensor]) -> Any:
             return value
         if len(value) != 1 or type(value[_TENSOR]) is not int:
             raise ValueError("a tensor whose list was not cut out")
-        return left.pop(value[_TENSOR])  # each number stands for one tensor, so a second use of it is refused
+        return left.pop(value[_TENSOR])  # each index belongs to one tensor, so a second use is refused
 
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
@@ -133,7 +134,7 @@ def _stored(numbers: bytes) -> StoredTensor:
 
 
 def _rows(numbers: bytes) -> Iterator[bytes]:
-    """The text between the inner brackets, or between the outer ones where there are no others."""
+    """The text between each pair of inner brackets, or between the outer brackets when there are no inner ones."""
     inner = numbers[1:-1].strip(_BLANK)
     if not numbers.endswith(b"]") or not inner:
         raise EmbeddingError(_DAMAGED)
@@ -155,23 +156,23 @@ def _json_of(value: Any) -> str:
         return "{" + ", ".join(f"{json.dumps(str(key))}: {_json_of(item)}" for key, item in value.items()) + "}"
     if value is None or isinstance(value, (str, int, float)):
         return json.dumps(value)
-    # nine digits lie so close to an fp32 value that reading them as fp64 first changes nothing
+    # nine digits identify an fp32 value, even when a reader parses them as fp64 first
     rows = [[f"{number:.9g}" for number in row] for row in value.tolist()]
-    # without a point or an exponent A1111 would make a tensor of integers
+    # without a point or an exponent, A1111 would create a tensor of integers
     rows = [[text if "." in text or "e" in text else f"{text}.0" for text in row] for row in rows]
     return f'{{"{_TENSOR}": [{", ".join("[" + ", ".join(row) + "]" for row in rows)}]}}'
 
 
 def hide(picture: numpy.ndarray, data: bytes, shades: numpy.ndarray) -> numpy.ndarray:
-    """A wider picture with `data` in it.
+    """Return a wider picture with `data` hidden in it.
 
     Args:
         picture: uint8 [h, w, 3].
-        data: JSON, which unpacks to what it was.
+        data: JSON of any length that fits; `find` returns the same bytes.
         shades: values from 0 to 1 that decorate the blocks, at least one.
 
     Raises:
-        EmbeddingError: the result would have over 6 million pixels, which is more than is read.
+        EmbeddingError: the result would have over 6 million pixels, the limit for reading.
     """
     height, width = picture.shape[:2]
     packed = numpy.frombuffer(zlib.compress(data, _LEVEL), numpy.uint8)
@@ -187,12 +188,12 @@ def hide(picture: numpy.ndarray, data: bytes, shades: numpy.ndarray) -> numpy.nd
 
 
 def find(picture: numpy.ndarray) -> bytes | None:
-    """The data in `picture`, uint8 [h, w, 3]; None when it hides none.
+    """Return the data hidden in `picture`, uint8 [h, w, 3]; None when there is none.
 
     Raises:
-        EmbeddingError: it hides data that is damaged or unpacks to over 16 MB.
+        EmbeddingError: the hidden data is damaged or unpacks to over 16 MB.
     """
-    # A1111 cuts away the rows and columns at the edges in which no pixel has all its channels above 0
+    # like A1111, cut off the rows and columns at the edges where every pixel has a channel of 0
     bright = picture.min(axis=2) > 0  # h w
     columns, rows = numpy.flatnonzero(bright.any(axis=0)), numpy.flatnonzero(bright.any(axis=1))
     packed = _packed(picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]) if len(columns) else None
@@ -208,14 +209,14 @@ def find(picture: numpy.ndarray) -> bytes | None:
 
 
 def may_hide(row: numpy.ndarray) -> bool:
-    """Whether a picture with this uppermost row, uint8 [w, 3 or more], can hide data: it crosses both black columns, or is cut away."""
+    """Whether a picture with this top row, uint8 [w, 3 or more], can hide data: the row crosses both black columns, or would be cut off."""
     row = row[:, :_CHANNELS]
     inside = bool((row.min(axis=1) > 0).any())
     return not inside or int(numpy.count_nonzero((row & 15).max(axis=1) == 0)) >= 2
 
 
 def _packed(picture: numpy.ndarray) -> bytes | None:
-    """The bytes of the two blocks, put together again; None where there are no blocks."""
+    """Join the halves of the two blocks to bytes; None when there are no blocks."""
     black = numpy.flatnonzero(~(picture & 15).any(axis=(0, 2)))
     if len(black) < 2 or black[0] == 0 or black[0] != picture.shape[1] - 1 - black[-1]:
         return None
@@ -225,8 +226,8 @@ def _packed(picture: numpy.ndarray) -> bytes | None:
 
 
 def _sequence(length: int) -> numpy.ndarray:
-    """The values from 0 to 15 that the halves are mixed with, uint8 [length]."""
-    # s(k) = c * (1 + a + … + a^(k-1)) mod 2^32, by sums and products that wrap around
+    """The fixed sequence for the XOR: values from 0 to 15, uint8 [length]."""
+    # s(k) = c * (1 + a + … + a^(k-1)) mod 2^32; uint32 arithmetic wraps around
     powers = numpy.full(length, _MULTIPLIER, numpy.uint32)
     powers[:1] = 1
     numpy.multiply.accumulate(powers, out=powers)
@@ -236,11 +237,11 @@ def _sequence(length: int) -> numpy.ndarray:
 
 
 def _decoration(height: int, columns: int, shades: numpy.ndarray) -> numpy.ndarray:
-    """High bits of a block, uint8 [height, columns, 3]: upright bars of the vectors' values on a dark ground.
+    """High bits of a block, uint8 [height, columns, 3]: vertical bars on a dark background show the vectors' values.
 
-    None is 0, so that a reader that cuts away black edges leaves the block whole.
+    No value is 0, so a reader that cuts off black edges keeps the whole block.
     """
-    tall = numpy.resize(shades, columns) * height / 2  # half of a bar's length
+    tall = numpy.resize(shades, columns) * height / 2  # half the length of each bar
     distance = numpy.abs(numpy.arange(height) - (height - 1) / 2)
     lit = distance[:, None] <= tall[None]
     bar, ground = numpy.array([0x60, 0x80, 0xB0], numpy.uint8), numpy.array([0x10, 0x10, 0x20], numpy.uint8)

@@ -1,7 +1,7 @@
-"""Pictures that carry an embedding, in a PNG text or hidden in the pixels, as plain data.
+"""Reads the embedding in a picture as plain data, from a PNG text or from the pixels.
 
-A text is read without decoding the picture. Pixels are decoded only where the kind, the size and the uppermost row allow that
-they carry data, and only by Pillow.
+Reading a text does not decode the picture. Pillow decodes the pixels only when the kind, the size and the top row of the picture show
+that the pixels may hide data.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ METADATA_KEYWORD = "sd-ti-metadata"
 CHUNK, DATA = "picture chunk", "picture data"
 _KEYWORDS = (EMBEDDING_KEYWORD.encode(), METADATA_KEYWORD.encode())
 _MAX_METADATA_BYTES = 2**16
-_MAX_FILE_BYTES = 32 * 2**20  # more than the most pixels take unpacked
+_MAX_FILE_BYTES = 32 * 2**20  # more than the largest allowed picture has uncompressed
 _MAX_WEBP_CHUNKS = 100
 _ORDINARY = "it is an ordinary picture that carries no embedding; if it should, take the original PNG, as copies and smaller sizes lose it."
-#: Where in a file, what stands there, and the kind of picture that it tells.
+#: (offset, bytes at this offset, kind of picture).
 _OTHER_KINDS = (
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"GIF8", "GIF"),
@@ -41,17 +41,17 @@ _OTHER_KINDS = (
 
 
 def is_picture(source: FileBytes) -> bool:
-    """Whether the file begins as a PNG, WebP, JPEG, GIF, AVIF or JPEG XL picture does."""
+    """Whether the file begins like a PNG, WebP, JPEG, GIF, AVIF or JPEG XL picture."""
     head = source.read(0, 16)
     return head.startswith(SIGNATURE) or _is_webp(head) or _other_kind(head) is not None
 
 
 def read_picture(source: FileBytes) -> Contents:
-    """What the picture carries: `picture chunk` with the metadata beside it, or `picture data`.
+    """Read the picture's data as a `picture chunk` with its metadata, or as `picture data`.
 
     Raises:
-        NoEmbeddingError: a picture that carries nothing.
-        EmbeddingError: the picture, or what it carries, is damaged or too large.
+        NoEmbeddingError: the picture carries no embedding.
+        EmbeddingError: the picture or its data is damaged or too large.
     """
     head = source.read(0, 16)
     if (kind := _other_kind(head)) is not None:
@@ -85,7 +85,7 @@ def _other_kind(head: bytes) -> str | None:
 
 
 def _metadata(source: FileBytes, png: Png) -> dict[str, str]:
-    """The texts that are written beside an embedding; none where they are damaged, because nothing depends on them."""
+    """The metadata texts of the PNG. Damaged texts give an empty dict, because the embedding is usable without them."""
     chunk = png.texts.get(_KEYWORDS[1])
     if chunk is None or chunk.kind != b"tEXt" or chunk.end - chunk.begin > _MAX_METADATA_BYTES:
         return {}
@@ -113,7 +113,7 @@ def _webp_pixels(source: FileBytes) -> numpy.ndarray:
 
 
 def _lossless_size(source: FileBytes) -> tuple[int, int] | None:
-    """Width and height of a still, lossless WebP: https://developers.google.com/speed/webp/docs/riff_container; None for others."""
+    """Width and height of a still, lossless WebP (https://developers.google.com/speed/webp/docs/riff_container); None for others."""
     (length,) = struct.unpack("<I", source.read(4, 8))
     if length + 8 > source.size:
         raise EmbeddingError("it is a WebP picture that is cut off; fetch it again.")
@@ -133,7 +133,7 @@ def _lossless_size(source: FileBytes) -> tuple[int, int] | None:
 
 
 def _decode(data: bytes, size: tuple[int, int]) -> numpy.ndarray:
-    """The pixels, uint8 [h, w, 3], of a picture that is `size` wide and high by its header."""
+    """Decode the pixels, uint8 [h, w, 3], of a picture whose header gives `size` (width, height)."""
     from PIL import Image
 
     damaged = "it is a picture that is cut off or damaged; fetch it again."

@@ -1,7 +1,7 @@
-"""The parts of a PNG file, found without decoding its pixels.
+"""Finds the parts of a PNG file without decoding its pixels.
 
-Pillow is not used for the texts, because its limits on texts are lower than embeddings need.
-The format: https://www.w3.org/TR/png-3/
+Pillow does not read the texts, because its size limits for texts are too low for embeddings.
+Format: https://www.w3.org/TR/png-3/
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from textual_inversion.errors import EmbeddingError
 from textual_inversion.formats.containers.file_bytes import FileBytes
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MAX_TEXT_BYTES = 24 * 2**20  # 16 MB in base64, and a little
+MAX_TEXT_BYTES = 24 * 2**20  # 16 MB in base64, with some reserve
 _MAX_CHUNKS = 20_000
 _MAX_KEYWORD = 80  # with the zero byte after it
 _TEXT_KINDS = (b"tEXt", b"zTXt", b"iTXt")
 _CUT_OFF = "it is a PNG picture that is cut off or damaged; fetch it again."
-_AVERAGE = 3  # the filter that only a loop can undo
+_AVERAGE = 3  # a filter that needs a slow Python loop
 _MAX_AVERAGED = 2**14  # pixels
 _CHANNELS = {2: 3, 6: 4}  # colour types RGB and RGBA
 
 
 class Span(NamedTuple):
-    """The data of one chunk: its kind, and the bytes from `begin` up to `end` of the file; its checksum follows."""
+    """One chunk: its kind, and its data from `begin` up to `end` in the file. The checksum follows the data."""
 
     kind: bytes
     begin: int
@@ -35,16 +35,16 @@ class Span(NamedTuple):
 
 
 class Png(NamedTuple):
-    """What a PNG holds.
+    """The header, pixel chunks and texts of a PNG.
 
     Attributes:
-        width, height: in pixels, at least 1.
+        width, height: size in pixels, at least 1.
         rgb: whether the pixels are RGB or RGBA with 8 bits a channel.
         channels: 3 or 4 where `rgb` is true.
         interlaced: whether the rows come in seven passes.
         header: the IHDR chunk.
         pixels: the IDAT chunks.
-        texts: keyword -> text chunk, for the keywords that were asked for.
+        texts: keyword -> text chunk, for the requested keywords.
     """
 
     width: int
@@ -58,10 +58,10 @@ class Png(NamedTuple):
 
 
 def read_png(source: FileBytes, keywords: tuple[bytes, ...]) -> Png:
-    """Walk over all chunks; only the headers and the keywords of texts are read.
+    """Visit all chunks. Only the chunk headers and the keywords of texts are read.
 
     Raises:
-        EmbeddingError: cut off, damaged, over 20,000 chunks, or a keyword of `keywords` that occurs twice.
+        EmbeddingError: the file is cut off or damaged, has over 20,000 chunks, or has one of `keywords` twice.
     """
     chunks = _walk(source)
     header = chunks[0]
@@ -84,7 +84,7 @@ def read_png(source: FileBytes, keywords: tuple[bytes, ...]) -> Png:
 
 
 def read_chunk(source: FileBytes, chunk: Span) -> bytes:
-    """The data of `chunk`; raises `EmbeddingError` when it does not match its checksum."""
+    """Read the data of `chunk`; raises `EmbeddingError` when the checksum does not match."""
     data = source.read(chunk.begin, chunk.end)
     (expected,) = struct.unpack(">I", source.read(chunk.end, chunk.end + 4).rjust(4, b"\0"))
     if zlib.crc32(data, zlib.crc32(chunk.kind)) != expected:
@@ -93,10 +93,10 @@ def read_chunk(source: FileBytes, chunk: Span) -> bytes:
 
 
 def read_text(source: FileBytes, chunk: Span) -> bytes:
-    """The text of a tEXt, zTXt or iTXt chunk, unpacked.
+    """Read the text of a tEXt, zTXt or iTXt chunk, decompressed.
 
     Raises:
-        EmbeddingError: damaged, or over 24 MB.
+        EmbeddingError: the text is damaged or over 24 MB.
     """
     if chunk.end - chunk.begin > MAX_TEXT_BYTES:
         raise EmbeddingError(_too_long())
@@ -115,10 +115,10 @@ def read_text(source: FileBytes, chunk: Span) -> bytes:
 
 
 def inflate(data: bytes, limit: int) -> bytes:
-    """`data` as zlib unpacks it, whatever follows after its end.
+    """Decompress the zlib stream at the beginning of `data`; bytes after its end are ignored.
 
     Raises:
-        EmbeddingError: damaged, cut off, or more than `limit` bytes, of which no more are made.
+        EmbeddingError: the stream is damaged, cut off, or gives more than `limit` bytes. Decompression stops at the limit.
     """
     unpacker = zlib.decompressobj()
     try:
@@ -133,7 +133,7 @@ def inflate(data: bytes, limit: int) -> bytes:
 
 
 def first_row(source: FileBytes, png: Png) -> numpy.ndarray | None:
-    """The uppermost row of pixels, uint8 [width, channels], without decoding the others; None where that takes a decoder."""
+    """The top row of pixels, uint8 [width, channels], without decoding the others; None when only a full decoder can read the row."""
     if not png.rgb or png.interlaced:
         return None
     data = _inflate_start(source, png, 1 + png.width * png.channels)
@@ -151,13 +151,13 @@ def first_row(source: FileBytes, png: Png) -> numpy.ndarray | None:
 
 
 def only_pixels(source: FileBytes, png: Png) -> bytes:
-    """A PNG file of the same pixels and nothing else; raises `EmbeddingError` when that is over 64 MB."""
+    """A PNG file with the same pixels and no texts; raises `EmbeddingError` when the pixel chunks are over 64 MB."""
     chunks = [png.header, *png.pixels]
     return SIGNATURE + b"".join(source.read(chunk.begin - 8, chunk.end + 4) for chunk in chunks) + b"\0\0\0\0IEND\xae\x42\x60\x82"
 
 
 def _walk(source: FileBytes) -> list[Span]:
-    """All chunks up to the last, IEND."""
+    """All chunks up to IEND, the last one."""
     chunks: list[Span] = []
     begin = len(SIGNATURE)
     while len(chunks) < _MAX_CHUNKS:
@@ -176,9 +176,9 @@ def _walk(source: FileBytes) -> list[Span]:
 
 
 def _inflate_start(source: FileBytes, png: Png, length: int) -> bytes | None:
-    """The first `length` bytes of the unpacked pixels; None where they are damaged, which the decoder explains."""
+    """The first `length` bytes of the decompressed pixels; None when they are damaged. The full decoder then reports the damage."""
     unpacker = zlib.decompressobj()
-    data = bytearray()  # not bytes, which would be copied for each of thousands of chunks
+    data = bytearray()  # a bytes object would be copied for each of thousands of chunks
     try:
         for chunk in png.pixels:
             for begin in range(chunk.begin, chunk.end, 2**15):

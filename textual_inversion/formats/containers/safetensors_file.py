@@ -1,8 +1,8 @@
-"""The safetensors container, read and written byte by byte.
+"""Reads and writes the safetensors container without the safetensors library.
 
-The library's reader is not used for embeddings, because a WebUI may replace its functions, and because here the bytes that were
-checked are the bytes that are used. Its writer is not used because it orders metadata at random, so that equal embeddings would
-differ in hash. The format: https://github.com/huggingface/safetensors#format
+A WebUI may replace the functions of the library's reader. This reader also guarantees that the checked bytes are the bytes in use. The
+library's writer orders metadata at random, so equal embeddings would have different hashes.
+Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 4 * 2**20  # a LoRA's header may list every tag of its captions
 MAX_TENSORS = 10_000
-_MAX_BRACKETS = 200_000  # each may become a dict or a list, which take many times the memory of their text
-#: As the header spells them -> as they are shown. Other types are named in lower case, as no embedding has them.
+_MAX_BRACKETS = 200_000  # a dict or a list takes many times the memory of its text
+#: Type in the header -> type as shown. Other types, which no embedding has, are shown in lower case.
 _DTYPES = {
     "F64": "fp64",
     "F32": "fp32",
@@ -37,7 +37,7 @@ _DTYPES = {
 
 
 class TensorEntry(NamedTuple):
-    """A tensor as the header describes it: type as shown, shape, and the bytes from `begin` up to `end` of the data."""
+    """A tensor's header entry: type as shown, shape, and its bytes from `begin` up to `end` in the data."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class TensorEntry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """The header of a safetensors file: its tensors by name, its metadata, and where in the file the data begins."""
+    """The header of a safetensors file: tensors by name, metadata, and the offset of the data in the file."""
 
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
@@ -54,12 +54,12 @@ class Header(NamedTuple):
 
 
 def is_safetensors(source: FileBytes) -> bool:
-    """Whether the file begins as a safetensors file does: eight bytes of length, then a JSON object."""
+    """Whether the file begins like a safetensors file: eight bytes of length, then a JSON object."""
     return source.read(8, 9) == b"{"
 
 
 def read_header(source: FileBytes, *, max_bytes: int = MAX_HEADER_BYTES, max_brackets: int = _MAX_BRACKETS) -> Header:
-    """The header; each of its entries is checked by itself, none against the data or the others.
+    """Read the header. Each entry is checked alone, not against the data or the other entries.
 
     Raises:
         EmbeddingError: the header is damaged, larger than `max_bytes`, or holds more than `max_brackets` objects and lists.
@@ -87,10 +87,10 @@ def read_header(source: FileBytes, *, max_bytes: int = MAX_HEADER_BYTES, max_bra
 
 
 def read_safetensors(source: FileBytes) -> Contents:
-    """The tensors, not read yet, and the metadata of a safetensors file.
+    """Read the metadata of a safetensors file, and find its tensors without reading them.
 
     Raises:
-        EmbeddingError: the header is damaged, too large, or promises other data than the file holds.
+        EmbeddingError: the header is damaged, too large, or does not match the data.
     """
     header = read_header(source)
     if len(header.tensors) > MAX_TENSORS:
@@ -108,7 +108,7 @@ def read_safetensors(source: FileBytes) -> Contents:
 
 
 def write_safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file of fp32 `tensors`; the same input gives the same bytes."""
+    """The bytes of a safetensors file with fp32 `tensors`; the same input gives the same bytes."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     parts: list[bytes] = []
     offset = 0
@@ -117,7 +117,7 @@ def write_safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str]
         header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, offset + len(parts[-1])]}
         offset += len(parts[-1])
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # readers that map the file want aligned data
+    text += b" " * (-len(text) % 8)  # readers that map the file into memory need aligned data
     return struct.pack("<Q", len(text)) + text + b"".join(parts)
 
 
@@ -128,7 +128,7 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_refuse_twice)  # made once, because a library has thousands of headers
+_JSON = json.JSONDecoder(object_pairs_hook=_refuse_twice)  # created once, because a library has thousands of headers
 
 
 def _tensor_entry(key: str, entry: object) -> TensorEntry:

@@ -1,4 +1,4 @@
-"""What a container's reader hands on: plain data, and tensors that are known to lie in the file but are read later."""
+"""The result of reading a container: plain data, and stored tensors that are read later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from textual_inversion.errors import EmbeddingError
 if TYPE_CHECKING:
     import torch
 
-#: Types that an embedding's vectors are stored in, as they are shown.
+#: Types in which files store vectors, as shown to users.
 VECTOR_DTYPES = ("fp16", "bf16", "fp32", "fp64")
 MAX_VALUES = 2**22  # of one embedding: four times 75 vectors of the widest text encoder
 #: Type as shown -> bytes of an element.
@@ -28,18 +28,18 @@ ELEMENT_SIZES = {
     "uint8": 1,
     "bool": 1,
 }
-#: Type as shown -> the type's name in torch; a bool is read as the byte that it is.
+#: Type as shown -> the type's name in torch. A bool is read as uint8.
 _TORCH_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "bool": "uint8"}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that lies in a file: it is known to be there in full, but not read yet.
+    """A tensor in a file. The file contains all of its bytes, but they are not read yet.
 
     Attributes:
         shape: its sizes, each at least 1.
         dtype: `fp16`, `bf16`, `fp32`, `fp64`, or the name of another type, which no embedding has.
-        read: the values as a CPU tensor of that shape and type, while the file is open.
+        read: returns the values as a CPU tensor of this shape and type; the file must still be open.
     """
 
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class StoredTensor:
 
 
 class Parameters(dict[Any, Any]):
-    """What a `torch.nn.ParameterDict` held."""
+    """The contents of a `torch.nn.ParameterDict`."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Contents:
 
     Attributes:
         container: `safetensors`, `pickle`, `picture chunk` or `picture data`.
-        tree: what it holds, most often a dict of tensors; a `ParameterDict` comes as `Parameters`.
-        metadata: texts of a safetensors header, or beside the embedding in a PNG; empty elsewhere.
+        tree: the contents, usually a dict of tensors; a `ParameterDict` becomes `Parameters`.
+        metadata: the texts of a safetensors header or of a PNG; empty for other containers.
     """
 
     container: str
@@ -70,7 +70,7 @@ def tensor_from(data: bytes | memoryview, dtype: str, shape: Sequence[int]) -> t
     """The tensor of `dtype` and `shape` whose little-endian values are `data`.
 
     Raises:
-        EmbeddingError: too few bytes, because the file was cut while it was read, or a type that no tensor of an embedding has.
+        EmbeddingError: `data` is too short, because the file was cut while it was read, or no embedding has this type.
     """
     import torch
 

@@ -1,10 +1,10 @@
-"""PyTorch's two file formats, zip and legacy stream, as plain data and tensors; nothing in them is run.
+"""Reads PyTorch's two file formats, zip and legacy stream, as plain data and tensors. Runs nothing in them.
 
-Readers of zips differ: some go by the list of entries at the end, some by the entries' own headers; they look for the list in
-different places, and take different ones of two entries of one name. A file that is harmless here must be harmless in PyTorch too.
-So all that a zip says twice must agree, and a zip with anything that PyTorch never writes is refused. Python's own zipfile is not used,
-because it takes any number of entries into memory before they can be counted.
-The format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
+Zip readers differ. Some use the central directory at the end (here: the list), some use the local headers of the entries. They search
+for the list in different places, and choose differently between two entries of the same name. A file that is harmless here must be
+harmless in PyTorch too. So the list and the local headers must agree, and everything that PyTorch never writes is refused. Python's
+zipfile is not used, because it loads any number of entries into memory before they can be counted.
+Format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_PICKLE_BYTES = 4 * 2**20
-MAX_ELEMENTS = 2**24  # of all tensors together; a stride of 0 claims any size from few bytes
+MAX_ELEMENTS = 2**24  # of all tensors together; with a stride of 0, a few bytes can claim any size
 MAX_VALUES = 50_000
 MAX_DEPTH = 8
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -47,16 +47,16 @@ _TWO_WAYS = "so programs could read different things from it."
 
 
 def is_torch_file(source: FileBytes) -> bool:
-    """Whether the file begins as a zip or as a binary pickle."""
+    """Whether the file begins like a zip or like a binary pickle."""
     head = source.read(0, 4)
     return head == ZIP_START or head[:1] == b"\x80"
 
 
 def read_torch_file(source: FileBytes) -> Contents:
-    """What `torch.save` wrote, in either of its formats; tensors are checked against their data but not built yet.
+    """Read a file of `torch.save` in either format. Tensors are checked against their data but not built yet.
 
     Raises:
-        UnsafeFileError: the file does or hides more than data.
+        UnsafeFileError: the file contains or hides more than data.
         EmbeddingError: the file is damaged or too large.
     """
     data = source.all()
@@ -64,7 +64,7 @@ def read_torch_file(source: FileBytes) -> Contents:
 
 
 def _read_zip(data: bytes) -> Any:
-    """The plain data of its pickle, and of the tensors beside that."""
+    """The plain data of the zip's pickle, with its tensors."""
     entries = read_zip(data)
     if "data.pkl" not in entries:
         raise EmbeddingError("it is a zip file without data.pkl, so PyTorch did not write it.")
@@ -77,7 +77,7 @@ def _read_zip(data: bytes) -> Any:
 
 
 def _read_legacy(data: bytes) -> Any:
-    """Five pickles (magic, protocol, system, object, storage keys), then for each key its element count and raw data."""
+    """Read five pickles (magic, protocol, system, object, storage keys), then the element count and raw data for each key."""
     stream = BytesIO(data[:MAX_PICKLE_BYTES])
     if walk_pickle(stream) != _LEGACY_MAGIC or walk_pickle(stream) != _LEGACY_PROTOCOL:
         raise EmbeddingError("it is a pickle, but not one that PyTorch wrote.")
@@ -103,7 +103,7 @@ def _read_legacy(data: bytes) -> Any:
 
 
 class _Builder:
-    """Turns a walked pickle into plain data, with every tensor checked against its storage."""
+    """Turns the result of `walk_pickle` into plain data, and checks every tensor against its storage."""
 
     def __init__(self, storages: Mapping[str, memoryview]) -> None:
         self._storages = storages
@@ -111,7 +111,7 @@ class _Builder:
         self._values = 0
 
     def build(self, value: Any, depth: int = 0) -> Any:
-        """Plain data; bounded, because a pickle's lists may contain themselves."""
+        """Convert `value` to plain data. Depth and size are limited, because a pickle's lists may contain themselves."""
         self._values += 1
         if depth > MAX_DEPTH or self._values > MAX_VALUES:
             raise UnsafeFileError("its pickle is nested too deeply or holds too many values for an embedding.")
@@ -133,7 +133,7 @@ class _Builder:
             raise UnsafeFileError(f"its pickle describes an impossible tensor (shape {list(size[:4])}, stride {list(stride[:4])}).")
         count = 1
         for length in size:
-            count = min(count * length, MAX_ELEMENTS + 1)  # capped, so that it stays a small number
+            count = min(count * length, MAX_ELEMENTS + 1)  # capped, so the number stays small
         self._elements += count
         if self._elements > MAX_ELEMENTS:
             raise UnsafeFileError(f"its pickle claims tensors of more than {MAX_ELEMENTS} elements, such as one of shape {list(size[:4])}.")
@@ -141,7 +141,7 @@ class _Builder:
         storage = self._storage(spec.storage)
         if last >= spec.storage.numel:
             raise UnsafeFileError(f"its pickle describes a tensor of shape {list(size)} that reaches beyond its data.")
-        part = storage[spec.offset * ELEMENT_SIZES[dtype] : (last + 1) * ELEMENT_SIZES[dtype]]  # a table may be saved for one row of it
+        part = storage[spec.offset * ELEMENT_SIZES[dtype] : (last + 1) * ELEMENT_SIZES[dtype]]  # may cut one row out of a whole table
 
         def read() -> torch.Tensor:
             import torch
@@ -160,7 +160,7 @@ class _Builder:
 
 
 class _Entry(NamedTuple):
-    """An entry in the list at the end: its name as it is spelt there, checksum, size, and where its own header begins."""
+    """An entry of the list: its name in the original bytes, checksum, size, and the offset of its local header."""
 
     raw_name: bytes
     name: str
@@ -171,11 +171,11 @@ class _Entry(NamedTuple):
 
 
 def read_zip(data: bytes) -> dict[str, memoryview]:
-    """Entry -> its bytes within `data`, the archive's folder left off.
+    """Return entry name, without the archive's folder -> its bytes within `data`.
 
     Raises:
-        UnsafeFileError: a zip that two readers could see differently, or with entries that PyTorch does not write.
-        EmbeddingError: cut off or damaged.
+        UnsafeFileError: two zip readers could see different contents, or the zip has entries that PyTorch does not write.
+        EmbeddingError: the zip is cut off or damaged.
     """
     try:
         entries = sorted(_read_list(data), key=lambda entry: entry.begin)
@@ -190,7 +190,7 @@ def read_zip(data: bytes) -> dict[str, memoryview]:
 
 
 def _find_list(data: bytes) -> tuple[int, int, int]:
-    """Where the list of entries begins and ends, and how many it has."""
+    """Where the list begins and ends, and its number of entries."""
     place = len(data) - _END_PART.size
     signature, disk, other_disk, here, count, size, begin, comment = _END_PART.unpack(data[max(0, place) :])
     if signature != _END or comment:
@@ -215,7 +215,7 @@ def _find_list(data: bytes) -> tuple[int, int, int]:
 
 
 def _read_list(data: bytes) -> list[_Entry]:
-    """The entries of the list at the end, which must fill its place."""
+    """Read the entries of the list; they must fill it exactly."""
     begin, end, count = _find_list(data)
     entries = []
     for _ in range(count):
@@ -237,7 +237,7 @@ def _read_list(data: bytes) -> list[_Entry]:
 
 
 def _slice(data: memoryview, entries: list[_Entry]) -> dict[str, memoryview]:
-    """The entries without a copy; they lie in the order of the file, and their own headers say what the list says."""
+    """Cut out the entries without copying. They must follow each other in the file, and their local headers must agree with the list."""
     parts: dict[str, memoryview] = {}
     free = 0
     for entry in entries:

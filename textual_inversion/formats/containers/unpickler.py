@@ -1,12 +1,12 @@
-"""A pickle walked as data, by a small stack machine that calls nothing; and a check of other bytes for imports.
+"""Reads a pickle as data with a small stack machine that calls nothing. Also checks arbitrary bytes for imports.
 
-Python's own unpickler calls the functions that a pickle names. Even with an allow-list its BUILD changes objects, and its memo can be
-made to take any amount of memory. Here every opcode is an entry of a table and every import is one of the tags of pickle_tags.py. A
-call becomes a description (`TensorSpec`) that the caller checks before it builds anything.
+Python's own unpickler calls the functions that a pickle names. Even with an allow-list, its BUILD instruction changes objects, and a
+file can make its memo use any amount of memory. Here a table lists every accepted opcode, and every import is a tag of pickle_tags.py.
+A call becomes a description (`TensorSpec`), and the caller checks the description before it builds anything.
 
-`walk_pickle` refuses what an honest file does not hold. Python's unpickler goes on: past a number of any length, past a key of any
-type. So `may_import` reads bytes as generously as the most generous unpickler does, and stops only where every unpickler stops: at a
-byte that is no instruction, or at an argument that is missing.
+`walk_pickle` is strict: it refuses everything that honest files do not contain. Other unpicklers accept more, such as numbers of any
+length and keys of any type. `may_import` must not miss an import that any of them would reach. So it is as tolerant as the most
+tolerant unpickler, and stops only where every unpickler stops: at a byte that is no opcode, or at an invalid argument.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from textual_inversion.errors import EmbeddingError, UnsafeFileError
 from textual_inversion.formats.containers.pickle_tags import ALLOWED, Import, Opaque, StorageSpec, change_state, describe_call, storage_from
 
 MAX_OPCODES = 50_000
-_MAX_LINE = 1_000  # bytes of an argument that ends with its line: names and numbers
+_MAX_LINE = 1_000  # bytes of an argument that a newline ends: names and numbers
 _MAX_KEY = 2**31
 _OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
-_MOST_PICKLES = 5  # what PyTorch reads of a legacy file before its tensors
+_MOST_PICKLES = 5  # PyTorch reads five pickles of a legacy file before the tensors
 _IMPORTS = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
-_ENDS = {"PERSID"}  # refers to outside data by a text, which neither Python nor PyTorch allows
-#: Marks of pickletools for an argument with its length before it -> how that length is stored.
+_ENDS = {"PERSID"}  # a persistent id as text, which neither Python nor PyTorch accepts
+#: pickletools' constant for an argument with a length prefix -> format of that prefix.
 _MEASURED = {
     pickletools.TAKEN_FROM_ARGUMENT1: struct.Struct("<B"),
     pickletools.TAKEN_FROM_ARGUMENT4: struct.Struct("<i"),
     pickletools.TAKEN_FROM_ARGUMENT4U: struct.Struct("<I"),
     pickletools.TAKEN_FROM_ARGUMENT8U: struct.Struct("<Q"),
 }
-#: Opcode -> the letters one of which a line must begin with for any unpickler to take it; an empty line may count as 0.
+#: Opcode -> the first characters of a line argument that some unpickler accepts. An empty line may count as 0.
 _LINES = {
     "INT": b"+-0123456789\n",
     "LONG": b"+-0123456789\n",
@@ -46,11 +46,11 @@ _LINES = {
 
 
 class _Mark:
-    """The stack's MARK."""
+    """The value that the MARK opcode pushes."""
 
 
 class _ShortLines:
-    """A stream in which no line is long: Python takes minutes over the digits of a long number."""
+    """A stream that cuts long lines, because Python needs minutes to parse a number of many digits."""
 
     def __init__(self, stream: BytesIO) -> None:
         self.read, self.tell = stream.read, stream.tell
@@ -61,10 +61,10 @@ class _ShortLines:
 
 
 def walk_pickle(stream: BytesIO, storages: list[StorageSpec] | None = None) -> Any:
-    """The value of the one pickle at the stream's position, which moves to the byte after it.
+    """Read one pickle at the stream's position and return its value. The position moves to the byte after the pickle.
 
-    Dicts, lists, tuples, numbers and texts come back as themselves, the rest as the classes of pickle_tags.py. What tensor data the
-    pickle refers to is added to `storages`.
+    Dicts, lists, tuples, numbers and texts come back as themselves, all other values as the classes of pickle_tags.py. Every storage
+    that the pickle refers to is appended to `storages`.
 
     Raises:
         UnsafeFileError: the pickle imports, calls or changes something beyond the allow-list.
@@ -85,7 +85,7 @@ def walk_pickle(stream: BytesIO, storages: list[StorageSpec] | None = None) -> A
 
 
 class _Machine:
-    """Stack, memo and result; the handlers below are its instructions."""
+    """Stack, memo and result. The handlers below execute the opcodes."""
 
     def __init__(self, storages: list[StorageSpec]) -> None:
         self.storages = storages
@@ -102,7 +102,7 @@ class _Machine:
         return self.stack.pop()
 
     def pop_to_mark(self) -> list[Any]:
-        """The values above the topmost mark, which goes too."""
+        """Pop the values above the topmost mark, and the mark itself; return the values."""
         items: list[Any] = []
         while not isinstance(self.stack[-1], _Mark):
             items.append(self.stack.pop())
@@ -118,7 +118,7 @@ class _Machine:
         if type(top) is not dict or len(flat) % 2:
             raise ValueError("items for something that is not a dict")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
-            if not isinstance(key, str) and not (type(key) is int and abs(key) < _MAX_KEY):  # large numbers can be made to collide
+            if not isinstance(key, str) and not (type(key) is int and abs(key) < _MAX_KEY):  # large numbers can have colliding hashes
                 raise ValueError("a key that is neither text nor a small number")
             top[key] = value
 
@@ -163,12 +163,12 @@ def _global(machine: _Machine, argument: str) -> None:
 def _stack_global(machine: _Machine, _: None) -> None:
     module, name = machine.pop_items(2)
     if not isinstance(module, str) or not isinstance(name, str):
-        raise ValueError("a name that is no text")  # and must not be made one: lists within lists spell out without end
+        raise ValueError("a name that is no text")  # never convert it to text: the text of nested lists can grow without limit
     _import(machine, module, name)
 
 
 def _reduce(machine: _Machine, _: None) -> None:
-    """In place of a call, push the description of its result."""
+    """Push a description of the call's result instead of calling the function."""
     function, arguments = machine.pop_items(2)
     if not isinstance(function, Import) or not isinstance(arguments, tuple):
         raise UnsafeFileError("its pickle calls something that is not on the list of harmless names; it was not run, and is best deleted.")
@@ -176,13 +176,13 @@ def _reduce(machine: _Machine, _: None) -> None:
 
 
 def _build(machine: _Machine, _: None) -> None:
-    """In place of a change to an object, keep the part of its state that is used."""
+    """Apply only the supported part of the state instead of changing a real object."""
     state = machine.pop()
     change_state(machine.stack[-1], state)
 
 
 def _persistent(machine: _Machine, _: None) -> None:
-    """A storage, or a module's class."""
+    """Push the storage or the module's class that a persistent id names."""
     value = storage_from(machine.pop())
     if isinstance(value, StorageSpec):
         machine.storages.append(value)
@@ -265,11 +265,11 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], object]] = {
 
 
 def may_import(data: bytes, *, whole: bool = True) -> bool:
-    """Whether an unpickler that begins at the first byte may come to an import.
+    """Whether an unpickler that starts at the first byte may reach an import.
 
     Args:
         data: the bytes of a file, or its first part.
-        whole: whether `data` is the whole file. Of a part it is also true when the unpickler may read on after the part.
+        whole: whether `data` is the whole file. If not, the result is also true when the unpickler may read beyond `data`.
     """
     position, left = 0, _MOST_PICKLES
     while position < len(data):
@@ -288,7 +288,7 @@ def may_import(data: bytes, *, whole: bool = True) -> bool:
 
 
 def _behind(data: bytes, begin: int, opcode: pickletools.OpcodeInfo) -> int:
-    """The end of the argument that begins at `begin`; -1 where every unpickler refuses it."""
+    """The position after the argument that begins at `begin`; -1 when every unpickler refuses the argument."""
     if opcode.arg is None:
         return begin
     if opcode.arg.n >= 0:

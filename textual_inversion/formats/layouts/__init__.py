@@ -1,1 +1,1 @@
-"""The ways in which embeddings are laid out in a container; related layouts share a module."""
+"""The layouts of embeddings in containers. Related layouts share a module."""

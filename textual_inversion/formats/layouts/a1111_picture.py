@@ -1,7 +1,7 @@
-"""A1111's dict, or SDXL's `clip_l` and `clip_g`, carried by a picture.
+"""The layout of embedding pictures: A1111's dict, or `clip_l` and `clip_g` for SDXL.
 
-SDXL's dict has the two tensors alone, because A1111 takes every value in it for one. The name and the provenance are then in the
-metadata only.
+For SDXL the dict holds only the two tensors, because A1111 treats every value of this dict as a tensor. The name and the provenance are
+then in the metadata only.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _SDXL = ("clip_l", "clip_g")
 
 
 def read(contents: Contents) -> list[Parsed]:
-    """The vectors, with what the dict and the metadata say of them.
+    """Read the vectors, and their facts from the dict and the metadata.
 
     Raises:
-        EmbeddingError: several words, or vectors that are none.
+        EmbeddingError: the dict holds several words, or values that are not vectors.
     """
     if a1111_pt.STRING_TO_PARAM.fit(contents.tree):
         (parsed,) = a1111_pt.read(contents)
@@ -46,21 +46,21 @@ def read(contents: Contents) -> list[Parsed]:
 
 
 def write(embedding: Embedding) -> bytes:
-    """A PNG file that carries `embedding` in a text and in its pixels, on a drawn ground; the same input gives the same bytes.
+    """A PNG file that carries `embedding` in a text and in its pixels, on a drawn background. The same input gives the same bytes.
 
     Raises:
-        EmbeddingError: vectors for several text encoders that are not SDXL's, or too many for a picture.
+        EmbeddingError: several text encoders that are not SDXL's two, or too many vectors for a picture.
     """
     return draw_card(embedding)
 
 
 def draw_card(embedding: Embedding, picture: Image.Image | None = None) -> bytes:
-    """A PNG file that carries `embedding` in a text and in its pixels, and says what it is.
+    """A PNG file that carries `embedding` in a text and in its pixels, and shows its name and facts.
 
     Args:
         embedding: for one text encoder, or for SDXL's two.
-        picture: what the card shows, such as a preview of training; it is brought to 384 to 1024 pixels a side. None draws a
-            pattern that the vectors determine.
+        picture: the card's background, such as a training preview, scaled to 384 to 1024 pixels a side. None draws a pattern from
+            the vectors.
 
     Raises:
         EmbeddingError: as `write`.
@@ -74,7 +74,7 @@ def draw_card(embedding: Embedding, picture: Image.Image | None = None) -> bytes
         raise EmbeddingError(f"it has vectors for {', '.join(sorted(vectors))}; a picture holds one text encoder, or clip_l and clip_g.")
     tree = a1111_pt.tree_of(embedding) if len(vectors) == 1 else {key: vectors[key] for key in _SDXL}
     data = tree_to_json(tree)
-    sizes = next(iter(vectors.values()))[0].abs().double().numpy()  # of the first vector's values
+    sizes = next(iter(vectors.values()))[0].abs().double().numpy()  # magnitudes of the first vector's values
     pixels = hide(numpy.asarray(draw_face(embedding, picture)), data, sizes / max(sizes.max(), 1e-300))
     texts = PngImagePlugin.PngInfo()
     texts.add_text(EMBEDDING_KEYWORD, base64.b64encode(data).decode())

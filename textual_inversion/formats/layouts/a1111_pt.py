@@ -1,8 +1,8 @@
-"""`string_to_param`: A1111's own layout, and that of the first textual inversion, from which it comes.
+"""The `string_to_param` layouts: A1111's own, and the original textual inversion layout from which it comes.
 
-A1111's dict maps one placeholder to the vectors. It has no place for the initialization text, so writing it loses that one field.
-The original has a `torch.nn.ParameterDict` there, with one or several words, each an embedding of its own; A1111 refuses several.
-torch 1.11 and later versions pickle a `ParameterDict` with different attributes, but all keep the tensors in `_parameters`.
+A1111's `string_to_param` maps one placeholder to the vectors. The file has no field for the initialization text, so writing loses it.
+The original layout uses a `torch.nn.ParameterDict` with one or several words. Each word is an embedding; A1111 refuses several.
+The attributes of a pickled `ParameterDict` vary between versions of torch, but all versions keep the tensors in `_parameters`.
 DreamArtist writes A1111's layout twice: `X.pt` for the prompt and `X-neg.pt` for the negative prompt.
 """
 
@@ -26,10 +26,10 @@ _KEPT_ENTRIES = ("/data.pkl", "/data/0", "/version")
 
 
 def read(contents: Contents) -> list[Parsed]:
-    """The one entry of `string_to_param`, whatever its placeholder.
+    """Read the only entry of `string_to_param`, whatever its placeholder.
 
     Raises:
-        EmbeddingError: no entry, or several.
+        EmbeddingError: there is no entry, or more than one.
     """
     tree = contents.tree
     params = tree["string_to_param"]
@@ -42,10 +42,10 @@ def read(contents: Contents) -> list[Parsed]:
 
 
 def read_original(contents: Contents) -> list[Parsed]:
-    """Every word of `string_to_param`, in the file's order.
+    """Read every word of `string_to_param`, in the file's order.
 
     Raises:
-        EmbeddingError: a word without vectors.
+        EmbeddingError: a word has no vectors.
     """
     params = contents.tree["string_to_param"]
     if len(params) == 1:
@@ -58,7 +58,7 @@ def read_original(contents: Contents) -> list[Parsed]:
 
 
 def provenance_of(tree: dict[Any, Any]) -> Provenance:
-    """What A1111's dict tells besides the vectors."""
+    """Read the provenance from A1111's dict."""
     return Provenance(
         step=as_step(tree.get("step")),
         checkpoint_name=as_text(tree.get("sd_checkpoint_name")),
@@ -78,8 +78,8 @@ def write(embedding: Embedding) -> bytes:
     torch.save(tree_of(embedding), written)
     with zipfile.ZipFile(written) as old, zipfile.ZipFile(plain, "w", zipfile.ZIP_STORED) as new:
         for info in old.infolist():
-            if info.filename.endswith(_KEPT_ENTRIES):  # A1111's safety check refuses the entries that newer versions of PyTorch add
-                new.writestr(zipfile.ZipInfo(info.filename), old.read(info))  # a fresh ZipInfo has no clock in it
+            if info.filename.endswith(_KEPT_ENTRIES):  # A1111's safety check refuses entries of newer PyTorch versions
+                new.writestr(zipfile.ZipInfo(info.filename), old.read(info))  # a new ZipInfo has a fixed date
     return plain.getvalue()
 
 
@@ -89,7 +89,7 @@ def tree_of(embedding: Embedding) -> dict[str, Any]:
     origin = embedding.provenance
     return {
         "string_to_token": {"*": _PLACEHOLDER_ID},
-        "string_to_param": {"*": rows.clone(memory_format=torch.contiguous_format)},  # a clone, so that the storage is no larger
+        "string_to_param": {"*": rows.clone(memory_format=torch.contiguous_format)},  # cloned, so the storage has no other data
         "name": as_text(embedding.name),
         "step": as_step(origin.step),
         "sd_checkpoint": as_text(origin.checkpoint_hash),

@@ -1,7 +1,7 @@
-"""Embeddings inside a LoRA, and the lists of tensors that ComfyUI reads: files that may hold several embeddings.
+"""Layouts for embeddings inside a LoRA, and for the tensor lists and single tensors that ComfyUI reads.
 
-OneTrainer writes `bundle_emb.<name>.clip_l` and the like into a LoRA file; only these tensors are read, not the rest of the LoRA.
-ComfyUI reads a list of dicts of tensors, whose widths tell the text encoders, and a tensor that stands alone.
+OneTrainer writes keys such as `bundle_emb.<name>.clip_l` into a LoRA file. The reader takes these tensors and ignores the LoRA.
+ComfyUI reads a list of dicts of tensors, or a single tensor. The widths determine the text encoders.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from textual_inversion.formats.containers.tensors import VECTOR_DTYPES, Contents
 from textual_inversion.formats.layout import Keys, Layout, Parsed, as_text, as_vectors
 from textual_inversion.formats.layouts.encoder_tensors import by_encoder, by_width, join_rows, names_encoder
 
-#: A name may have dots in it, the parts other than `string_to_param.<placeholder>` have none.
+#: The name may contain dots. The part after it contains none, except in `string_to_param.<placeholder>`.
 _BUNDLE_KEY = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\..+|[^.]+)", re.DOTALL)
 _PARAM = "string_to_param."
 _MAX_TENSORS = 1_000
-#: Text encoders that one model has, in the order of its vectors.
+#: The text encoders of each model, in the order of its vectors.
 _MODELS = (("clip_l", "clip_g"), ("clip_h",))
 
 
 def read_bundles(contents: Contents) -> list[Parsed]:
-    """An embedding for each name, in the file's order; each has its word, because the file's own name is the LoRA's."""
+    """Read an embedding for each name, in the file's order. Each gets a word, because the file's name is the LoRA's."""
     bundles: dict[str, dict[str, Any]] = {}
     for key, value in contents.tree.items():
         if isinstance(key, str) and (match := _BUNDLE_KEY.fullmatch(key)):
@@ -46,7 +46,7 @@ def _bundle(name: str, parts: dict[str, Any]) -> Parsed:
 
 
 def read_list(contents: Contents) -> list[Parsed]:
-    """All rows of a width, one below the other; rows for SD2 beside those for SD1 or SDXL are an embedding of their own."""
+    """Stack all rows of the same width. Rows for SD2 become a separate embedding from rows for SD1 or SDXL."""
     by_name: dict[str, list[StoredTensor]] = {}
     for value in [value for item in contents.tree for value in item.values()]:
         by_name.setdefault(ENCODER_BY_WIDTH[value.shape[-1]], []).append(value)
@@ -58,7 +58,7 @@ def read_list(contents: Contents) -> list[Parsed]:
 
 
 def read_tensor(contents: Contents) -> list[Parsed]:
-    """The rows of a tensor that is all there is."""
+    """Read the rows of a single tensor."""
     return [by_width(as_vectors(contents.tree, "the tensor"))]
 
 

@@ -1,9 +1,9 @@
-"""diffusers' layout: each token with its vectors, such as `{"<cat>": [n, d]}`.
+"""diffusers' layout: a dict of tokens and their vectors, such as `{"<cat>": [n, d]}`.
 
-Early files hold `[d]`. A file of several tokens holds several embeddings. One exception: diffusers spells a word of three vectors as
-the tokens `<cat>`, `<cat>_1`, `<cat>_2` with one row each. As in A1111, a dict with exactly one tensor is in this layout whatever its
-key; where there are several tensors, each must be as wide as a text encoder's table. diffusers writes an SDXL embedding as two files,
-one for each text encoder.
+Early files hold `[d]`. A file with several tokens holds several embeddings. One exception: diffusers writes a word of three vectors as
+the tokens `<cat>`, `<cat>_1`, `<cat>_2` with one row each. As in A1111, a dict with exactly one tensor fits this layout under almost any
+key. When there are several tensors, each must have the width of a text encoder's table. diffusers writes an SDXL embedding as two
+files, one for each text encoder.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from textual_inversion.formats.layout import Keys, Layout, Parsed, as_text, as_v
 from textual_inversion.formats.layouts.encoder_tensors import ENCODER_KEY, by_width, join_rows
 from textual_inversion.formats.layouts.foreign_files import names_foreign_file
 
-#: Keys of other layouts, which are no tokens.
+#: Keys of other layouts; these are not tokens.
 _NO_TOKEN = re.compile(rf"string_to_param|string_to_token|emb_params|emp_params|emp_params_out|{ENCODER_KEY.pattern}")
-#: Beginnings of keys that other layouts read when they stand alone.
+#: Prefixes of keys that belong to other layouts even when a file holds only one key.
 _OTHER_KEYS = ("__metadata__", "text_encoders_", "bundle_emb.")
 _MAX_TOKENS = 1_000
 
 
 def read(contents: Contents) -> list[Parsed]:
-    """An embedding for each token, or for each row of tokens that belong together."""
+    """Read an embedding for each token, or for each group of numbered tokens."""
     words = _join_numbered({str(key): as_vectors(value, str(key)) for key, value in contents.tree.items()})
     return [
         with_metadata(contents, Parsed(by_width(rows).vectors, as_text(token), word=token if len(words) > 1 else None))
@@ -35,7 +35,7 @@ def read(contents: Contents) -> list[Parsed]:
 
 
 def write(embedding: Embedding) -> bytes:
-    """The bytes of a safetensors file, vectors in fp32, under the first of `name`, `<name>` and `<embedding>` that means nothing else.
+    """The bytes of a safetensors file, vectors in fp32. The key is the first of `name`, `<name>`, `<embedding>` with no other meaning.
 
     Raises:
         EmbeddingError: vectors for more than one text encoder, as SDXL has.
@@ -52,7 +52,7 @@ def _means_something_else(key: str) -> bool:
 
 
 def _join_numbered(tokens: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """First token -> its rows and those of the tokens that are numbered after it, each of which has one row of the same width."""
+    """Join `<cat>`, `<cat>_1`, … under the first token. Each of them has one row, all of the same width."""
     joined: set[str] = set()
     words: dict[str, StoredTensor] = {}
     for token, rows in sorted(tokens.items(), key=lambda item: len(item[0])):  # the first token is the shortest
@@ -67,7 +67,7 @@ def _join_numbered(tokens: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def _holds_rows_alone(contents: Contents) -> bool:
-    """Whether there is one tensor and nothing else, or several that are all as wide as a text encoder's table."""
+    """Whether the contents are one tensor only, or several tensors that all have the width of a text encoder's table."""
     values = list(contents.tree.values())
     if not 1 <= len(values) <= _MAX_TOKENS or not all(isinstance(value, StoredTensor) for value in values):
         return False

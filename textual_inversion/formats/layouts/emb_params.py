@@ -1,8 +1,8 @@
-"""`emb_params`, or `clip_l` and `clip_g` for SDXL: what kohya, InvokeAI, ComfyUI, Forge and A1111 share, and the default for writing.
+"""The `emb_params` layout (`clip_l` and `clip_g` for SDXL) of kohya, InvokeAI, ComfyUI, Forge and A1111; the default for writing.
 
-In a safetensors file the header has the texts of layout.py, and always `format: pt`, which some readers want to see. kohya also
+The header of a safetensors file has the metadata texts of layout.py, and always `format: pt`, which some readers require. kohya also
 writes `emb_params` into a pickle (`.pt`, `.bin`). OneTrainer spells the key `emp_params` and may add `emp_params_out`, the text
-encoder's output. The width of the vectors tells the text encoder.
+encoder's output. The width of the vectors determines the text encoder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SDXL = ("clip_l", "clip_g")
 
 
 def read_safetensors_embedding(contents: Contents) -> list[Parsed]:
-    """The vectors; `_out` tensors are outputs of the encoder, not rows of its table, and are left out."""
+    """Read the vectors. `_out` tensors are ignored: they are outputs of the encoder, not rows of its table."""
     tree = contents.tree
     if "emb_params" in tree:
         vectors = by_width(as_vectors(tree["emb_params"], "emb_params")).vectors
@@ -30,12 +30,12 @@ def read_safetensors_embedding(contents: Contents) -> list[Parsed]:
 
 
 def read_emb_params(contents: Contents) -> list[Parsed]:
-    """The vectors of `emb_params`; other keys are left out."""
+    """Read the vectors of `emb_params`; other keys are ignored."""
     return [with_metadata(contents, by_width(as_vectors(contents.tree["emb_params"], "emb_params")))]
 
 
 def read_onetrainer(contents: Contents) -> list[Parsed]:
-    """The vectors of `emp_params`; a file with outputs only cannot be used."""
+    """Read the vectors of `emp_params`; a file with outputs only is unusable."""
     if "emp_params" in contents.tree:
         return [with_metadata(contents, by_width(as_vectors(contents.tree["emp_params"], "emp_params")))]
     return [with_metadata(contents, Parsed({}, unusable=ONLY_OUTPUTS.format("emp_params_out")))]

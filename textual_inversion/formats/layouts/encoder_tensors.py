@@ -1,9 +1,9 @@
-"""One tensor for each text encoder, as SDXL, SD3, Flux, HiDream and Sana embeddings have them; and what other layouts share of it.
+"""Layouts with one tensor for each text encoder (SDXL, SD3, Flux, HiDream, Sana), and helpers that other layouts share.
 
-A key such as `clip_g` holds rows of that encoder's token table. The same key with `_out` holds the encoder's output for the word,
-which no prompt here can use: beside rows it is left out; a file with outputs alone cannot be used. SDXL's `clip_l` and `clip_g` in a
-safetensors file are the layout of emb_params.py. This module reads the rest: pickles, one of the two alone, and text encoders of
-models that no prompt here is for. `clip_l` alone, as a Flux trainer may write it, is read as an SD1 embedding.
+A key such as `clip_g` holds rows of that encoder's token table. The same key with `_out` holds the encoder's output for the word, which
+prompts here cannot use. The reader ignores outputs beside rows; a file with outputs only is unusable. emb_params.py reads SDXL's
+`clip_l` and `clip_g` from a safetensors file. This module reads the other cases: pickles, one of the two keys alone, and text encoders
+of models that are not supported here. `clip_l` alone, as a Flux trainer may write it, is read as an SD1 embedding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from textual_inversion.formats.layout import NO_TENSOR, Keys, Layout, Parsed, as
 if TYPE_CHECKING:
     import torch
 
-#: Key as it is spelt in files -> the text encoder. No prompt here is for the models with the ones from `t5` on.
+#: Key in files -> the text encoder. Prompts here do not support models with the encoders from `t5` on.
 ENCODERS = {
     "clip_l": "clip_l",
     "clip_g": "clip_g",
@@ -35,7 +35,7 @@ ENCODERS = {
 }
 #: A text encoder's key, with or without `_out`.
 ENCODER_KEY = re.compile(rf"({'|'.join(ENCODERS)})(_out)?")
-#: Why an embedding cannot be used that holds a text encoder's outputs alone.
+#: Why an embedding with only a text encoder's outputs is unusable.
 ONLY_OUTPUTS = "it holds outputs of the text encoder ({}) instead of words for it, which no prompt here can use"
 _OUT = "_out"
 _CLIP = set(ENCODER_BY_WIDTH.values())
@@ -43,19 +43,19 @@ _T5_WIDTH = 4096
 
 
 def names_encoder(key: object) -> bool:
-    """Whether `key` is a text encoder's, with or without `_out`."""
+    """Whether `key` is the key of a text encoder, with or without `_out`."""
     return isinstance(key, str) and ENCODER_KEY.fullmatch(key) is not None
 
 
 def by_width(rows: StoredTensor) -> Parsed:
-    """Rows of one text encoder; their width tells which."""
+    """An embedding from the rows of one text encoder; their width determines which encoder."""
     return Parsed({encoder_for_width(rows.shape[1]): rows})
 
 
 def by_encoder(tree: Mapping[Any, Any]) -> Parsed:
-    """The vectors under the keys that name a text encoder; other keys are left out.
+    """Read the vectors under the keys that name a text encoder; other keys are ignored.
 
-    The encoders may have different counts: the word then takes as many places as the largest count.
+    The encoders may have different counts. The word then takes the largest count of places.
 
     Raises:
         EmbeddingError: one of the keys holds no vectors, or two name the same text encoder.
@@ -73,7 +73,7 @@ def by_encoder(tree: Mapping[Any, Any]) -> Parsed:
             vectors[encoder] = rows
     if len(vectors) == 1 and set(vectors) <= _CLIP:
         ((encoder, rows),) = vectors.items()
-        vectors = {ENCODER_BY_WIDTH.get(rows.shape[1], encoder): rows}  # the width of a token table is surer than the key
+        vectors = {ENCODER_BY_WIDTH.get(rows.shape[1], encoder): rows}  # the width is more reliable than the key
     unusable = ""
     if set(vectors) - _CLIP:
         family = family_of(dict.fromkeys(vectors, 0))
@@ -84,7 +84,7 @@ def by_encoder(tree: Mapping[Any, Any]) -> Parsed:
 
 
 def join_rows(parts: Sequence[StoredTensor]) -> StoredTensor:
-    """The rows of several tensors [..., d] of one width, one below the other, as [n, d]."""
+    """Stack the rows of several tensors [..., d] of the same width to [n, d]."""
     if len(parts) == 1 and len(parts[0].shape) == 2:
         return parts[0]
     width = parts[0].shape[-1]
@@ -105,10 +105,10 @@ def read(contents: Contents) -> list[Parsed]:
 
 
 def read_replicate(contents: Contents) -> list[Parsed]:
-    """The vectors under `text_encoders_0`, `text_encoders_1`, …; their width tells the text encoder.
+    """The vectors under `text_encoders_0`, `text_encoders_1`, …; their width determines the text encoder.
 
     Raises:
-        EmbeddingError: one of the keys holds no vectors, or two have vectors of the same width.
+        EmbeddingError: one of the keys holds no vectors, or two keys hold vectors of the same width.
     """
     vectors: dict[str, StoredTensor] = {}
     for key in sorted(contents.tree):
@@ -123,7 +123,7 @@ def read_replicate(contents: Contents) -> list[Parsed]:
 LAYOUT = Layout(
     "text encoders",
     read,
-    # tensors under other keys are tolerated beside SDXL's two only
+    # only SDXL's two keys allow tensors under other keys
     keys=(Keys(has={"clip_l": object, "clip_g": object}), Keys(some=ENCODER_KEY, others=NO_TENSOR)),
     before=("in a LoRA", "no embedding"),
 )

@@ -1,6 +1,6 @@
-"""Files with keys that are known and with no embedding for prompts: XTI, and files that are put among embeddings by mistake.
+"""Recognises files that are not embeddings for prompts: XTI, and files that users put among embeddings by mistake.
 
-XTI has one set of vectors for each cross-attention layer of the UNet (https://arxiv.org/abs/2303.09522).
+XTI stores one set of vectors for each cross-attention layer of the UNet (https://arxiv.org/abs/2303.09522).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from textual_inversion.formats.layout import Keys, Layout, Parsed, summarize, wi
 
 #: SD1's sixteen cross-attention layers.
 _XTI_LAYERS = ("MID", *(f"IN{index:02}" for index in (1, 2, 4, 5, 7, 8)), *(f"OUT{index:02}" for index in range(3, 12)))
-_MAX_KEY = 300  # characters that a pattern looks at, so that none takes long
+_MAX_KEY = 300  # characters; limits the time of pattern matching
 
 
 class _Kind(NamedTuple):
-    """What a file is, where it belongs, and the keys that tell: one that matches each of `patterns`."""
+    """A kind of file, and the folder for it. A file is of this kind when each of `patterns` matches a key."""
 
     what: str
     where: str
@@ -72,18 +72,18 @@ _KINDS = (
 
 
 def names_foreign_file(key: str) -> bool:
-    """Whether a file with this key alone would be taken for something else than an embedding."""
+    """Whether this key alone identifies a file as something other than an embedding."""
     return _recognise({key: None}) is not None
 
 
 def read_xti(contents: Contents) -> list[Parsed]:
-    """No vectors: a prompt gives all layers the same ones."""
+    """Return an unusable embedding: XTI has vectors for each layer, but a prompt gives all layers the same vectors."""
     reason = "it is an XTI embedding with its own vectors for each attention layer, which no prompt here can use"
     return [with_metadata(contents, Parsed({}, unusable=reason))]
 
 
 def read(contents: Contents) -> NoReturn:
-    """Says what the file is.
+    """Raise an error that names the kind of file.
 
     Raises:
         UnknownLayoutError: always; a clause that follows the file's name.
@@ -101,7 +101,7 @@ def _recognise(tree: Any) -> _Kind | None:
 
 
 def _keys(tree: dict[Any, Any]) -> Iterable[str]:
-    """The beginnings of the keys of `tree` and of the dict that a checkpoint may wrap its tensors in."""
+    """The first characters of the keys of `tree`, and of the inner dict in which a checkpoint may keep its tensors."""
     for part in (tree, *(tree.get(wrapper) for wrapper in ("state_dict", "model", "module"))):
         if isinstance(part, dict):
             yield from (key[:_MAX_KEY] for key in part if isinstance(key, str))

@@ -1,7 +1,7 @@
-"""The visible part of a picture that carries an embedding: a ground, the name and what is known of the embedding.
+"""Draws the visible part of an embedding picture: a background, the name and the facts about the embedding.
 
-Texts are drawn with the fonts that are there. Pillow brings a font with basic Latin letters from 10.1 on, older versions one of tiny
-dots that is enlarged. For other scripts the machine's fonts are tried.
+The texts use the available fonts. Since 10.1 Pillow includes a font with basic Latin letters. Older versions have only a tiny bitmap
+font, which is enlarged here. For other scripts this module tries the fonts of the machine.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from textual_inversion.formats.layout import as_step, as_text
 
 _SIDE = 512
 _MIN_SIDE, _MAX_SIDE = 384, 1024
-_MARGIN = 28  # as all sizes here, for a side of 512
+_MARGIN = 28  # pixels for a side of 512, like all sizes here
 _NAME_SIZES = (60, 52, 44, 38, 32)
 _NAME_LINES = 3
 _FACTS_SIZE, _CHECKPOINT_SIZE = 25, 21
 _WHITE, _PALE, _DIM = (255, 255, 255), (226, 230, 240), (176, 184, 200)
-_CUT = "..."  # the sign for it is missing in some fonts
-#: Fonts that systems bring, by file name; the first that knows all letters of a line draws it.
+_CUT = "..."  # some fonts lack the ellipsis character
+#: File names of common system fonts. The first font that has all letters of a line draws it.
 _SYSTEM_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -43,7 +43,7 @@ _DOTS_HEIGHT = 11
 
 
 def draw_face(embedding: Embedding, picture: Image.Image | None = None) -> Image.Image:
-    """The card, mode RGB, 384 to 1024 pixels a side: `picture`, or a pattern that the vectors determine, with the texts over it."""
+    """The card, mode RGB, 384 to 1024 pixels a side: `picture`, or a pattern from the vectors, with the texts over it."""
     card = _pattern(embedding) if picture is None else _fit(picture)
     unit = min(card.size) / _SIDE
     lines = _lines(embedding, unit, card.width)
@@ -81,7 +81,7 @@ def _break_name(name: str, unit: float, room: int) -> tuple[int, list[str]]:
     lines: list[str] = []
     while name and len(lines) < _NAME_LINES:
         length = _count_fitting(name, size, room)
-        if length < len(name):  # break after a space, dash, dot or underscore in the second half of what fits, else at its end
+        if length < len(name):  # break after ` -._` in the second half of the text that fits, else at its end
             place = max(name.rfind(sign, 0, length) + 1 for sign in " -._")
             length = place if place > length // 2 else length
         lines.append(name[:length].strip() or "_")
@@ -106,7 +106,7 @@ def _count_fitting(text: str, size: int, room: int, suffix: str = "") -> int:
 
 
 def _darken(card: Image.Image, top: int) -> Image.Image:
-    """The card with a shade that grows from above `top` to its lower edge, so that white letters are legible on anything."""
+    """Darken the card gradually from above `top` to its lower edge, so that white letters are legible on any picture."""
     rows = numpy.arange(card.height)
     begin = max(0, top - card.height // 3)
     ramp = numpy.clip((rows - begin) / max(1, top - begin), 0, 1)
@@ -116,7 +116,7 @@ def _darken(card: Image.Image, top: int) -> Image.Image:
 
 
 def _fit(picture: Image.Image) -> Image.Image:
-    """The middle of `picture`, at most twice as long as wide or high, at a size that the texts and the data fit."""
+    """Crop the middle of `picture` to an aspect ratio of at most 2:1, at a size with room for the texts and the data."""
     width, height = picture.size
     width, height = min(width, 2 * height), min(height, 2 * width)
     factor = min(max(1.0, _MIN_SIDE / min(width, height)), _MAX_SIDE / max(width, height))
@@ -128,7 +128,7 @@ def _fit(picture: Image.Image) -> Image.Image:
 
 
 def _pattern(embedding: Embedding) -> Image.Image:
-    """Soft waves of colour; equal vectors give equal ones."""
+    """Soft waves of colour; equal vectors give equal patterns."""
     digest = hashlib.sha256()
     for encoder in sorted(embedding.vectors):
         digest.update(embedding.vectors[encoder].contiguous().numpy().astype("<f4").tobytes())
@@ -158,7 +158,7 @@ def draw_line(text: str, size: int) -> Image.Image:
 
 
 def line_width(text: str, size: int) -> int:
-    """Pixels that `draw_line` makes wide."""
+    """Width in pixels of the result of `draw_line`."""
     font = _font_for(text, size)
     if font is None:
         return _draw_dots(text, size).width
@@ -167,7 +167,7 @@ def line_width(text: str, size: int) -> int:
 
 
 def _draw_dots(text: str, size: int) -> Image.Image:
-    """The tiny font, which knows Latin-1 only, made larger."""
+    """Draw with the tiny bitmap font, enlarged; it has only Latin-1."""
     text = text.encode("latin-1", "replace").decode("latin-1") or "?"
     font: Any = ImageFont.load_default()
     left, top, right, bottom = font.getbbox(text)
@@ -178,7 +178,7 @@ def _draw_dots(text: str, size: int) -> Image.Image:
 
 
 def _font_for(text: str, size: int) -> Any:
-    """The first font that knows all letters, else the one that knows most; None where there is no scalable font."""
+    """The first font that has all letters, else the font that has most of them; None when there is no scalable font."""
     best, fewest = None, len(text) + 1
     for name in (None, *_SYSTEM_FONTS):
         font = _open_font(name, size)
@@ -194,7 +194,7 @@ def _font_for(text: str, size: int) -> Any:
 
 @lru_cache(maxsize=64)
 def _open_font(name: str | None, size: int) -> Any:
-    """Pillow's own font for None; None where there is no such font."""
+    """Open the font called `name`, or Pillow's own for None. Return None when there is no such font."""
     try:
         return ImageFont.load_default(size) if name is None else ImageFont.truetype(name, size)
     except (OSError, TypeError, ImportError):  # TypeError: before Pillow 10.1; ImportError: built without FreeType
