@@ -1,4 +1,4 @@
-"""Judging embedding files: `judge` one, `scan` a folder, `inspect` one in depth. Here are the kinds and the results of all three."""
+"""Judges embedding files: `judge` one file, `scan` a folder, `inspect` one file in depth. Defines the result classes of all three."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Kind(str, Enum):
-    """What a file or one embedding in it is, from the best to the worst; the values are the texts in messages and JSON."""
+    """The kinds of files and embeddings, from the best to the worst. The values appear in messages and JSON."""
 
     OK = "ok"
-    UNUSABLE = "unusable"  # whole, but no prompt can use it
+    UNUSABLE = "unusable"  # intact, but no prompt can use it
     NOT_AN_EMBEDDING = "not an embedding"
     DAMAGED = "damaged"
-    UNCHECKED = "unchecked"  # it could not be read, or is too large to be checked
+    UNCHECKED = "unchecked"  # unreadable, or too large for a check
     UNSAFE = "unsafe"  # a program that loads it may run code
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Lengths:
-    """Norms of the words of a token table, without rows of zeros: the median and the middle 90 %."""
+    """Norms of the words of a token table (without rows of zeros): the median, and the range of the middle 90 %."""
 
     median: float
     low: float
@@ -63,7 +63,7 @@ class EmbeddingJudgement:
     """One embedding of a file. Only `inspect` fills the fields from `vectors` on.
 
     Attributes:
-        info: what the file says about it.
+        info: the file's facts about it.
         kind: `OK`, `UNUSABLE` or `DAMAGED`.
         clause: the verdict without a full stop, such as `usable with SD1 checkpoints`.
         vectors: text encoder -> its vectors; empty for an embedding that no prompt can use.
@@ -92,12 +92,12 @@ class FileJudgement:
 
     Attributes:
         path: the file.
-        kind: of several embeddings, `DAMAGED` if one is damaged, else `OK` if one is usable.
+        kind: for several embeddings, `DAMAGED` if one is damaged, else `OK` if one is usable.
         verdict: one sentence that does not name the file.
         embeddings: the embeddings in it; empty unless the file could be read.
-        dangerous: a program that unpickles it might run code, because it is unsafe or a pickle too damaged to be checked.
-        ordinary: a picture without an embedding, as previews are.
-        checkpoint: name of the checkpoint that it was compared with; empty for none.
+        dangerous: a program that unpickles the file might run code: the file is unsafe, or a pickle too damaged for a check.
+        ordinary: the file is a picture without an embedding, such as a preview.
+        checkpoint: name of the checkpoint used for comparison; empty for none.
         sha256: of the file, 64 hex digits; empty when it cannot be read.
         size: bytes; 0 when it cannot be read.
     """

@@ -1,6 +1,6 @@
-"""Inspects one embedding file in depth: every vector beside the words of a checkpoint, and a verdict.
+"""Inspects one embedding file in depth: compares every vector with the words of a checkpoint, and gives a verdict.
 
-Only the checkpoint's token tables are read, a part at a time, so that a checkpoint of several GB costs some MB of memory.
+It reads only the checkpoint's token tables, a part at a time. So a checkpoint of several GB needs only some MB of memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from textual_inversion.library.entry import misfit
 from textual_inversion.prompts.tokenizer import Tokenizer, default_tokenizer
 
 NEAREST_WORDS = 5
-LONG, BROKEN = 10, 30  # times the length of words; plain training reaches the first after some thousand steps
+LONG, BROKEN = 10, 30  # times the length of words; normal training reaches LONG after some thousand steps
 _ROWS_AT_ONCE = 4096
 _NO_COSINE = -2.0
 
@@ -40,7 +40,7 @@ class TokenTable:
 
     @classmethod
     def read(cls, path: str | Path) -> TokenTable:
-        """The tables of a checkpoint file, mapped from the disk; raises `CheckpointError` when it has none."""
+        """Map the tables of a checkpoint file from the disk; raises `CheckpointError` when the file has none."""
         return cls(Path(path).name, token_tables(path))
 
     @property
@@ -54,16 +54,16 @@ class TokenTable:
         return {encoder: _lengths(table) for encoder, table in self.tables.items()}
 
     def table_for(self, encoder: str, width: int) -> str | None:
-        """The text encoder whose table belongs to vectors of `width` that a file names `encoder`, or None."""
+        """The text encoder whose table fits vectors of `width` under the name `encoder`, or None."""
         widths = self.widths
         if widths.get(encoder) == width:
             return encoder
-        # tables of unusual widths may be named differently by a file and by a checkpoint
+        # a file and a checkpoint may use different names for a table of unusual width
         return next(iter(widths)) if list(widths.values()) == [width] else None
 
 
 def inspect_file(path: str | Path, table: TokenTable | None = None) -> FileJudgement:
-    """Judge the file at `path` and every vector in it. Runs nothing of the file, and raises nothing for what is in it.
+    """Judge the file at `path` and every vector in it. Never runs code from the file. Bad contents give a verdict, not an error.
 
     Args:
         path: any file.
@@ -81,7 +81,7 @@ def inspect_file(path: str | Path, table: TokenTable | None = None) -> FileJudge
     try:
         sha256, size = file_sha256(path), path.stat().st_size
     except (EmbeddingError, OSError, ValueError):
-        sha256, size = "", 0  # the verdict says why
+        sha256, size = "", 0  # the verdict gives the reason
     verdicts = {embedding.verdict for embedding in embeddings}
     verdict = judged.verdict
     if len(verdicts) == 1:
@@ -91,7 +91,7 @@ def inspect_file(path: str | Path, table: TokenTable | None = None) -> FileJudge
 
 
 def _inspect(judged: EmbeddingJudgement, stored: dict[str, torch.Tensor], table: TokenTable | None) -> EmbeddingJudgement:
-    """The judgement with the embedding's vectors, and with a verdict that also says how they compare with words."""
+    """Add the vectors to the judgement, and their comparison with words to the verdict."""
     info, vectors, words = judged.info, {}, {}
     misfits = misfit(info, table.widths).rstrip(".") if table and stored else ""
     without_nearest = "no prompt can use it" if not stored else misfits if table else "give a checkpoint that it is for"
@@ -113,7 +113,7 @@ def _inspect(judged: EmbeddingJudgement, stored: dict[str, torch.Tensor], table:
 
 
 def _times_longer(vectors: dict[str, tuple[Vector, ...]], words: dict[str, Lengths]) -> float:
-    """The median norm of the vectors over that of words, at the text encoder where it is largest; 0 when unknown."""
+    """The ratio of the vectors' median norm to that of words, for the text encoder with the largest ratio; 0 when unknown."""
     times = [0.0]
     for encoder, lengths in words.items():
         norms = [vector.norm for vector in vectors[encoder] if vector.norm]
@@ -166,7 +166,7 @@ def _cosines(part: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
 
 
 def _word(tokenizer: Tokenizer, token: int) -> str:
-    """A token as a person reads it: `cat`, or `cat…` where more letters follow."""
+    """The text of a token for people: `cat`, or `cat…` when the token is only the beginning of a word."""
     if token >= len(tokenizer.vocabulary):
         return f"token {token}"
     whole = tokenizer.vocabulary[token].endswith(("</w>", "|>"))

@@ -1,7 +1,7 @@
 """Judges one file: usable, unusable, no embedding, damaged, unchecked or unsafe, in one sentence.
 
-"Unsafe" holds for every program that may read the file, not only for this one: a file that is data to the reader here may be a
-program to one that unpickles whatever has a pickle's ending.
+"Unsafe" covers every program that may read the file, not only this one. This project may read a file as data, while a program that
+unpickles every file with a pickle's ending runs code from it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from textual_inversion.text import counted, join_clauses
 if TYPE_CHECKING:
     import torch
 
-#: The kind of a file with several embeddings is the first of these that one of them has.
+#: The kind of a file with several embeddings is the first of these kinds that occurs among them.
 _FIRST_TO_LAST = (Kind.DAMAGED, Kind.OK, Kind.UNUSABLE)
 _NEVER_UNPICKLED = (".safetensors", *PICTURE_ENDINGS)
-_MAX_PICKLES = 5  # what PyTorch reads of a legacy file before its tensors
-_MAX_NAMED = 4  # embeddings of one file that a sentence names
+_MAX_PICKLES = 5  # PyTorch reads five pickles of a legacy file before the tensors
+_MAX_NAMED = 4  # a sentence names at most so many embeddings of one file
 
 
 def judge(path: str | Path) -> FileJudgement:
-    """Read the file at `path` and judge it. Runs nothing of the file, and raises nothing for what is in it."""
+    """Read and judge the file at `path`. Never runs code from the file. Bad contents give a verdict, not an error."""
     path = Path(path)
     judged = _judge_as_read(path)
     if judged.kind in (Kind.UNSAFE, Kind.UNCHECKED):
@@ -49,7 +49,7 @@ def judge(path: str | Path) -> FileJudgement:
     return judged
 
 
-# As the reader here sees it -------------------------------------------------------------------------------------------
+# The view of this project's reader -------------------------------------------------------------------------------------------
 
 
 def _judge_as_read(path: Path) -> FileJudgement:
@@ -83,12 +83,12 @@ def _judge_embedding(info: FileInfo, vectors: dict[str, torch.Tensor]) -> Embedd
 
 
 def _judge_unread(path: Path, reason: str) -> FileJudgement:
-    """Judge a file that the reader refused for `reason`: it cannot be read, is damaged, or is whole and of no use."""
+    """Judge a file that the reader refused for `reason`: the file is unreadable, damaged, or intact but not an embedding."""
     try:
         with open_file(path) as source:
             head = source.read(0, 4)
             is_pickle = head == ZIP_START or (head[:1] == b"\x80" and source.read(8, 9) != b"{")
-            is_pickle = is_pickle or path.suffix.lower() not in _NEVER_UNPICKLED  # programs may go by the bytes or by the ending
+            is_pickle = is_pickle or path.suffix.lower() not in _NEVER_UNPICKLED  # programs may decide by the bytes or by the ending
             too_large = is_pickle and source.size > MAX_READ_BYTES
     except EmbeddingError:
         is_empty = os.path.isfile(path) and os.path.getsize(path) == 0
@@ -104,7 +104,7 @@ def _judge_unread(path: Path, reason: str) -> FileJudgement:
 
 
 def _joint_verdict(embeddings: tuple[EmbeddingJudgement, ...]) -> str:
-    """One sentence for all embeddings of a file; the worst come first where they differ."""
+    """One sentence for all embeddings of a file. When their verdicts differ, the worst come first."""
     if len(embeddings) == 1:
         return embeddings[0].verdict
     words = ", ".join(str(embedding.info.word) for embedding in embeddings[:_MAX_NAMED])
@@ -119,7 +119,7 @@ def _joint_verdict(embeddings: tuple[EmbeddingJudgement, ...]) -> str:
 
 
 def _damage(vectors: dict[str, torch.Tensor]) -> str:
-    """A clause about the vectors that hold NaN or infinity once they are fp32; empty when none does."""
+    """A clause about the vectors with NaN or infinity after conversion to fp32; empty when there are none."""
     clauses, total = [], 0
     for encoder, rows in vectors.items():
         finite = rows.float().isfinite().all(dim=1)  # n
@@ -130,7 +130,7 @@ def _damage(vectors: dict[str, torch.Tensor]) -> str:
 
 
 def _remarks(vectors: dict[str, torch.Tensor]) -> str:
-    """What else a person should know about finite vectors."""
+    """Further remarks for the user about finite vectors."""
     remarks = []
     counts = {encoder: rows.shape[0] for encoder, rows in vectors.items()}
     nonzero = {encoder: int(rows.any(dim=1).sum()) for encoder, rows in vectors.items()}
@@ -149,13 +149,13 @@ def _remarks(vectors: dict[str, torch.Tensor]) -> str:
     return f", but {join_clauses(remarks)}" if remarks else ""
 
 
-# As other programs may take it ----------------------------------------------------------------------------------------
+# The view of other programs ----------------------------------------------------------------------------------------
 
 
 def _runs_elsewhere(path: Path, *, known_dangerous: bool) -> str:
-    """A clause why a program that unpickles by the file's ending would run code from it; empty when none would.
+    """A clause why a program that unpickles the file because of its ending would run code; empty when no code would run.
 
-    A damaged pickle is `known_dangerous`: its verdict warns already, so a mere possibility adds nothing.
+    A damaged pickle is `known_dangerous`. Its verdict already warns, so a mere possibility is not reported.
     """
     if path.suffix.lower() in _NEVER_UNPICKLED:
         return ""
@@ -165,7 +165,7 @@ def _runs_elsewhere(path: Path, *, known_dangerous: bool) -> str:
                 return ""  # the reader has checked the pickle inside
             data, whole = source.read(0, min(source.size, MAX_READ_BYTES)), source.size <= MAX_READ_BYTES
     except EmbeddingError:
-        return ""  # gone meanwhile, or empty
+        return ""  # deleted meanwhile, or empty
     if _is_tar(data):
         return "it is a tar archive, whose pickles PyTorch would run; best delete the file"
     stream, begin = BytesIO(data), 0
@@ -175,16 +175,16 @@ def _runs_elsewhere(path: Path, *, known_dangerous: bool) -> str:
             begin = stream.tell()
     except UnsafeFileError as error:
         return f"to programs that go by its ending it is a pickle: {error.reason.rstrip('.')}"
-    except EmbeddingError:  # other readers need not stop there
+    except EmbeddingError:  # other readers may continue here
         if not known_dangerous and may_import(data[begin:], whole=whole):
             return "to programs that go by its ending it may be a pickle that runs code; best delete the file"
     return ""
 
 
 def _is_tar(data: bytes) -> bool:
-    """Whether PyTorch, which tries that first, would find an archive with something in it."""
+    """Whether PyTorch, which tries tar first, would find a tar archive that is not empty."""
     try:
-        tarfile.TarInfo.frombuf(data[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")  # no more is read: archives can take any time
+        tarfile.TarInfo.frombuf(data[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")  # not the whole archive, which can take any time
     except (tarfile.TarError, ValueError):
         return False
     return True

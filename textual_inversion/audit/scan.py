@@ -1,7 +1,7 @@
-"""Judges every file of a folder; moves dangerous files aside and writes honest ones as safetensors.
+"""Judges every file of a folder. Moves dangerous files to quarantine and converts harmless files to safetensors.
 
-Scanning changes nothing. `quarantine` and `to_safetensors` act on one file each: never on one that has changed since it was judged or
-that lies behind a link, and they never overwrite.
+Scanning changes nothing. `quarantine` and `to_safetensors` act on one file each. They refuse a file that has changed since its
+judgement or that lies behind a link, and they never overwrite a file.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS, load, save
 
 QUARANTINE, ORIGINALS = "quarantine", "originals"
 UNSAFE_ENDING, ORIGINAL_ENDING = ".unsafe", ".original"  # no program loads files of these endings
-OPTIMIZER_ENDING = ".optim"  # what trainers keep beside an embedding to go on from; a pickle too
-_LONGEST_NAME = 240  # bytes; file systems take 255
+OPTIMIZER_ENDING = ".optim"  # optimizer state for resuming, which trainers keep beside an embedding; also a pickle
+_LONGEST_NAME = 240  # bytes; file systems allow 255
 _STATE = f"{Kind.NOT_AN_EMBEDDING}: an optimizer's state, from which training goes on; no prompt needs it."
 Progress = Callable[[int, int, str], None]
 
@@ -38,7 +38,7 @@ class ScannedFile(FileJudgement):
 
     Attributes:
         folder: the folder that was scanned.
-        stamp: of the file before it was read for its judgement; None when there was none.
+        stamp: the file's stamp from before the judgement; None when the file had none.
     """
 
     folder: Path
@@ -46,21 +46,21 @@ class ScannedFile(FileJudgement):
 
     @property
     def convertible(self) -> bool:
-        """Whether `to_safetensors` has something to do: an honest file that programs unpickle."""
+        """Whether `to_safetensors` can convert the file: it is harmless, and programs unpickle it."""
         return self.kind is Kind.OK and self.path.suffix.lower() not in (".safetensors", OPTIMIZER_ENDING, *PICTURE_ENDINGS)
 
 
 def scan_folder(folder: str | Path, progress: Progress | None = None) -> Iterator[ScannedFile]:
-    """Judge every file under `folder` whose ending may be an embedding's, or an optimizer's state beside one; changes nothing.
+    """Judge every file under `folder` whose ending fits an embedding or an optimizer state. Changes nothing.
 
-    They come in the order of their paths.
+    The results come in the order of the paths.
 
     Args:
         folder: searched with its subfolders, links to folders included.
         progress: called before each file with (files done, files in all, file's name).
 
     Raises:
-        ConfigError: there is no such folder, or it cannot be listed.
+        ConfigError: the folder does not exist or cannot be listed.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
@@ -74,7 +74,7 @@ def scan_folder(folder: str | Path, progress: Progress | None = None) -> Iterato
     for done, path in enumerate(paths):
         if progress:
             progress(done, len(paths), path.name)
-        stamp = FileStamp.of(path)  # before the file is read, so that a change while it is read shows
+        stamp = FileStamp.of(path)  # taken before reading, so a change during reading is noticed
         judged = judge(path)
         is_state = judged.kind is Kind.NOT_AN_EMBEDDING and path.suffix.lower() == OPTIMIZER_ENDING
         verdict = _STATE if is_state else judged.verdict
@@ -83,14 +83,14 @@ def scan_folder(folder: str | Path, progress: Progress | None = None) -> Iterato
 
 
 def quarantine(file: ScannedFile, folder: str | Path | None = None) -> Path:
-    """Move a dangerous file to where no program loads it, its name and subfolder kept and `.unsafe` added; returns its new path.
+    """Move a dangerous file to a place where no program loads it, and return its new path. Keeps name and subfolder, adds `.unsafe`.
 
     Args:
         file: a dangerous file.
-        folder: where to; None takes `quarantine` in the scanned folder.
+        folder: the destination; None takes `quarantine` in the scanned folder.
 
     Raises:
-        EmbeddingError: it is not dangerous, changed since it was judged, is or lies behind a link, or cannot be moved; it stays.
+        EmbeddingError: the file is not dangerous, has changed since its judgement, is or lies behind a link, or cannot be moved. It stays.
     """
     if not file.dangerous:
         raise EmbeddingError("it is not dangerous, so it stays where it is.", path=file.path)
@@ -98,17 +98,17 @@ def quarantine(file: ScannedFile, folder: str | Path | None = None) -> Path:
 
 
 def to_safetensors(file: ScannedFile, *, replace: bool = False) -> list[Path]:
-    """Write the embeddings of an honest file beside it as safetensors and return the new files; one that is there already stays.
+    """Write the embeddings of a harmless file beside it as safetensors and return the new files. Existing files stay.
 
-    Several embeddings in a file become a file each, named after its word.
+    Each of several embeddings in the file gets its own file, named after its word.
 
     Args:
-        file: one whose `convertible` is true.
-        replace: afterwards move the original to `originals` in the scanned folder, where no program loads it.
+        file: its `convertible` is true.
+        replace: then move the original to `originals` in the scanned folder, where no program loads it.
 
     Raises:
-        EmbeddingError: a file of that name holds something else, the original changed since it was judged or holds what would be
-            lost (with `replace`), or a file cannot be written or moved; the original stays.
+        EmbeddingError: a file with the new name has other contents, the original has changed since its judgement or (with `replace`)
+            has data that would be lost, or a file cannot be written or moved. The original stays.
     """
     if not file.convertible:
         raise EmbeddingError("there is nothing to convert.", path=file.path)
@@ -125,15 +125,15 @@ def to_safetensors(file: ScannedFile, *, replace: bool = False) -> list[Path]:
 
 
 def _rename_state(path: Path, target: Path) -> None:
-    """Give the optimizer's state beside `path` the name that training looks for beside `target`; a state of that name stays."""
+    """Rename the optimizer state beside `path` so that training finds it beside `target`. An existing state of that name stays."""
     state, renamed = (file.with_name(file.name + OPTIMIZER_ENDING) for file in (path, target))
-    with suppress(OSError):  # training goes on without it, too
+    with suppress(OSError):  # training can resume without the state
         if not os.path.lexists(renamed):
             state.rename(renamed)
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
-    """Files to judge under `folder`, sorted, and the folders that cannot be listed with the reason."""
+    """The files to judge under `folder`, sorted, and each folder that cannot be listed -> the reason."""
     paths: list[Path] = []
     unreadable: dict[Path, str] = {}
     seen: set[str] = set()
@@ -144,7 +144,7 @@ def _files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     for root, folders, files in os.walk(folder, followlinks=True, onerror=note):
         real = os.path.realpath(root)
         if real in seen:
-            folders.clear()  # a link back to it would never end
+            folders.clear()  # a link back to it would give an endless loop
             continue
         seen.add(real)
         folders.sort()
@@ -153,7 +153,7 @@ def _files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
 
 
 def _check_same(file: ScannedFile) -> None:
-    """Refuse a file that is not the one that was judged, or not in the scanned folder."""
+    """Refuse a file that has changed since its judgement, or that is not in the scanned folder."""
     path = file.path
     try:
         if stat.S_ISLNK(os.lstat(path).st_mode):
@@ -173,7 +173,7 @@ def _target(path: Path, word: str | None) -> Path:
 
 
 def _convert(path: Path, word: str | None) -> Path | None:
-    """Write one embedding of the file beside it; None when that file exists already with the same vectors."""
+    """Write one embedding of the file beside it. Return None when the new file already exists with the same vectors."""
     embedding = load(path, word=word)
     target = _target(path, word)
     try:
@@ -199,7 +199,7 @@ def _same_vectors(path: Path, embedding: Embedding) -> bool:
 
 
 def _move(file: ScannedFile, folder: Path, ending: str) -> Path:
-    """Move the judged file below `folder`, its subfolder kept and `ending` added. Nothing is overwritten, and a failure changes nothing."""
+    """Move the judged file below `folder`, keep its subfolder and add `ending`. Overwrites nothing; a failure changes nothing."""
     _check_same(file)
     parent = folder / file.path.relative_to(file.folder).parent
     target: Path | None = None
@@ -215,7 +215,7 @@ def _move(file: ScannedFile, folder: Path, ending: str) -> Path:
 
 
 def _reserve(folder: Path, name: str, ending: str) -> Path:
-    """Make an empty file for `name` in `folder`, so that no other program takes the name meanwhile."""
+    """Create an empty file for `name` in `folder`, which reserves the name against other programs."""
     while len(os.fsencode(name)) > _LONGEST_NAME:
         name = name[1:]
     for number in count(1):
@@ -229,7 +229,7 @@ def _reserve(folder: Path, name: str, ending: str) -> Path:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Move `source` over our own empty `target`; to another disk it is copied first."""
+    """Move `source` over the empty `target` from `_reserve`. Between disks, copy it first."""
     try:
         os.replace(source, target)
     except OSError as error:

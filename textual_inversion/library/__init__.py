@@ -1,4 +1,4 @@
-"""Folders of embedding files as names for prompts, each with what it holds or why it cannot be used.
+"""Maps folders of embedding files to names for prompts. Each name has its file's facts, or a reason why it is unusable.
 
 Of a checkpoint the library knows only the widths of its token tables.
 """

@@ -1,4 +1,4 @@
-"""The library: scans that read only new and changed files, names that are looked up, vectors that are loaded when first asked for."""
+"""The library: scans folders, finds embeddings by name, and loads vectors on demand. A scan reads only new and changed files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from textual_inversion.library.folders import Listing, precedence, stamp_of, wal
 from textual_inversion.library.sidecars import PREVIEW_ENDINGS, TEXT_ENDINGS
 
 _SHORTEST_PAUSE = 2.0  # seconds between two scans by `recent`
-_PAUSE_PER_SCAN = 20  # times the seconds that the last scan took, so that scanning takes at most a twentieth of the time
+_PAUSE_PER_SCAN = 20  # times the duration of the last scan, so scanning takes at most a twentieth of the time
 
-_Key = tuple[Path, "str | None"]  # a file, and the word in it where it holds several embeddings
+_Key = tuple[Path, "str | None"]  # a file, and the word when the file holds several embeddings
 _Stamps = tuple["FileStamp | None", ...]  # one for each file of an entry
 
 
@@ -57,8 +57,8 @@ class _Index:
 class EmbeddingLibrary:
     """All embeddings under some folders.
 
-    Nothing is read until it is first asked for. Every method may be called from any thread. Of several files with one name the first in
-    this order has it, and the others get a reason: usable before unusable, then by folder, by length of the path without ending, by
+    The library reads files only on demand. Every method is thread-safe. When several files have the same name, the first in this order
+    gets the name, and the others get a reason: usable before unusable, then by folder, by length of the path without ending, by
     alphabet, and `.safetensors` before `.pt`, as in training.
 
     Args:
@@ -73,12 +73,12 @@ class EmbeddingLibrary:
         self._folders: dict[str, _ReadFolder] = {}  # by path, in the order of the search
         self._index: _Index | None = None
         self._next_scan = 0.0
-        self._load_errors: dict[_Key, tuple[_Stamps, str]] = {}  # faults that only loading the vectors shows
+        self._load_errors: dict[_Key, tuple[_Stamps, str]] = {}  # errors that appear only when vectors are loaded
         self._loaded: dict[_Key, tuple[_Stamps, Embedding]] = {}
         self._hashes: dict[Path, tuple[FileStamp | None, str]] = {}
 
     def entries(self) -> list[Entry]:
-        """Every embedding, usable or not, by name, as of the last scan."""
+        """Every embedding of the last scan, usable or not, sorted by name."""
         return list(self._current().entries)
 
     def names(self) -> list[str]:
@@ -87,17 +87,17 @@ class EmbeddingLibrary:
 
     @property
     def version(self) -> str:
-        """A text that differs whenever the entries have changed."""
+        """A text that changes whenever the entries change."""
         return str(self._current().version)
 
     def find(self, name: str) -> Entry | None:
-        """The entry called `name`: an exact match first, else one with other capitals or accents in another spelling; usable ones first."""
+        """The entry called `name`: an exact match, else a match that ignores case and the encoding of accents; usable entries first."""
         wanted = word_name(name)
         same = self._current().by_folded_name.get(_fold(wanted), [])
         return min(same, key=lambda entry: (entry.name != wanted, not entry.usable), default=None)
 
     def get(self, name: str) -> Embedding:
-        """Load the embedding called `name`; kept in memory until its file changes.
+        """Load the embedding called `name`, and keep it in memory until its file changes.
 
         Raises:
             EmbeddingError: no such name, or its file cannot be used with this checkpoint.
@@ -123,14 +123,14 @@ class EmbeddingLibrary:
         cached = self._loaded.get(_key(entry))
         if cached is None or cached[0] != stamps:
             cached = self._loaded[_key(entry)] = (stamps, self._load(entry, stamps))
-        return cached[1], entry  # not from the dictionary, from which another thread's scan may drop it at any time
+        return cached[1], entry  # not from the dict: another thread's scan may remove it there at any time
 
     def as_mapping(self) -> Mapping[str, Embedding]:
-        """The names that prompts can use -> their embeddings, each loaded when it is looked up; follows the library."""
+        """A live mapping from the names that prompts can use to their embeddings. Each lookup loads the embedding."""
         return _LazyMapping(self)
 
     def sha256(self, entry: Entry) -> str:
-        """Of the whole file of `entry`, 64 hex digits; read once until the file changes.
+        """The sha256 of the whole file of `entry` in 64 hex digits; computed again only when the file changes.
 
         Raises:
             EmbeddingError: the file cannot be read any more.
@@ -156,13 +156,13 @@ class EmbeddingLibrary:
             return list(index.entries)
 
     def recent(self) -> list[Entry]:
-        """The entries as of a moment ago. It scans only now and then, so it may be called every second."""
+        """The entries of a recent scan. It limits how often it scans, so callers may call it every second."""
         if self._index is None or time.monotonic() > self._next_scan:
             return self.rescan()
         return self.entries()
 
     def set_width(self, width: dict[str, int] | None) -> list[Entry]:
-        """Judge all embeddings for another checkpoint; returns the new entries."""
+        """Check all embeddings against another checkpoint; returns the new entries."""
         with self._scanning:
             self._width, self._index = width, None
             return self.rescan()
@@ -178,7 +178,7 @@ class EmbeddingLibrary:
 
     def _scan(self) -> dict[str, _ReadFolder]:
         """All folders as they are now; an unchanged folder keeps its old result."""
-        seen: set[tuple[int, int]] = set()  # shared by the roots, because one may lie in another
+        seen: set[tuple[int, int]] = set()  # shared by the roots, because one root may lie in another
         folders: dict[str, _ReadFolder] = {}
         for root, folder in enumerate(self.folders):
             for listing in walk(str(folder), seen):
@@ -189,7 +189,7 @@ class EmbeddingLibrary:
 
     def _build_index(self) -> _Index:
         entries = mark_duplicates(self._apply_load_errors(join_halves(self._list_entries(), self._width)))
-        entries.sort(key=lambda entry: (entry.name.casefold(), entry.name))  # stable: within a name the order of precedence stays
+        entries.sort(key=lambda entry: (entry.name.casefold(), entry.name))  # a stable sort keeps the order of precedence within a name
         index = _Index(tuple(link_negatives(entries)), time.time_ns())
         for entry in index.entries:
             index.by_folded_name.setdefault(_fold(entry.name), []).append(entry)
@@ -197,7 +197,7 @@ class EmbeddingLibrary:
         return index
 
     def _list_entries(self) -> list[Entry]:
-        """An entry for each embedding of each file, in the order of precedence, without the rules that need several entries."""
+        """An entry for each embedding of each file, in the order of precedence, before the rules that combine entries."""
         folders = list(self._folders.values())
         entries = [
             Entry(clean_name(Path(folder.listing.path).name), Path(folder.listing.path), None, folder.listing.problem)
@@ -216,7 +216,7 @@ class EmbeddingLibrary:
         return entries
 
     def _apply_load_errors(self, entries: list[Entry]) -> list[Entry]:
-        """The entries; one whose vectors could not be loaded, and whose files are the same since, gets that error as its reason."""
+        """Set the last load error as the reason of each entry whose files have not changed since the error."""
         if not self._load_errors:
             return entries
         stamps = {file.path: file.stamp for folder in self._folders.values() for file in folder.files}
@@ -228,20 +228,20 @@ class EmbeddingLibrary:
         return marked
 
     def _load(self, entry: Entry, stamps: _Stamps) -> Embedding:
-        """Load the vectors; an error that lies in the file is kept and shown as the entry's reason."""
+        """Load the vectors. An error caused by the file is stored and becomes the entry's reason."""
         try:
             parts = [load(path, entry.name, word=_key(entry)[1]) for path in _paths(entry)]
             return parts[0].with_vectors({encoder: rows for part in parts for encoder, rows in part.vectors.items()})
         except EmbeddingError as error:
             if not _is_temporary(error):
                 with self._scanning:
-                    reason = error.reason if error.path in (None, entry.path) else str(error)  # the second half's file is named
+                    reason = error.reason if error.path in (None, entry.path) else str(error)  # keeps the name of the second half's file
                     self._load_errors[_key(entry)] = (stamps, reason)
                     self._build_index()
             raise
 
     def _forget_missing(self) -> None:
-        """Drop the caches of files that are gone."""
+        """Clear the caches of deleted files."""
         present = {file.path for folder in self._folders.values() for file in folder.files}
         for key in [key for key in (*self._loaded, *self._load_errors) if key[0] not in present]:
             self._loaded.pop(key, None)
@@ -273,7 +273,7 @@ class _LazyMapping(Mapping[str, Embedding]):
 
 
 def _fold(name: str) -> str:
-    """The same text for all spellings of a name: other capitals, and accents that some systems store as characters of their own."""
+    """The same text for all spellings of a name. Spellings differ in case, and some systems store accents as separate characters."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -299,7 +299,7 @@ def _read_folder(root: int, listing: Listing, old: _ReadFolder | None) -> _ReadF
 
 
 def _read_file(path: Path, stamp: FileStamp | None) -> _ReadFile | None:
-    """Read what the file says about itself; None when it has vanished since its folder was listed."""
+    """Read the facts in the file; None when it was deleted after its folder was listed."""
     try:
         return _ReadFile(path, stamp, tuple(describe_all(path)))
     except NoEmbeddingError as error:

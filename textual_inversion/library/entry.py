@@ -1,6 +1,6 @@
 """An entry of a library: a name for prompts, its file, and why it cannot be used.
 
-Also the rules that need several entries: duplicate names, and embeddings that come as two files.
+Also the rules that combine entries: duplicate names, and embeddings in two files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from textual_inversion.library.sidecars import About, read_sidecars
 from textual_inversion.text import legible
 
 _NEGATIVE = "-neg"
-#: Stem of the second file of an SDXL embedding, as diffusers' example names it: `learned_embeds_2`, `learned_embeds_2-steps-500`.
+#: Stem of the second file of an SDXL embedding from diffusers' example: `learned_embeds_2`, `learned_embeds_2-steps-500`.
 _SECOND = re.compile(r"(.+)_2(-steps-\d+)?")
 
 
@@ -27,8 +27,8 @@ class Entry:
     Attributes:
         name: the word for prompts: the file's name without ending or, where the file holds several embeddings, its own word; cleaned.
         path: the file.
-        info: what it holds; None when it cannot be read.
-        reason: one sentence why it cannot be used; empty when it can.
+        info: the facts in the file; None when the file cannot be read.
+        reason: one sentence why it is unusable; empty when it is usable.
         preview: picture beside it (`X.png`, `X.preview.png`, also jpg, jpeg, webp), or the file itself if that is a picture.
         second: the file with the other half of an SDXL embedding; None where one file holds all.
         negative: name of the embedding for the negative prompt that goes with this one (DreamArtist's `X-neg`); mostly empty.
@@ -53,7 +53,7 @@ class Entry:
 
     @property
     def description(self) -> EmbeddingDescription:
-        """The facts about it that people and programs are shown; nothing is known of a file that cannot be read."""
+        """The facts for people and programs; all unknown when the file cannot be read."""
         return self.info.description if self.info else EmbeddingDescription()
 
     @property
@@ -74,7 +74,7 @@ def misfit(info: FileInfo, width: dict[str, int] | None) -> str:
     if width is None or info.widths == width:
         return ""
     if len(width) == len(info.widths) == 1 and set(width.values()) == set(info.widths.values()):
-        return ""  # tables of unusual widths may be named differently by a file and by a checkpoint
+        return ""  # a file and a checkpoint may use different names for a table of unusual width
     return f"made for {info.family}: {_wide(info.widths)}; this checkpoint takes {_wide(width, unit='')}."
 
 
@@ -83,10 +83,10 @@ def _wide(width: dict[str, int], unit: str = " wide") -> str:
 
 
 def mark_duplicates(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, with a reason for each that shares its name with an entry that wins over it.
+    """Give a reason to each entry whose name belongs to another entry with precedence.
 
     Args:
-        entries: in the order of precedence; a usable entry wins over an unusable one all the same.
+        entries: in the order of precedence. A usable entry still takes precedence over an unusable one.
     """
     winners: dict[str, Entry] = {}
     for usable in (True, False):
@@ -104,7 +104,7 @@ def mark_duplicates(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def join_halves(entries: Sequence[Entry], width: dict[str, int] | None) -> list[Entry]:
-    """The entries, with the two files of an SDXL embedding joined: the first file's entry has both halves, the second's a reason."""
+    """Join the two files of an SDXL embedding: the first file's entry gets both halves, and the second file's entry gets a reason."""
     positions = {entry.path: position for position, entry in enumerate(entries)}
     joined = list(entries)
     for position, second in enumerate(entries):
@@ -125,7 +125,7 @@ def _holds(info: FileInfo | None, widths: dict[str, int]) -> bool:
 
 
 def _join_infos(first: FileInfo | None, second: FileInfo | None) -> FileInfo | None:
-    """Both halves as one; None when their layouts, stored names or numbers of vectors differ."""
+    """Join the facts of both halves; None when their layouts, stored names or numbers of vectors differ."""
     if first is None or second is None or not _holds(first, {"clip_l": 768}):
         return None
     if (first.layout, _own_name(first), first.num_vectors) != (second.layout, _own_name(second), second.num_vectors):
@@ -145,7 +145,7 @@ def _own_name(info: FileInfo) -> str | None:
 
 
 def link_negatives(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries, with `X` and `X-neg` of one folder, as DreamArtist writes them, linked to each other."""
+    """Link `X` and `X-neg` of the same folder to each other; DreamArtist writes such pairs."""
     entries = list(entries)
     negatives: dict[str, list[int]] = {}
     for position, entry in enumerate(entries):

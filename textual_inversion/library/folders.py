@@ -1,4 +1,4 @@
-"""Lists folders: the files that may hold embeddings with their stamps, and the names of the sidecars beside them. Reads no file."""
+"""Lists folders: files that may hold embeddings, with their stamps, and the names of their sidecars. Opens no file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Listing:
 
     Attributes:
         path: the folder.
-        files: name -> stamp of each file that may hold embeddings; None where the system gives no status, such as for a broken link.
+        files: name -> stamp of each file that may hold embeddings; None when the system gives no status, for example for a broken link.
         sidecars: lower-case name -> name of each file that may be a picture, notes or metadata of an embedding.
         problem: one sentence why the folder cannot be searched; empty when it can.
     """
@@ -34,11 +34,11 @@ class Listing:
 
 
 def walk(root: str, seen: set[tuple[int, int]]) -> Iterator[Listing]:
-    """List `root` and its subfolders, but no hidden ones.
+    """List `root` and its subfolders, without hidden ones.
 
     Args:
         root: a folder; one that does not exist gives nothing.
-        seen: device and inode of every folder listed so far, which is left out, so that circles of links end. The walk adds to it.
+        seen: device and inode of every listed folder. The walk skips these folders, so circular links end, and adds new ones.
     """
     waiting = [root]
     while waiting:
@@ -51,7 +51,7 @@ def walk(root: str, seen: set[tuple[int, int]]) -> Iterator[Listing]:
             with os.scandir(path) as entries:
                 listing, subfolders = _list(path, [entry for entry in entries if not entry.name.startswith(".")])
         except (FileNotFoundError, NotADirectoryError):
-            continue  # a folder may vanish at any time
+            continue  # a folder may be deleted at any time
         except OSError as error:
             denied = error.errno in (errno.EACCES, errno.EPERM)
             reason = "access is not allowed; check its permissions" if denied else error.strerror or str(error)
@@ -79,7 +79,7 @@ def _list(path: str, entries: list[os.DirEntry[str]]) -> tuple[Listing, list[str
     embeddings = {os.path.splitext(entry.name.lower())[0] for entry in files}
     for name, entry in pictures:
         stem = os.path.splitext(name)[0]
-        if stem not in embeddings and not stem.endswith(".preview"):  # otherwise it is a preview
+        if stem not in embeddings and not stem.endswith(".preview"):  # a picture with such a stem is a preview
             files.append(entry)
     for entry in files:
         _add_file(listing, entry)
@@ -87,7 +87,7 @@ def _list(path: str, entries: list[os.DirEntry[str]]) -> tuple[Listing, list[str
 
 
 def _add_file(listing: Listing, entry: os.DirEntry[str]) -> None:
-    """Add the file with its stamp, unless it has vanished since the folder was listed."""
+    """Add the file with its stamp, unless it was deleted after the folder was listed."""
     try:
         stamp = _stamp(entry.stat())
     except OSError as error:
@@ -101,7 +101,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # such as a link to itself
+        return False  # for example a link to itself
 
 
 def _stamp(status: os.stat_result) -> FileStamp:
@@ -109,7 +109,7 @@ def _stamp(status: os.stat_result) -> FileStamp:
 
 
 def stamp_of(path: str | os.PathLike[str]) -> FileStamp | None:
-    """The file's stamp now, as a listing has it; None where the system gives no status."""
+    """The file's current stamp, in the form of a listing; None when the system gives no status."""
     try:
         return _stamp(os.stat(path))
     except OSError:

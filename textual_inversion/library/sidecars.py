@@ -33,15 +33,15 @@ _TAG = re.compile(r"[!?]|/?[a-zA-Z][a-zA-Z0-9]*")
 
 @dataclass(frozen=True)
 class About:
-    """The contents of an embedding's sidecars, as plain text of their authors: escape it before it becomes HTML.
+    """The contents of an embedding's sidecars as plain text. The text is untrusted: escape it for HTML.
 
     Attributes:
         description: what the embedding is.
         notes: how to use it.
         base_model: the model that it was made for, such as `SD 1.5`; not checked.
-        preferred_weight: strength to use it with; None where no file says one.
-        negative_text: words for the negative prompt that go with it.
-        model_name: its name in the gallery that it is from.
+        preferred_weight: recommended strength in a prompt; None when no file has one.
+        negative_text: recommended words for the negative prompt.
+        model_name: its name in its gallery.
         trained_words: the words that the gallery recommends for a prompt.
         problems: a sentence for each file that cannot be read.
     """
@@ -57,7 +57,7 @@ class About:
 
     @property
     def text(self) -> str:
-        """All of it, a line for each fact."""
+        """All contents, a line for each fact."""
         facts = {
             "Gallery name": self.model_name,
             "Made for": self.base_model,
@@ -70,13 +70,13 @@ class About:
 
 
 def read_sidecars(paths: Sequence[Path]) -> About:
-    """Read the files at `paths`. For each field the first file that has it counts; a broken file becomes one of the `problems`."""
+    """Read the files at `paths`. For each field the first file with a value counts. A broken file becomes one of the `problems`."""
     about = About()
     for path in paths:
         try:
             values = _read(path)
         except FileNotFoundError:
-            continue  # gone since the folder was listed
+            continue  # deleted after the folder was listed
         except (OSError, ValueError, RecursionError) as error:
             about = replace(about, problems=(*about.problems, _problem(path, error)))
             continue
@@ -98,9 +98,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _read_bytes(path: Path, limit: int) -> tuple[str, bool]:
-    """The file's first `limit` bytes as text, and whether they are all of it."""
+    """The file's first `limit` bytes as text, and whether these are the whole file."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("it is not a file")  # a pipe would be waited for without end
+        raise OSError("it is not a file")  # opening a pipe could block forever
     with open(path, "rb") as file:
         data = file.read(limit + 1)
     return data[:limit].decode("utf-8-sig", errors="replace").strip(), len(data) <= limit
@@ -148,7 +148,7 @@ def _line(value: object) -> str:
 
 
 def _plain(value: object) -> str:
-    """HTML as text, a line for each block; in one pass, because Python's own parser takes minutes over tags that never end."""
+    """Convert HTML to text, a line for each block. A single pass, because Python's own parser needs minutes for unclosed tags."""
     first, *parts = _text(value).split("<")
     texts, hidden_by = [first], ""
     for part in parts:
@@ -159,11 +159,11 @@ def _plain(value: object) -> str:
 
 
 def _visible(part: str, hidden_by: str) -> tuple[str, str]:
-    """The visible text of one part of some HTML, and the element that hides the text after it.
+    """The visible text of one part of HTML, and the element that hides the text after the part.
 
     Args:
         part: the HTML from behind a `<` up to the next one.
-        hidden_by: the element that is open before it and hides its text: a comment or one of `_HIDDEN`; empty for none.
+        hidden_by: the open element that hides the text before the part: a comment or one of `_HIDDEN`; empty for none.
     """
     if hidden_by == _COMMENT or (not hidden_by and part.startswith(_COMMENT)):
         _, ends, text = part.partition("-->")
