@@ -1,1 +1,1 @@
-"""Measurements, run by hand: `python -m benchmarks.<name>`. The package does not know them."""
+"""Benchmarks to run by hand: `python -m benchmarks.<name>`. The package does not import them."""

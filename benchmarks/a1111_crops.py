@@ -1,8 +1,8 @@
 """A1111's own focal-point crop over a folder, run by its own Python: `python a1111_crops.py A1111_DIR SOURCE DESTINATION SIDE`.
 
 Imports nothing of this package. It reads, crops and saves each picture as A1111's Extras do, with the functions that are in A1111_DIR.
-Faces need a model that A1111 downloads at the first use; without the file they get no weight, because what it does instead (the
-cascades) ends with an error as soon as one of them finds something.
+A1111 finds faces with a model that it downloads at the first use. Without this file, faces get no weight here, because A1111's
+fallback (cascades) raises an error whenever it finds a face.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(a1111: str, source: str, destination: str, side: str) -> None:
 
 
 def peak_memory() -> float:
-    """Most MB of memory that this process has held; Linux alone tells it apart from its parent's."""
+    """Peak memory of this process in MB. Only Linux reports it separately from the parent's."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 

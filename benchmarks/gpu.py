@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Those that the device computes in; cards before Ampere only emulate bf16, whatever `is_bf16_supported` says."""
+        """The precisions that the device supports. Cards before Ampere only emulate bf16, whatever `is_bf16_supported` says."""
         with_bf16 = not self.is_cuda or bool(torch.version.hip) or torch.cuda.get_device_capability(self.device)[0] >= 8
         return tuple(name for name in DTYPES if name != "bf16" or with_bf16)
 
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(plan: Plan) -> list[Row]:
-    """All rows, told of on stderr while they come."""
+    """All rows; also reports each row on stderr at once."""
     rows = [row for sizes in plan.checked for row in check(plan, sizes)]
     half = "bf16" if "bf16" in plan.precisions else "fp16"
     rate = matmul_rate(plan, DTYPES[half])
@@ -94,7 +94,7 @@ def run(plan: Plan) -> list[Row]:
 
 
 def check(plan: Plan, sizes: Sizes) -> list[Row]:
-    """Vectors after 20 steps against the CPU's in fp32, no wait for the device, and a loss that falls."""
+    """Compare vectors after 20 steps with the CPU's in fp32; check that no step waits for the device and that the loss falls."""
     print(f"checking {sizes.name}", file=sys.stderr)
     without_tf32()
     reference = update(sizes, "cpu", torch.float32)
@@ -113,7 +113,7 @@ def check(plan: Plan, sizes: Sizes) -> list[Row]:
 
 
 def without_tf32() -> None:
-    """TF32 rounds to 10 bits, which hides what fp32 is compared for."""
+    """Turn off TF32: it rounds to 10 bits, too coarse for the comparison in fp32."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
@@ -186,7 +186,7 @@ def _measure(plan: Plan, work: Callable[[], object], repeats: int) -> float:
 
 
 def matmul_rate(plan: Plan, dtype: torch.dtype) -> float:
-    """TFLOP/s of a matrix product: what the device can do."""
+    """TFLOP/s of a matrix product, as a measure of the device's limit."""
     side = plan.matrix
     a, b = (torch.randn(side, side, device=plan.device, dtype=dtype) for _ in range(2))
     quick = replace(plan, seconds=min(plan.seconds, 2.0))

@@ -1,4 +1,4 @@
-"""A library's scans beside loading every file as A1111 does: `python -m benchmarks.library_scan`, on the CPU.
+"""Compares a library's scans with A1111, which loads every file: `python -m benchmarks.library_scan`, on the CPU.
 
 Each side runs in a fresh process over the same files in a temporary folder, all of them in the page cache.
 """
@@ -84,7 +84,7 @@ def ours(folder: Path) -> list[float]:
 
 
 def as_a1111(folder: Path) -> list[float]:
-    """It keeps every vector, and after any change of the folder it reads all files again; without one it looks at the folder's date."""
+    """A1111 keeps every vector. It reads all files again after any change of the folder; otherwise it checks only the folder's date."""
     import PIL.Image  # noqa: F401  loaded before the clock starts, as in a WebUI
     import safetensors.torch  # noqa: F401
 

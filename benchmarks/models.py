@@ -1,4 +1,4 @@
-"""Models of random weights and batches for them, without files. It needs torch and safetensors only.
+"""Models with random weights, and batches for them. Needs no files, and only torch and safetensors.
 
 Legend: b batch, l tokens, n vectors, d width.
 """
@@ -62,7 +62,7 @@ SD15_256 = Sizes("SD1.5, 256²", UNetConfig(), VAEConfig(), CLIPConfig(), 256)
 
 
 def random_model(sizes: Sizes, device: str, dtype: torch.dtype, *, draw_on: str = "cpu") -> StableDiffusion:
-    """A frozen model as `load_checkpoint` gives it, of random weights; its VAE has none, as a step does not need it.
+    """A frozen model like that of `load_checkpoint`, with random weights. Its VAE has no weights, because a step does not need them.
 
     Args:
         sizes: which model.

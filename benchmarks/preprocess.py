@@ -1,7 +1,7 @@
-"""Focal-point crops of photographs beside A1111's: `python -m benchmarks.preprocess`, on the CPU.
+"""Compares focal-point crops of photographs with A1111's: `python -m benchmarks.preprocess`, on the CPU.
 
 The photographs are those inside scikit-image and scikit-learn, cropped, enlarged and coloured anew until there are enough of them, as
-JPEG files in a temporary folder. Each side runs in a process of its own over the same files; they take turns in the order A B B A.
+JPEG files in a temporary folder. Each side runs in a process of its own over the same files; they run in the order A B B A.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def photographs() -> list[Image.Image]:
 
 
 def make_photographs(folder: Path, count: int, megapixels: float) -> None:
-    """`count` JPEG files of about that size in `folder`, but for those that are there."""
+    """Write `count` JPEG files of about `megapixels` into `folder`; existing files stay."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(count) if not (folder / f"{number:04}.jpg").exists()]
     if not missing:

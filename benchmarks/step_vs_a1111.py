@@ -1,10 +1,11 @@
 """Training inside A1111 beside A1111's own trainer: `python -m benchmarks.step_vs_a1111`, on the CPU in fp32.
 
-Both are asked through the WebUI's API to train the same word on the same checkpoint and pictures. They take turns, each in an A1111 that
-was started for it: OpenMP counts the idle threads that the other side left in a process, and then puts its own to sleep between any two
-operations (seen: 0.058 s a step instead of 0.033). `A1111_DIR` names
-the WebUI's folder, `A1111_PYTHON` its interpreter where that is not in its `venv`. Nothing is written into that folder. Without
-`--checkpoint` it is the tiny one; a `.yaml` beside a checkpoint is taken with it, as A1111 takes it.
+Both trainers get the same word, checkpoint and pictures through the WebUI's API. They take turns, each in a fresh A1111 process: in a
+shared process OpenMP counts the idle threads of the other side, and then puts its own threads to sleep between any two operations
+(measured: 0.058 s a step instead of 0.033).
+
+`A1111_DIR` names the WebUI's folder, `A1111_PYTHON` its interpreter when it is not in the `venv`. The benchmark writes nothing into that
+folder. Without `--checkpoint` it uses the tiny checkpoint. Like A1111, it uses a `.yaml` beside a checkpoint.
 """
 
 from __future__ import annotations

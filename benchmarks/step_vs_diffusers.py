@@ -1,4 +1,4 @@
-"""One training step beside the same step in plain diffusers: `python -m benchmarks.step_vs_diffusers`, on the CPU in fp32.
+"""Compares one training step with the same step in plain diffusers: `python -m benchmarks.step_vs_diffusers`, on the CPU in fp32.
 
 Each side runs in a process of its own; they take turns, so that a busy machine slows both. Legend: b batch, c channels.
 """
@@ -55,12 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-# the side that asks
+# the parent process
 
 
 @dataclass
 class Worker:
-    """A process with one side of the comparison; it steps when it is asked to."""
+    """A process with one side of the comparison, which runs steps on request."""
 
     process: subprocess.Popen[str]
 
@@ -71,7 +71,7 @@ class Worker:
         return cls(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment))
 
     def ask(self, steps: int) -> dict[str, float]:
-        """Have it do some steps: mean seconds of one and of the processor, the last loss, and the peak of its memory in GiB."""
+        """Run some steps. Return mean seconds and CPU seconds of one step, the last loss, and peak memory in GiB."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(steps, file=self.process.stdin, flush=True)
@@ -112,7 +112,7 @@ def row(case: str, rounds: int, threads: int) -> list[str]:
     return [sizes.name, str(batch), *medians, *(f"{ratio:.2f}" for ratio in ratios), *(f"{peaks[side]:.1f}" for side in SIDES)]
 
 
-# the side that answers
+# the worker process
 
 
 def work(side: str, case: str) -> None:

@@ -1,4 +1,4 @@
-"""The description of an embedding that the command line, the API and the pages share: its words, their order and its JSON keys."""
+"""The description of an embedding for the command line, the API and the pages: labels, their order, and JSON keys."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SUMMARY = ("num_vectors", "family", "step", "checkpoint")
 
 @dataclass(frozen=True)
 class EmbeddingDescription:
-    """The facts about an embedding that people and programs are shown. A field that is empty or None is not known.
+    """The facts about an embedding for people and programs. An empty field or None means unknown.
 
     Attributes:
         num_vectors: places that the word takes in a prompt.
-        family: the models that it is for: `SD1`, `SD2`, `SDXL`, ….
+        family: the model family of the embedding: `SD1`, `SD2`, `SDXL`, ….
         step: optimizer steps trained so far.
-        checkpoint: name of the checkpoint that it was trained on.
+        checkpoint: name of the training checkpoint.
         checkpoint_hash: first 10 hex digits of that file's sha256.
         initializer_text: the words that the vectors started from.
         layout: name of the file's layout.
@@ -59,7 +59,7 @@ class EmbeddingDescription:
         return counted(self.num_vectors, "vector") if self.num_vectors else ""
 
     def line(self, *more: str) -> str:
-        """`4 vectors · SD1 · step 300` and then the facts in `more`; an untrained embedding has no step, and empty facts are left out."""
+        """`4 vectors · SD1 · step 300` and then the facts in `more`. Empty facts and the step of an untrained embedding are omitted."""
         facts = (self.vectors, self.family, f"step {self.step}" if self.step else "", *more)
         return " · ".join(fact for fact in facts if fact)
 

@@ -16,9 +16,9 @@ from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import EmbeddingError, InvalidNameError
 from textual_inversion.settings.creation import MAX_VECTORS
 
-#: Width of a token table -> the text encoder that has it, and the families that use it.
+#: Width of a token table -> its text encoder.
 ENCODER_BY_WIDTH = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
-#: Text encoders -> the models that have them all; only the first two can be prompted here.
+#: Set of text encoders -> the model family that uses this set. Prompts here support only the first two.
 _FAMILIES = {
     frozenset({"clip_l", "clip_g"}): "SDXL",
     frozenset({"clip_g"}): "SDXL",
@@ -31,7 +31,7 @@ _FAMILIES = {
 }
 MAX_NAME_LENGTH = 100
 _ODD = re.compile(r"[^\w.\- ]")
-_BREAK = re.compile(r"\bBREAK\b")  # prompts are cut there
+_BREAK = re.compile(r"\bBREAK\b")  # begins a new chunk of a prompt
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|(com|lpt)[\d¹²³]) *(\..*)?")
 
 
@@ -41,7 +41,7 @@ def encoder_for_width(width: int) -> str:
 
 
 def family_of(widths: dict[str, int]) -> str:
-    """The models that vectors of these widths per text encoder are for: `SD1`, `SD2`, `SDXL`, `SD3`, …, or `<d> wide` for unusual sizes."""
+    """The model family for these widths per text encoder: `SD1`, `SD2`, `SDXL`, `SD3`, …, or `<d> wide` for unusual sizes."""
     if family := _FAMILIES.get(frozenset(widths)):
         return family
     if len(widths) > 1:
@@ -54,7 +54,7 @@ def check_name(name: str) -> str:
     """Return `name` if it can be a file name and a word of a prompt.
 
     Raises:
-        InvalidNameError: empty, over 100 characters, a path, reserved by Windows or prompts (`BREAK`), or characters other than
+        InvalidNameError: empty, over 100 characters, a path, reserved by Windows or prompts (`BREAK`), or has characters other than
             letters with their accents, digits, `._-` and space.
     """
     if not name or name != name.strip():
@@ -69,7 +69,7 @@ def check_name(name: str) -> str:
 
 
 def clean_name(text: str) -> str:
-    """Turn any text, such as a file's stem, into a name that passes `check_name`; characters that no name holds become `_`."""
+    """Turn any text, such as a file's stem, into a name that passes `check_name`; characters that names cannot contain become `_`."""
     name = _BREAK.sub("break", _without_odd(text[:MAX_NAME_LENGTH]).strip(". "))
     if not name:
         return "embedding"
@@ -77,7 +77,7 @@ def clean_name(text: str) -> str:
 
 
 def _without_odd(text: str) -> str:
-    """`text` with `_` for every character that no name holds; marks stay: many scripts write vowels by them, some systems accents."""
+    """Replace forbidden characters by `_`. Combining marks stay: many scripts use them for vowels, some systems for accents."""
     return _ODD.sub(lambda match: match[0] if unicodedata.category(match[0]).startswith("M") else "_", text)
 
 
@@ -87,7 +87,7 @@ def name_in_file(stem: str, word: str | None) -> str:
 
 
 def word_name(text: str) -> str:
-    """A word as a name for prompts: `<cat-toy>`, as diffusers writes its tokens, becomes `cat-toy`."""
+    """A word as a name for prompts: diffusers' token `<cat-toy>` becomes `cat-toy`."""
     inner = text[1:-1] if text.startswith("<") and text.endswith(">") else text
     return clean_name(inner or text)
 
@@ -109,7 +109,7 @@ class Provenance:
     initializer_text: str | None = None
 
     def describe(self, num_vectors: int, family: str, **more: Any) -> EmbeddingDescription:
-        """The description of vectors with this provenance; `more` are further fields of it."""
+        """The description of vectors with this provenance; `more` sets further fields."""
         origin = (self.step, self.checkpoint_name, self.checkpoint_hash, self.initializer_text)
         return EmbeddingDescription(num_vectors, family, *origin, **more)
 
@@ -160,7 +160,7 @@ class Embedding:
 
     @property
     def description(self) -> EmbeddingDescription:
-        """The facts about it that people and programs are shown."""
+        """The facts for people and programs."""
         counts = {encoder: tensor.shape[0] for encoder, tensor in self.vectors.items()}
         return self.provenance.describe(self.num_vectors, self.family, widths=self.widths, counts=counts)
 

@@ -1,4 +1,4 @@
-"""Files on disk: replace one whole, tell whether one has changed, say in words why the system refused. Holds no format."""
+"""Helpers for files on disk: replace a file atomically, detect changes, explain system errors. Independent of file formats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK = 2**20  # bytes read at a time
 
 
 class FileStamp(NamedTuple):
-    """What changes when a file is replaced or written to; two equal stamps mean the same bytes."""
+    """Size, time and inode of a file. Two equal stamps mean an unchanged file."""
 
     size: int  # bytes
     modified: int  # nanoseconds since 1970
@@ -22,7 +22,7 @@ class FileStamp(NamedTuple):
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> FileStamp | None:
-        """The stamp of the file now; None where there is no file, or where the system does not let us look."""
+        """The file's current stamp; None when the file is missing or the system denies access."""
         try:
             return cls.from_status(os.stat(path))
         except OSError:
@@ -30,7 +30,7 @@ class FileStamp(NamedTuple):
 
     @classmethod
     def from_status(cls, status: os.stat_result) -> FileStamp:
-        """From the status that `os.stat` or a directory entry gives."""
+        """The stamp from the status of `os.stat` or of a directory entry."""
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
@@ -57,24 +57,24 @@ def replace_file(
     fixed_name: bool = False,
     follow_links: bool = True,
 ) -> None:
-    """Write a file so that `path` holds either what it held before or all of `content`.
+    """Write a file. At any moment `path` holds either the previous contents or all of `content`.
 
     Args:
         path: the file.
         content: the bytes, or a function that writes them to the open file.
         overwrite: replace a file that is there.
-        durable: wait until the disk has the bytes, so that they survive a loss of power. Without it many small files are written much
-            faster, and a file may be empty after a crash of the machine.
-        fixed_name: name the temporary file after the target, so that the next run writes over what a killed run has left. Only one
-            program may write that target at a time.
+        durable: wait until the disk has the bytes, so that they survive a loss of power. Without this, writing
+            many small files is much faster, but a file may be empty after a crash of the machine.
+        fixed_name: name the temporary file after the target, so that the next run overwrites the remains of a killed run. Only one
+            program may write this target at a time.
         follow_links: a symbolic link stays a link, and the file that it points to is replaced; otherwise the link itself is replaced,
-            so that nothing is written where a link of unknown origin leads.
+            so that a link of unknown origin cannot redirect the write.
 
     Raises:
-        FileExistsError: something is there and `overwrite` is false.
-        OSError: no such folder, disk full, not allowed; nothing half-written stays where the system lets us remove it.
+        FileExistsError: `path` exists and `overwrite` is false.
+        OSError: no such folder, disk full, not allowed. The incomplete file is removed if the system allows it.
     """
-    if not overwrite and os.path.lexists(path):  # also a link to nothing: whoever unpacked it did not choose where it leads
+    if not overwrite and os.path.lexists(path):  # also a broken link: its target may come from an unpacked archive
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
     target = Path(os.path.realpath(path)) if follow_links else Path(path)
     temporary = target.parent / (f".{target.name}.part" if fixed_name else f".{secrets.token_hex(8)}.tmp")
@@ -94,7 +94,7 @@ def replace_file(
 
 
 def remove_quietly(path: str | os.PathLike[str]) -> None:
-    """Delete a temporary file if that can be done; the error that led here matters more than this one."""
+    """Delete a temporary file if possible. Ignores errors, because the error before the cleanup matters more."""
     try:
         os.unlink(path)
     except OSError:
@@ -102,7 +102,7 @@ def remove_quietly(path: str | os.PathLike[str]) -> None:
 
 
 def os_error_text(error: OSError) -> str:
-    """Why the system refused, and what helps, as a clause without a full stop."""
+    """The system's reason and the remedy, as a clause without a full stop."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space and try again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -120,7 +120,7 @@ def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
         os.replace(temporary, target)
         return
     try:
-        os.link(temporary, target)  # unlike a rename, fails if somebody took the name meanwhile
+        os.link(temporary, target)  # unlike a rename, fails if another program took the name meanwhile
     except FileExistsError:
         raise
     except OSError as error:

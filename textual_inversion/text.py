@@ -1,4 +1,4 @@
-"""Small pieces of sentences that are shown to people: counts, lists, text that every page can send."""
+"""Helpers for user messages: counts, lists, text that any page can encode."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def legible(text: str) -> str:
-    """`text`, such as a path, for pages and JSON; bytes of a file name that no encoding knows are spelt out as `\\xNN`."""
+    """`text`, such as a path, for pages and JSON. Undecodable bytes of a file name become `\\xNN`."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -1,1 +1,1 @@
-"""How the tiny checkpoint and the demo's pictures were made. Not part of the installed package."""
+"""Scripts that create the tiny checkpoint and the demo's pictures. Not part of the installed package."""

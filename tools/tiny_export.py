@@ -1,4 +1,4 @@
-"""Writes the tiny checkpoint as people's checkpoints are written: one LDM-layout file in fp16, with an LDM-style `.yaml` beside it.
+"""Writes the tiny checkpoint like an ordinary checkpoint: one LDM-layout file in fp16, with an LDM-style `.yaml` beside it.
 
 Legend: d width.
 """
@@ -40,7 +40,7 @@ def run_export(folder: Path, report: Callable[[str], None]) -> None:
 
 
 def full_table(rows: torch.Tensor, ids: list[int]) -> torch.Tensor:
-    """The token table [49408, d]: the world's words at their ids, zeros elsewhere, which pack to nothing."""
+    """The token table [49408, d]: the world's words at their ids, zeros elsewhere, which compress to almost nothing."""
     table = torch.zeros(VOCABULARY_SIZE, rows.shape[1])
     table[torch.tensor(ids)] = rows[1:].float()
     return table

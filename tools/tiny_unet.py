@@ -40,7 +40,7 @@ class Words:
         self.compact = {token: index + 1 for index, token in enumerate(used)}
 
     def encode(self, text: str, rng: random.Random) -> list[int]:
-        """77 compact ids; now and then an unknown word stands somewhere, so that the model learns to read past it."""
+        """77 compact ids; sometimes inserts an unknown word, so the model learns to ignore such words."""
         tokens = [self.compact.get(token, 0) for token in self.tokenizer.encode(text)]
         while rng.random() < 0.15 and tokens:
             tokens.insert(rng.randint(0, len(tokens)), 0)
@@ -50,7 +50,7 @@ class Words:
 
 
 class TextAndImage(nn.Module):
-    """What is trained here."""
+    """The trained modules."""
 
     def __init__(self, words: int) -> None:
         super().__init__()
@@ -84,14 +84,14 @@ def cache_pictures(vae: VAE, count: int, rng: random.Random, device: str) -> tup
 
 
 def random_timesteps(count: int, device: str) -> torch.Tensor:
-    """Half of them from all, half from the noisier half, where colour and layout are decided."""
+    """Draw half of the timesteps from all, half from the noisier half, which determines colour and layout."""
     low = torch.randint(0, TRAIN_TIMESTEPS, (count,), device=device)
     high = torch.randint(TRAIN_TIMESTEPS // 2, TRAIN_TIMESTEPS, (count,), device=device)
     return torch.where(torch.rand(count, device=device) < 0.5, low, high)
 
 
 def run_unet(args: argparse.Namespace, report: Callable[[str], None]) -> None:
-    """Train and leave `unet.safetensors` (averaged weights) in the folder, now and then also on the way."""
+    """Train and write `unet.safetensors` (averaged weights) into the folder, also at intervals during training."""
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed + 1)
     vae = VAE(TINY_VAE).to(args.device, memory_format=torch.channels_last)
@@ -122,8 +122,8 @@ def fit(
         clean = latents[torch.tensor(rows, device=latents.device)]
         noise, timesteps = torch.randn_like(clean), random_timesteps(len(rows), args.device)
         errors = (model(schedule.mix(clean, noise, timesteps), timesteps, ids) - noise).square().mean(dim=(1, 2, 3))  # b
-        # the background and the place are nearly readable from noisy latents; only the noisiest steps teach to read them in the prompt,
-        # and there an error of the picture counts for little in the noise, so it is weighed up
+        # noisy latents still show the background and the position. Only the noisiest steps teach the model to read them from the prompt.
+        # There an error in the picture changes the noise little, so these steps get a larger weight
         loss = (errors / schedule.signal[timesteps]).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

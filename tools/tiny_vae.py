@@ -19,7 +19,7 @@ from torch import nn
 from textual_inversion.demo.world import draw, random_scene
 from textual_inversion.diffusion.vae import VAE, VAEConfig
 
-# the last level must have more than 32 channels: 32 groups of one channel each would take every picture's mean colour away
+# the last level must have more than 32 channels: 32 groups of one channel each would remove every picture's mean colour
 TINY_VAE = VAEConfig(base_channels=32, channel_mult=(2, 1, 1, 2), num_res_blocks=1)
 SOFT_EPS = 1.0
 CROP = 48  # pixels; most of the training sees parts of pictures, the last part whole ones
@@ -73,10 +73,10 @@ def train_vae(steps: int, batch: int, seed: int, device: str, report: Callable[[
 
 @torch.no_grad()
 def prepare(vae: VAE) -> None:
-    """Let colour pass from the first step on.
+    """Initialize the VAE so that colour passes from the first step on.
 
     The skip path begins as plain averaging and copying. The norms begin and stay soft: with few channels a group, x / sqrt(var + 1e-6)
-    keeps only the sign of a flat colour, x / sqrt(var + 1) keeps how much; `fold_soft_norms` makes that an ordinary VAE again.
+    keeps only the sign of a flat colour, x / sqrt(var + 1) also keeps its strength. `fold_soft_norms` restores an ordinary VAE.
     """
     for name, layer in vae.named_modules():
         if isinstance(layer, nn.GroupNorm):
@@ -94,12 +94,12 @@ def prepare(vae: VAE) -> None:
             layer.weight.mul_(0.3)
         elif not name.endswith(("conv1", "q", "k", "v")):
             layer.weight.mul_(1.7)
-    vae.quant_conv.bias[TINY_VAE.latent_channels :] -= 5  # little noise, or it drowns the first signal
+    vae.quant_conv.bias[TINY_VAE.latent_channels :] -= 5  # little noise at first, so the signal is learnable
 
 
 @torch.no_grad()
 def fold_soft_norms(vae: VAE) -> None:
-    """Scale all that the norms see down until their usual eps of 1e-6 is as soft as `SOFT_EPS` was; the function stays the same."""
+    """Scale down the inputs of the norms until the usual eps of 1e-6 acts like `SOFT_EPS`. The function stays the same."""
     scale = (1e-6 / SOFT_EPS) ** 0.5
     for name, layer in vae.named_modules():
         if isinstance(layer, nn.GroupNorm):
@@ -126,7 +126,7 @@ def warm_cosine(step: int, warm: int, steps: int) -> float:
 
 @torch.no_grad()
 def normalise_latents(vae: VAE, pixels: torch.Tensor) -> None:
-    """Fold into the 1x1 convolutions what makes the scaled latents of `pixels` zero-mean with unit deviation."""
+    """Adjust the 1x1 convolutions so that the scaled latents of `pixels` have mean 0 and standard deviation 1."""
     means = torch.cat([vae.encode_moments(part)[0] for part in pixels.split(32)])  # b c h w
     centre, spread = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
     gain = 1.0 / (vae.scale_factor * spread)

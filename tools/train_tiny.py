@@ -51,7 +51,7 @@ def run_vae(args: argparse.Namespace) -> None:
 
 
 def report(line: str) -> None:
-    """Tell the person who waits."""
+    """Print a progress line."""
     print(line, flush=True)
 
 

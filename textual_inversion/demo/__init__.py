@@ -1,1 +1,1 @@
-"""A drawn world in which learning can be measured, and the demonstration that does so."""
+"""A synthetic world of drawn pictures, and a demonstration that measures learning in it."""

@@ -1,8 +1,7 @@
-"""Judges pictures of the drawn world: what each one shows, whether that is the concept, and whether the rest of the prompt is followed.
+"""Judges pictures of the drawn world: names the contents, and checks them against the concept and against the rest of the prompt.
 
-A picture is named by comparing it with drawings of everything it could show (analysis by synthesis): the background is read off the
-border, the object's box off the pixels that differ from it, and then every colour, shape and pattern is drawn into that box; the
-closest drawing names the picture.
+The method is analysis by synthesis. The border gives the background, and the pixels that differ from it give the object's box. Every
+colour, shape and pattern is then drawn into this box. The closest drawing names the contents.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _BATCH = 12  # pictures drawn together
 
 @dataclass(frozen=True)
 class Setting:
-    """What the rest of a prompt asks for: a background and a place."""
+    """The rest of a prompt: a background and a position."""
 
     background: str
     position: str = "centre"
@@ -55,7 +54,7 @@ class Scores:
 
 
 def settings_for(concept: Scene) -> list[Setting]:
-    """Every background that the concept can stand out from, at each place: 24 settings."""
+    """Every background that differs enough from the concept, at each position: 24 settings."""
     grounds = [colour for colour in COLOURS if colour != concept.colour]
     return [Setting(ground, position) for ground in grounds for position in ("centre", "left", "right")]
 
@@ -70,7 +69,7 @@ def judge(
     seed: int = 1000,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Draw `name` (an embedding or plain words) once in each setting and look at the pictures."""
+    """Draw `name` (an embedding or plain words) once in each setting and score the pictures."""
     sampling = GenerationSettings(prompt="", steps=20, cfg_scale=4.0, width=SIZE, height=SIZE)
     pictures: list[Image.Image] = []
     for start in range(0, len(settings), _BATCH):
@@ -88,18 +87,18 @@ def judge(
 
 
 def shows(concept: Scene, seen: Sighting) -> bool:
-    """Shape, colour and pattern are the concept's."""
+    """Whether shape, colour and pattern are those of the concept."""
     return (seen.shape, seen.colour, seen.pattern) == (concept.shape, concept.colour, concept.pattern)
 
 
 def follows(setting: Setting, seen: Sighting) -> bool:
-    """Background and place are those of the setting."""
+    """Whether background and position are those of the setting."""
     return (seen.background, seen.position) == (setting.background, setting.position)
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a picture shows. Fields as in `world.Scene`; `shape` and the others are empty when no object can be made out."""
+    """What a picture shows. Fields as in `world.Scene`; `shape` and the others are empty when no object is recognised."""
 
     background: str
     shape: str = ""
@@ -109,7 +108,7 @@ class Sighting:
 
 
 def look(picture: Image.Image) -> Sighting:
-    """Name what `picture` (any size, RGB) shows."""
+    """Name the contents of `picture` (any size, RGB)."""
     pixels = np.asarray(picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32)  # H W 3
     border = np.concatenate(
         [pixels[:6].reshape(-1, 3), pixels[-6:].reshape(-1, 3), pixels[:, :4].reshape(-1, 3), pixels[:, -4:].reshape(-1, 3)]
@@ -127,7 +126,7 @@ def look(picture: Image.Image) -> Sighting:
 
 
 def _position(box: tuple[int, int, int, int], shape: str) -> str:
-    """Where the shape's template has its middle; a moon's box does not have it there."""
+    """The position of the middle of the shape's template. A moon's box has a different middle."""
     canvas = template(shape, PATTERNS[0])[0]
     left, _, right, _ = canvas.getbbox() or (0, 0, *canvas.size)
     scale = (box[2] - box[0]) / (right - left)
@@ -140,7 +139,7 @@ def _nearest_colour(rgb: np.ndarray) -> str:
 
 
 def _object_box(pixels: np.ndarray, ground: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom of what differs from the background; None when nothing of a fair size does."""
+    """Left, top, right, bottom of the area that differs from the background; None when this area is too small."""
     differs = np.abs(pixels - ground).max(axis=-1) > 40
     columns, rows = np.flatnonzero(differs.sum(axis=0) >= 3), np.flatnonzero(differs.sum(axis=1) >= 3)
     if len(columns) < 24 or len(rows) < 24:
@@ -164,7 +163,7 @@ def _closest(picture: Image.Image, ground: np.ndarray, box: tuple[int, int, int,
     for name in _NAMES:
         if name == background:
             continue
-        # a drawing differs from the background by cover * a + tone * b; its squared distance to the crop, multiplied out
+        # a drawing minus the background is cover * a + tone * b; `errors` expands its squared distance to the crop
         body = np.array(COLOURS[name], np.float32)
         a, b = body - ground, ink(body, name) - body
         drawn = sums[0] * (a @ a) + sums[1] * (b @ b) + 2 * sums[2] * (a @ b)  # k

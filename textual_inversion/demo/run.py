@@ -1,4 +1,4 @@
-"""The demonstration: a word that takes several words to say is learned from a few pictures, and measured before and after."""
+"""The demonstration: learns a concept from a few pictures, and scores pictures of it before and after training."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class DemoResult:
 
     Attributes:
         steps: optimizer steps trained.
-        seconds: time of training, with the encoding of the pictures, without the drawing before and after.
+        seconds: duration of training, including the encoding of the pictures, excluding the drawing before and after.
         steps_per_second: while training.
         concept_before, concept_after: share of pictures that show the concept.
         prompt_following_before, prompt_following_after: share of pictures that follow the rest of the prompt.
-        embedding: the file that was learned.
+        embedding: the file with the learned embedding.
         pictures: the labelled sheet.
     """
 
@@ -75,11 +75,11 @@ def demo_config(steps: int = STEPS, seed: int = 0) -> TrainingConfig:
 def run_demo(
     model: StableDiffusion, out: Path, *, steps: int = STEPS, seed: int = 0, listener: Callable[[Event], None] = lambda event: None
 ) -> DemoResult:
-    """Train, judge before and after, and leave the embedding and one labelled PNG in `out`.
+    """Train, judge before and after, and write the embedding and one labelled PNG into `out`.
 
     Raises:
         EmbeddingError: `out` cannot be written.
-        TrainingError: training stopped with a reason.
+        TrainingError: training stopped early; the error gives the reason.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def run_demo(
 
 
 class _Stopwatch:
-    """Passes events on and keeps the time between the first and the last."""
+    """Forwards events and measures the time between the first and the last."""
 
     def __init__(self, listener: Callable[[Event], None]) -> None:
         self.listener, self.start, self.seconds, self.steps_per_second = listener, 0.0, 0.0, 0.0

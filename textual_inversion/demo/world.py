@@ -1,4 +1,4 @@
-"""A drawn world in which everything can be measured: one patterned shape on a coloured background, and its captions.
+"""A synthetic world of drawn pictures: one patterned shape on a coloured background, and its captions.
 
 Legend: H W picture size in pixels.
 """
@@ -109,7 +109,7 @@ def draw(scene: Scene) -> Image.Image:
 
 @cache
 def template(shape: str, pattern: str) -> tuple[Image.Image, Image.Image]:
-    """The object as two 256 by 256 grey pictures: how much it covers, and where it has its second tone."""
+    """The object as two 256 by 256 grey pictures: its coverage, and the places of its second tone."""
     alpha = Image.new("L", (_CANVAS, _CANVAS), 0)
     _SHAPE_PAINTERS[shape](ImageDraw.Draw(alpha))
     tone = Image.new("L", (_CANVAS, _CANVAS), 0)
@@ -193,7 +193,7 @@ _SHAPE_PAINTERS = {
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
-    """A caption of `scene`; without `rng` always the plainest one, with it one of many wordings, some of which leave something unsaid."""
+    """A caption of `scene`. Without `rng` it is the standard wording; with `rng` it is a random wording, which may omit some facts."""
     if rng is None:
         return f"a picture of {_article(_object(scene, scene.shape))}{_place(scene)}, {scene.background} background"
     noun = rng.choice(GENERIC_NOUNS) if rng.random() < 0.05 else scene.shape

@@ -1,4 +1,4 @@
 """The frozen model: checkpoint files, UNet, VAE, text encoder, noise, samplers.
 
-Import from its modules: a WebUI that starts reads a checkpoint's header and needs no model.
+Import from its modules: a starting WebUI needs only a checkpoint's header, not the model code.
 """

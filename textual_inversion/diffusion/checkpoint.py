@@ -1,4 +1,4 @@
-"""Reads checkpoint files in the LDM layout: memory-mapped, with sizes and family read off the shapes."""
+"""Reads checkpoint files in the LDM layout: memory-mapped. The tensor shapes give the sizes and the model family."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from textual_inversion.files import FileStamp, os_error_words, sha256_of
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 _TABLE = "text_model.embeddings.token_embedding.weight"
-#: The tensors that hold the token tables of SD1, SD2 and SDXL, best placed first -> their text encoders.
+#: Tensors with the token tables of SD1, SD2 and SDXL, by preference -> their text encoders.
 _TOKEN_TABLES = {
     "conditioner.embedders.0.transformer." + _TABLE: "clip_l",
     "conditioner.embedders.1.model.token_embedding.weight": "clip_g",
@@ -29,7 +29,7 @@ _TOKEN_TABLES = {
 # the first SD1 files were written before transformers put `text_model.` in front of these
 _MAX_HEADER_BYTES = 100 * 2**20
 _OLD_TEXT = tuple(TEXT + part for part in ("embeddings.", "encoder.", "final_layer_norm."))
-# part of a tensor's name that tells a checkpoint of another kind -> what that is
+# part of a tensor's name -> the unsupported kind of checkpoint that contains it
 _FOREIGN = {
     "double_blocks.": "is a Flux checkpoint",
     "joint_blocks.": "is an SD3 checkpoint",
@@ -78,10 +78,10 @@ class CheckpointFile:
 
     @classmethod
     def open_vae(cls, path: str | os.PathLike[str]) -> CheckpointFile:
-        """Read the header of a VAE that lies in a file of its own, or of the checkpoint that holds one.
+        """Read the header of a VAE file, or of a checkpoint that contains a VAE.
 
         Raises:
-            CheckpointError: what `open` raises, or there is no VAE in it.
+            CheckpointError: as `open`, or the file has no VAE.
         """
         file = cls.open(path)
         if file.under(VAE):
@@ -100,7 +100,7 @@ class CheckpointFile:
 
     @cached_property
     def hash(self) -> str:
-        """First 10 hex digits of the file's sha256, as A1111 shows it. Reads the whole file, once while it stays the same.
+        """First 10 hex digits of the file's sha256, as A1111 shows it. Reads the whole file, and again only when the file changes.
 
         Raises:
             OSError: the file cannot be read.
@@ -149,10 +149,10 @@ class TensorReader:
             ) from error
 
     def fill(self, module: nn.Module, prefix: str, *, device: torch.device | str, dtype: torch.dtype) -> None:
-        """Give a module built on the meta device its weights, frozen; what else the file holds under `prefix` is not read.
+        """Load frozen weights into a module on the meta device. Ignores other tensors under `prefix`.
 
         Raises:
-            CheckpointError: tensors that the module needs and the file lacks, or that have another shape, listed by key.
+            CheckpointError: tensors are missing or have another shape; the error lists their keys.
         """
         stored = self.source.under(prefix)
         wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
@@ -172,7 +172,7 @@ class TensorReader:
             kind = str(tensor.dtype).removeprefix("torch.")
             advice = "quantized checkpoints cannot be trained on, so take one in fp16 or fp32"
             raise UnsupportedCheckpointError(f"{self.source.path.name} stores {name} as {kind}; {advice}.", path=self.source.path)
-        # a tensor that already has the right type would keep the file mapped: copy it
+        # copy always: without a copy, a tensor of the right type would keep the file mapped
         return tensor.to(device=device, dtype=dtype, copy=True)
 
 
@@ -209,7 +209,7 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_family(file: CheckpointFile) -> str:
-    """The family, `SD1`, of a checkpoint whose parts can be loaded here.
+    """The family of a supported checkpoint: `SD1`.
 
     Raises:
         UnsupportedCheckpointError: SD2, SDXL, SD3, Flux, quantized or inpainting.
@@ -256,7 +256,7 @@ def _check_native(file: CheckpointFile) -> None:
 
 
 def token_tables(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Text encoder -> its token table [l, d] as stored, of an SD1, SD2 or SDXL checkpoint; mapped from the disk, the rest is left unread.
+    """Text encoder -> its token table [l, d] as stored, of an SD1, SD2 or SDXL checkpoint; maps only these tables from the disk.
 
     Raises:
         UnsupportedCheckpointError: SD3, Flux or quantized.
@@ -282,19 +282,19 @@ def token_tables(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 class CheckpointFacts(NamedTuple):
-    """What the header of a checkpoint file says: text encoder -> width of its token table, and the side in pixels of its pictures."""
+    """Facts from the header of a checkpoint file: text encoder -> width of its token table, and picture side in pixels."""
 
     widths: dict[str, int]
     picture_size: int
 
 
 def picture_size(model_channels: int) -> int:
-    """Side in pixels of the pictures that an SD1 checkpoint was made for, by the channels of its UNet's first level."""
+    """Native picture side in pixels of an SD1 checkpoint, from the channels of its UNet's first level."""
     return 512 if model_channels >= 320 else 128  # the tiny checkpoints have fewer
 
 
 def checkpoint_facts(path: Path) -> CheckpointFacts:
-    """Read the facts off the header; a file that has not changed is read once.
+    """Read the facts from the header. An unchanged file is read once.
 
     Raises:
         CheckpointError: no checkpoint, or one of a family that is not handled.

@@ -1,4 +1,4 @@
-"""The frozen CLIP text encoder with a place for learned vectors.
+"""The frozen CLIP text encoder, with learned vectors as an extra input.
 
 Architecture: Radford et al. (arXiv 2103.00020), with the module names of transformers' `CLIPTextModel`, as SD1 checkpoints hold it.
 Legend: b batch, l tokens, d width, n vectors.
@@ -43,7 +43,7 @@ class CLIPConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> CLIPConfig:
-        """Read the sizes off a text encoder's tensors (names from `text_model.` on). A missing name raises `KeyError` with that name."""
+        """Read the sizes from a text encoder's tensors (names from `text_model.` on). A missing name raises `KeyError` with that name."""
         vocab_size, width = shapes["text_model.embeddings.token_embedding.weight"]
         layers = 0
         while f"text_model.encoder.layers.{layers}.layer_norm1.weight" in shapes:
@@ -56,7 +56,7 @@ class TokenBatch:
     """Token ids with the places where learned vectors go.
 
     Attributes:
-        ids: int64 [b, l]; what stands at spliced places does not matter.
+        ids: int64 [b, l]; values at spliced places are ignored.
         index: int64 [b, l]; the row of `vectors` at each spliced place, 0 elsewhere.
         mask: bool [b, l]; True where a vector takes the token's place.
     """
@@ -75,10 +75,10 @@ class TokenBatch:
 
 
 class Table(nn.Embedding):
-    """Rows that are looked up; on the meta device none are drawn, as that would import PyTorch's compiler for over a second."""
+    """An embedding table. On the meta device it skips the random initialization, which would import PyTorch's compiler (over 1 s)."""
 
     def reset_parameters(self) -> None:
-        """Draw the first rows where there is memory for them."""
+        """Initialize the rows, except on the meta device."""
         if not self.weight.is_meta:
             super().reset_parameters()
 
@@ -163,7 +163,7 @@ class CLIPTextEncoder(nn.Module):
 
     @property
     def token_table(self) -> torch.Tensor:
-        """The rows that words start from, [vocab_size, d]."""
+        """The token table [vocab_size, d]."""
         return self.text_model.embeddings.token_embedding.weight
 
     def forward(self, tokens: TokenBatch, vectors: torch.Tensor, clip_skip: int = 1) -> torch.Tensor:

@@ -87,7 +87,7 @@ class TextConditioner:
         Args:
             prompts: b texts.
             table: the embeddings that they may name.
-            chunks: at least so many chunks each, so that prompts of different length fit one batch.
+            chunks: minimum number of chunks for each prompt, so that prompts of different length fit one batch.
         """
         cut = [chunk_prompt(prompt, self.tokenizer, table.sizes) for prompt in prompts]
         count = max(chunks, *(len(parts) for parts in cut))
@@ -105,7 +105,7 @@ class TextConditioner:
         device = self.text_encoder.token_table.device
         emphasised = any(weight != 1.0 for row in rows for weight in row.weights)
         weights = torch.tensor([row.weights for row in rows]).to(device, non_blocking=True) if emphasised else None
-        # prompts can be new in every step, and a copy that blocks would make the processor wait for the device
+        # prompts may change in every step; a blocking copy would make the CPU wait for the device
         tokens = TokenBatch(*(part.to(device, non_blocking=True) for part in (ids, index, mask)))
         return TokenizedPrompts(tokens, weights, count)
 
@@ -118,7 +118,7 @@ class TextConditioner:
 
 
 def emphasise(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """A1111's "Original" emphasis: scale each token's state, then bring each chunk back to its mean.
+    """A1111's "Original" emphasis: scale each token's state, then restore the mean of each chunk.
 
     Args:
         hidden: [b, 77, d].

@@ -20,11 +20,11 @@ from textual_inversion.settings.generation import GenerationSettings
 if TYPE_CHECKING:
     from PIL import Image
 
-_PIXELS_AT_ONCE = 512 * 512  # more at once is hardly faster, and needs memory that many devices lack
+_PIXELS_AT_ONCE = 512 * 512  # a larger batch is hardly faster, and needs memory that many devices lack
 
 
 class Interrupted(Exception):
-    """Raised inside a sampler when the caller wants no more steps; never leaves this module."""
+    """Raised inside a sampler when the caller stops the run; this module always catches it."""
 
 
 def generate(
@@ -35,13 +35,13 @@ def generate(
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[Image.Image]:
-    """Draw `settings.count` pictures, as many at once as are about as large as one of 512 x 512.
+    """Draw `settings.count` pictures in batches of about 512 x 512 pixels in total.
 
     Args:
         model: a loaded checkpoint.
-        embeddings: name -> embedding, for all names that the prompts may hold; only those that they do hold are looked up.
+        embeddings: name -> embedding, for all names that prompts may contain. Only the names in the prompts are looked up.
         progress: called with steps done and steps in all, each counted once for every picture.
-        should_stop: asked after each step; when it says yes, only pictures that are whole come back.
+        should_stop: called after each step; when it returns True, only finished pictures are returned.
 
     Raises:
         EmbeddingError: an embedding that the checkpoint cannot take.
@@ -73,7 +73,7 @@ def draw_prompts(
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[Image.Image]:
-    """Draw one picture for each (prompt, seed) in one batch; otherwise as `generate`, whose prompt, seed and count it ignores."""
+    """Draw one picture for each (prompt, seed) in one batch. Like `generate`, but ignores prompt, seed and count of `settings`."""
     conditioner = model.conditioner
     texts = [settings.negative_prompt] * len(prompts) + [prompt for prompt, _ in prompts]
     named = {name: embeddings[name] for name in names_in(texts, embeddings)}
@@ -99,7 +99,7 @@ def draw_prompts(
 
 
 class GuidedDenoiser:
-    """The picture behind noisy latents, led by a prompt (classifier-free guidance, arXiv 2207.12598).
+    """Estimates the clean latents with classifier-free guidance (arXiv 2207.12598).
 
     Args:
         context: [2b, l, d], the b negative prompts, then the b prompts.
@@ -119,7 +119,7 @@ class GuidedDenoiser:
 
 
 class _NoiseSource:
-    """Noise drawn on the CPU from one generator a picture: the same on every device and for every batch size."""
+    """Draws noise on the CPU with one generator for each picture, so devices and batch sizes give the same noise."""
 
     def __init__(self, model: StableDiffusion, seeds: Sequence[int], settings: GenerationSettings) -> None:
         self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]

@@ -16,7 +16,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *, 
     Args:
         q: [b, l, d]; k, v: [b, m, d].
         heads: number of heads; d is a multiple of it.
-        causal: each token sees itself and the tokens before; a flag and no mask, because fused kernels take no mask.
+        causal: each token sees itself and the tokens before; a flag instead of a mask, because fused kernels take no mask.
 
     Returns:
         [b, l, d]

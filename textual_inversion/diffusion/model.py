@@ -1,4 +1,4 @@
-"""A loaded checkpoint: the frozen parts and what belongs to them.
+"""A loaded checkpoint: the frozen modules, the conditioner and the noise schedule.
 
 Legend: b batch, c channels, h w latent size, d width.
 """
@@ -25,7 +25,7 @@ from textual_inversion.errors import CheckpointError, ConfigError
 from textual_inversion.prompts.tokenizer import default_tokenizer
 
 TINY_CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "tiny" / "tiny.safetensors"
-_LEAST_SIGNAL = 4.9e-8  # A1111's value where a checkpoint ends in pure noise, whose sigma would be infinite
+_LEAST_SIGNAL = 4.9e-8  # A1111's value for checkpoints that end in pure noise, where sigma would be infinite
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -73,12 +73,12 @@ class StableDiffusion:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Text encoder -> width d of its token table: what an embedding must have."""
+        """Text encoder -> width d of its token table. An embedding must have the same widths."""
         return {self.conditioner.encoder_name: self.conditioner.width}
 
     @property
     def default_size(self) -> int:
-        """Side in pixels of the pictures that the checkpoint was made for."""
+        """Native picture side of the checkpoint in pixels."""
         return picture_size(self.unet.config.model_channels)
 
 
@@ -90,7 +90,7 @@ def best_device() -> str:
 
 
 def check_device(name: str) -> None:
-    """Try a torch device's name; empty = the best there is.
+    """Check that the torch device `name` works; empty = the best device.
 
     Raises:
         ConfigError: no such device, or this PyTorch cannot use it.
@@ -122,10 +122,10 @@ def compute_dtype(precision: str, device: str | torch.device) -> torch.dtype:
 
 
 def check_half(dtype: torch.dtype, device: str | torch.device) -> None:
-    """Try `dtype` on the processor, where PyTorch before 2.3 cannot compute in fp16.
+    """Check `dtype` on the CPU, because PyTorch before 2.3 cannot compute in fp16 there.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the CPU cannot compute in `dtype`.
     """
     if dtype is not torch.float16 or torch.device(device).type != "cpu":
         return
@@ -144,14 +144,14 @@ def load_checkpoint(
 
     Args:
         path: an SD1 checkpoint in the LDM layout, `.safetensors`; the one that ships with the package by default.
-        vae: a `.safetensors` file with a VAE in the LDM layout that stands in for the checkpoint's own.
+        vae: a `.safetensors` file with a VAE in the LDM layout that replaces the checkpoint's own.
         device: torch device; empty = the best there is.
         precision: compute type of UNet and text encoder: `auto`, `fp32`, `bf16` or `fp16`.
 
     Raises:
         CheckpointError: not a checkpoint, damaged, or tensors missing.
         UnsupportedCheckpointError: a family that is not handled.
-        ConfigError: a precision that is none, or that the processor cannot compute in.
+        ConfigError: the precision is unknown, or the CPU cannot compute in it.
     """
     device = device or best_device()
     dtype = compute_dtype(precision, device)

@@ -1,4 +1,4 @@
-"""The noise schedule and what the UNet predicts of it.
+"""The noise schedule and the prediction types of the UNet.
 
 Legend: b batch, c channels, h w latent size.
 """
@@ -11,7 +11,7 @@ TRAIN_TIMESTEPS = 1000
 
 
 class NoiseSchedule:
-    """How much of a picture is left at each of the 1000 timesteps.
+    """The shares of signal and noise at each of the 1000 timesteps.
 
     Args:
         alphas_cumprod: [1000], the share of the signal's variance, falling from about 1 to about 0.

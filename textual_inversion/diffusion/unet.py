@@ -54,7 +54,7 @@ class UNetConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes) -> UNetConfig:
-        """Read the sizes off a UNet's tensors (LDM names without prefix). A missing name raises `KeyError` with that name."""
+        """Read the sizes from a UNet's tensor shapes (LDM names without prefix). A missing name raises `KeyError` with that name."""
         base = shapes["input_blocks.0.0.weight"]
         levels: list[list[tuple[int, int]]] = [[]]  # level -> (channels, depth) of each residual block
         index = 1
@@ -152,7 +152,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU, then back to the channels it came with."""
+    """GEGLU, then a linear layer back to the input channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class Upsample(nn.Module):
 
 
 class Block(nn.ModuleList):
-    """Layers in a row, each called with what it takes."""
+    """A sequence of layers; each gets the arguments for its type."""
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor, size: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """x [b, c, h, w], time [b, t], context [b, l, d] -> [b, c', h', w']"""
@@ -272,7 +272,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1))
 
     def _build_input(self, config: UNetConfig, channels: int, time: int) -> list[int]:
-        """Build the way down; return the channels of each map that the way up takes again."""
+        """Build the input blocks; return the channels of each map for the skip connections."""
         blocks, skips = [Block([nn.Conv2d(config.in_channels, channels, 3, padding=1)])], [channels]
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks[level]):

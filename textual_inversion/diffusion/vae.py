@@ -38,7 +38,7 @@ class VAEConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> VAEConfig:
-        """Read the sizes off a VAE's tensors (LDM names without prefix). A missing name raises `KeyError` with that name."""
+        """Read the sizes from a VAE's tensor shapes (LDM names without prefix). A missing name raises `KeyError` with that name."""
         base = shapes["encoder.conv_in.weight"][0]
         mult: list[int] = []
         while f"encoder.down.{len(mult)}.block.0.conv1.weight" in shapes:

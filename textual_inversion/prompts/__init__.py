@@ -1,1 +1,1 @@
-"""From the text of a prompt to 75-token chunks, and from templates and captions to prompts."""
+"""Turns prompts into 75-token chunks, and templates and captions into prompts."""

@@ -1,4 +1,6 @@
-"""Cuts a prompt into chunks of 75 tokens with weights and spliced embeddings, as A1111 does. It needs names and sizes, no vectors.
+"""Cuts a prompt into chunks of 75 tokens with weights and spliced embeddings, as A1111 does.
+
+The module needs only the names and vector counts of embeddings, not their vectors.
 
 A chunk is 77 ids: the start token, up to 75 tokens or vectors, the end token, padding.
 """
@@ -14,7 +16,7 @@ from textual_inversion.prompts.names import rewrite_names
 from textual_inversion.prompts.tokenizer import END, START, Tokenizer
 
 CHUNK_TOKENS = 75
-COMMA_BACKTRACK = 20  # A1111's default: words this close behind a comma move to the next chunk together
+COMMA_BACKTRACK = 20  # A1111's default: up to so many tokens after a comma move to the next chunk together
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Splice:
 
     Attributes:
         position: place in the chunk's 77 (1 to 75) where the vector replaces the row of the token table.
-        name: the embedding, as its known name is spelled.
-        index: which of its vectors (0 to n - 1).
+        name: the embedding, in the spelling of the known name.
+        index: number of the vector (0 to n - 1).
     """
 
     position: int
@@ -50,14 +52,14 @@ class Chunk:
 def chunk_prompt(text: str, tokenizer: Tokenizer, embeddings: Mapping[str, int], *, pad: int = END) -> list[Chunk]:
     """Cut a prompt into chunks; at least one.
 
-    BREAK begins a new chunk. A chunk that is full is cut behind its last comma if that is at most 20 tokens back. The vectors of an
-    embedding stay together. Names are found by their token ids, so without regard to case, the longest first; `<name>` and
+    BREAK begins a new chunk. A full chunk is cut after its last comma if the comma is at most 20 tokens back. The vectors of an
+    embedding stay together. The search compares token ids, so case does not matter; the longest name wins. `<name>` and
     `<name:1.2>` mean the embedding too.
 
     Args:
         text: a prompt with emphasis; escapes, names and BREAK are resolved here.
         tokenizer: the text encoder's tokenizer.
-        embeddings: name -> number of vectors (1 to 75); the first of names that read the same wins.
+        embeddings: name -> number of vectors (1 to 75); of names with equal token ids the first wins.
         pad: id behind the end token: the end token for SD1 and SDXL's first encoder, 0 for SD2 and SDXL's second.
 
     Raises:
@@ -67,7 +69,7 @@ def chunk_prompt(text: str, tokenizer: Tokenizer, embeddings: Mapping[str, int],
 
 
 def count_tokens(text: str, tokenizer: Tokenizer, embeddings: Mapping[str, int]) -> tuple[int, int]:
-    """Tokens that a prompt uses, with what BREAK and cuts leave empty before the last chunk, and the tokens that its chunks hold.
+    """Tokens that a prompt uses, including places that BREAK and cuts leave empty before the last chunk, and the capacity of its chunks.
 
     `(7, 75)` for a short prompt. Arguments and errors are those of `chunk_prompt`.
     """
@@ -109,7 +111,7 @@ class _Cutter:
         self.items.extend(items)
 
     def make_room(self, count: int, *, keep_clause: bool) -> None:
-        """Begin a new chunk if `count` items do not fit; a full chunk passes on the items behind its last comma if that is near."""
+        """Begin a new chunk if `count` items do not fit. The items after a near last comma move to the new chunk."""
         full = len(self.items) == CHUNK_TOKENS
         if full and keep_clause and self.last_comma is not None and CHUNK_TOKENS - self.last_comma <= COMMA_BACKTRACK:
             cut = self.last_comma + 1
@@ -152,7 +154,7 @@ class _Names:
             entries.sort(key=lambda entry: len(entry[0]), reverse=True)
 
     def find(self, ids: list[int]) -> Iterator[int | str]:
-        """The ids in order, each run that is a known name replaced by that name."""
+        """Yield the ids in order. The name of an embedding replaces its ids."""
         position = 0
         while position < len(ids):
             candidates = self._by_first.get(ids[position], ())

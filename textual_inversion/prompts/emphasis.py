@@ -15,7 +15,7 @@ _BREAK = re.compile(r"\bBREAK\b")
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a prompt under one weight.
+    """A part of a prompt with one weight.
 
     Attributes:
         text: the text, brackets and escapes resolved; empty for a break.
@@ -34,8 +34,8 @@ BREAK = Span("", 1.0, is_break=True)
 def parse_emphasis(text: str) -> list[Span]:
     r"""Split a prompt into spans of one weight each; at least one span, and neighbours differ in weight.
 
-    A round bracket multiplies by 1.1, a square one divides by 1.1, `(a:1.3)` multiplies by 1.3; brackets nest, and one that is never
-    closed holds to the end. A backslash makes the next bracket or backslash plain text, and vanishes before anything else. A bracket or
+    A round bracket multiplies by 1.1, a square one divides by 1.1, `(a:1.3)` multiplies by 1.3; brackets nest. An unclosed
+    bracket applies up to the end. A backslash makes the next bracket or backslash plain text; elsewhere it disappears. A bracket or
     a weight that closes nothing is plain text. BREAK works inside brackets too.
     """
     spans: list[Span] = []

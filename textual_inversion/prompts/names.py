@@ -17,14 +17,14 @@ _LEADING_MARKUP = re.compile(r"\A" + _MARKUP)
 _TRAILING_MARKUP = re.compile(_MARKUP + r"\Z")
 _IGNORED = re.compile(r"[\s\\<>]+")
 _LONGEST_SHOWN, _MOST_SHOWN = 60, 5  # characters of a tag and tags in one sentence
-_LONGEST_MARKUP = 64  # characters searched for the neighbour, so that a prompt of many brackets stays fast
+_LONGEST_MARKUP = 64  # limits the search for the neighbour, so a prompt with many brackets stays fast
 
 
 def rewrite_names(text: str, known: Collection[str]) -> str:
     r"""Replace `<name>` by `name` and `<name:1.2>` by `(name:1.2)` wherever the name is known; everything else stays as it is.
 
     A name is looked up as written, then without regard to case; the result has the known spelling, its brackets and backslashes
-    escaped. A space is put between the name and a neighbour that the tokenizer would otherwise take for a part of it.
+    escaped. A space separates the name from a neighbour that the tokenizer would otherwise join to it.
 
     Args:
         text: a prompt.
@@ -51,14 +51,14 @@ def rewrite_names(text: str, known: Collection[str]) -> str:
 
 
 def tag_of(name: str) -> str:
-    """`<name>`, which means the embedding whatever stands beside it; a plain `cat-` and a comma behind it would be read as one word."""
+    """`<name>`, which names the embedding whatever its neighbours are. The tokenizer would join a plain `cat-` and a comma to one word."""
     return f"<{name}>"
 
 
 def names_in(texts: Iterable[str], known: Iterable[str]) -> list[str]:
-    """The names of `known` that the prompts may contain: a quick search that returns some names too many and never one too few.
+    """The names of `known` that the prompts may contain. This quick search may return extra names but never misses one.
 
-    Of thousands of embeddings, only these need their vectors and token ids for the exact search.
+    The exact search then needs vectors and token ids for these embeddings only, not for thousands.
     """
     haystack = "\n".join(map(_letters, texts))
     return [name for name in known if _letters(name) in haystack]
@@ -82,7 +82,7 @@ def about_unknown(tags: Sequence[str]) -> str:
 
 
 def _letters(text: str) -> str:
-    """`text` without the differences that the exact search may ignore: case, white space, escapes, angle brackets, accents."""
+    """`text` without everything that the exact search may ignore: case, white space, escapes, angle brackets, accents."""
     letters = _IGNORED.sub("", text).casefold()
     if letters.isascii():
         return letters
@@ -102,7 +102,7 @@ class _Names:
         """The known name and the weight as written (None without a weight) of a tag; None if it names no embedding."""
         if _NETWORK.match(tag[1]):
             return None
-        # a name may itself have been saved with the angle brackets around it
+        # a stored name may itself contain the angle brackets
         for spelling in (tag[1], tag[1].strip(), tag[0]):
             if name := self._find(spelling):
                 return name, None
@@ -117,7 +117,7 @@ class _Names:
 
 
 def _letters_after(text: str) -> str:
-    """The characters that the tokenizer may see behind a name: the first, and the first that is not emphasis."""
+    """The characters that the tokenizer may see after a name: the first, and the first that is not emphasis."""
     return text[:1] + _LEADING_MARKUP.sub("", text, count=1)[:1]
 
 
@@ -128,7 +128,7 @@ def _letters_before(pieces: list[str]) -> str:
 
 
 def _would_join(left: str, right: str) -> bool:
-    """Whether the tokenizer may take two neighbouring characters for one word; True in doubt, because a space costs nothing."""
+    """Whether the tokenizer may join two neighbouring characters to one word. True in doubt, because a space does no harm."""
     if left.isspace() or right.isspace():
         return False
     if not (left + right).isascii() or "'" in left + right or "\\" in left + right:

@@ -1,4 +1,4 @@
-"""Prompts for training: template files of lines with `[name]` and `[filewords]`, and the tags of the captions that fill them."""
+"""Prompts for training: reads template files with `[name]` and `[filewords]`, and fills in the name and the caption tags."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_template(path: str | Path) -> list[str]:
 def fill(template_line: str, name: str, caption: str = "") -> str:
     """A prompt from a template line: `[filewords]` becomes the caption and `[name]` the name, in the caption too.
 
-    Without a caption `[filewords]` goes together with the comma before it.
+    Without a caption, `[filewords]` and the comma before it are removed.
     """
     text = template_line if caption.strip() else _CAPTION_AND_COMMA.sub("", template_line).lstrip(" ,")
     return text.replace(CAPTION, caption.strip()).replace(NAME, name)
@@ -76,7 +76,7 @@ def split_tags(caption: str) -> list[str]:
 
 
 def shuffle_tags(caption: str, rng: random.Random, keep: int = 0) -> str:
-    """The tags of `caption`, the first `keep` in their places and the others in an order drawn from `rng`, joined by `, `."""
+    """Shuffle the tags of `caption` with `rng` and join them by `, `. The first `keep` tags stay in place."""
     tags = split_tags(caption)
     rest = tags[keep:]
     rng.shuffle(rest)
@@ -84,9 +84,9 @@ def shuffle_tags(caption: str, rng: random.Random, keep: int = 0) -> str:
 
 
 def drop_tags(caption: str, probability: float, rng: random.Random, keep: int = 0) -> str:
-    """The tags of `caption`, each behind the first `keep` left out with `probability` (0 to 1), joined by `, `; it may become empty.
+    """Drop each tag of `caption` after the first `keep` with `probability` (0 to 1); join the rest by `, `. The result may be empty.
 
-    One number is drawn for each such tag whatever the probability, so that later draws from `rng` do not depend on it.
+    Each of these tags takes one random number, so later numbers from `rng` do not depend on the probability.
 
     Raises:
         ConfigError: `probability` is not from 0 to 1.
