@@ -70,7 +70,7 @@ def test_the_first_click_trains_and_the_word_can_be_tried(address: str, open_tab
 
 
 def test_interrupt_keeps_what_was_learned_and_a_reload_finds_it(address: str, open_tab: Callable[..., Any], engine: FakeEngine) -> None:
-    engine.pace = 0.05
+    engine.pace = 0.3  # the job outlives two page loads on a slow machine
     tab = open_tab(address)
     tab.page.click("#ti_train_button")
     tab.until(f"{PHASE} === 'working'")
