@@ -24,6 +24,7 @@ PUBLIC = [
     "load_checkpoint",
     "save",
     "train",
+    "train_together",
 ]
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from textual_inversion.settings.generation import GenerationSettings
     from textual_inversion.settings.training import TrainingConfig
     from textual_inversion.training.embedding_file import create_embedding
-    from textual_inversion.training.trainer import train
+    from textual_inversion.training.trainer import train, train_together
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,7 @@ __all__ = [
     "load_checkpoint",
     "save",
     "train",
+    "train_together",
 ]
 
 _WHERE = {
@@ -53,6 +54,7 @@ _WHERE = {
     "load_checkpoint": "diffusion.model",
     "save": "formats",
     "train": "training.trainer",
+    "train_together": "training.trainer",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,3 +302,47 @@ def test_a_word_that_is_no_command_is_exit_status_2(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["dance"])
     assert stop.value.code == 2
+
+
+def test_several_names_learn_together(capsys, tmp_path, place, pictures):
+    for name in ("one", "two"):
+        assert main(["create", name, "--init", "cat", *place]) == 0
+        shutil.copytree(pictures, tmp_path / "sets" / name)
+    size = ["--width", "64", "--height", "64", "--batch-size", "1"]
+    capsys.readouterr()
+    assert main(["train", "one", "two", "--images", str(tmp_path / "sets"), "--steps", "2", *size, *place, "--json"]) == 0
+    both = json.loads(capsys.readouterr().out)["embeddings"]
+    assert [(each["name"], each["step"], each["reason"]) for each in both] == [("one", 2, "finished"), ("two", 2, "finished")]
+
+
+def test_a_list_gives_each_embedding_its_own_settings(capsys, tmp_path, place, pictures):
+    for name in ("one", "two"):
+        main(["create", name, "--init", "cat", *place])
+    file = tmp_path / "both.json"
+    file.write_text(json.dumps([{"name": "one", "steps": 3}, {"name": "two", "images": pictures, "width": 128}]), encoding="utf-8")
+    shutil.copytree(pictures, tmp_path / "sets" / "one")
+    size = ["--width", "64", "--height", "64", "--batch-size", "1"]
+    capsys.readouterr()
+    arguments = ["train", "--together", str(file), "--images", str(tmp_path / "sets"), "--steps", "2", *size, *place]
+    assert main([*arguments, "--log-dir", str(tmp_path / "log")]) == 0
+    said = capsys.readouterr().out
+    assert "one.safetensors: step 3, finished" in said
+    assert "two.safetensors: step 2, finished" in said
+    settings = json.loads((tmp_path / "log" / "two" / "settings.json").read_text(encoding="utf-8"))
+    assert (settings["width"], settings["height"]) == (128, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting", "words"),
+    [
+        (["--images", "."], "name", "Which embedding"),
+        (["one"], "images", "--images"),
+        (["one", "--together", "FILE"], "name", "not in both"),
+        (["--together", "FILE", "--images", "."], "together", "no list of objects"),
+        (["--together", "nowhere.json", "--images", "."], "together", "cannot be read"),
+    ],
+)
+def test_what_is_missing_for_training_is_one_sentence(capsys, tmp_path, place, arguments, setting, words):
+    file = tmp_path / "list.json"
+    file.write_text('{"name": "one"}', encoding="utf-8")
+    assert words in refused(capsys, ["train", *(str(file) if each == "FILE" else each for each in arguments), *place])

@@ -314,7 +314,7 @@ class Page(Rows):
             tab.press("ti_check_done")
             tab.open()
             tab.page.wait_for_timeout(2000)
-            assert not tab.page.locator("#ti_check").is_visible()
+            tab.page.wait_for_selector("#ti_check", state="hidden")
             assert tab.problems == []
         assert json.loads((webui.data / "config.json").read_text(encoding="utf-8"))["textual_inversion_offer_check"] is False
         check_draws(webui)

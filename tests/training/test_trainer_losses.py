@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from textual_inversion.errors import EmbeddingError, InvalidNameError, NonFinite
 from textual_inversion.training import recorder, trainer
 from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.events import Message, Started, StepDone, Stopped
-from textual_inversion.training.step import TrainingStep
+from textual_inversion.training.step import TrainedVectors
+from textual_inversion.training.stepper import Stepper
 from textual_inversion.training.trainer import train
 
 
@@ -49,6 +51,12 @@ def full_disk(monkeypatch, where: Path, after: int = 0):
     monkeypatch.setattr(formats, "save", save)
 
 
+def change_readings(monkeypatch, change):
+    """Let the run read other numbers than the device computed; `change` receives the step, counted from 1, and its reading."""
+    read, steps = TrainedVectors.read, itertools.count(1)
+    monkeypatch.setattr(TrainedVectors, "read", lambda self, number: [change(next(steps), reading) for reading in read(self, number)])
+
+
 def test_vectors_that_broke_the_loss_are_not_kept(config, model, folder, vectors):
     start, events = vectors(), []
     with pytest.raises(NonFiniteLossError, match="step 2"):
@@ -63,14 +71,7 @@ def test_the_last_vectors_with_a_finite_loss_are_kept(config, model, folder, vec
     good = train(replace(config, steps=3), model, folder).vectors["clip_l"]
     create_embedding(model, "thing", "small cat", 2, folder, overwrite=True)
     monkeypatch.setitem(trainer._READ_EVERY, "cpu", read_every)
-    run, count = TrainingStep.run, [0]
-
-    def breaks(self, *arguments):
-        count[0] += 1
-        loss, gradient = run(self, *arguments)
-        return (loss * float("nan") if count[0] >= 5 else loss), gradient
-
-    monkeypatch.setattr(TrainingStep, "run", breaks)
+    change_readings(monkeypatch, lambda step, reading: reading._replace(loss=float("nan")) if step >= 5 else reading)
     events = []
     with pytest.raises(NonFiniteLossError, match="step 5"):
         train(replace(config, steps=20), model, folder, listener=events.append)
@@ -80,21 +81,13 @@ def test_the_last_vectors_with_a_finite_loss_are_kept(config, model, folder, vec
 
 
 def test_gradients_that_are_never_finite_stop_it(config, model, folder, monkeypatch):
-    run = TrainingStep.run
-    monkeypatch.setattr(TrainingStep, "run", lambda self, *a: (run(self, *a)[0], torch.tensor(float("nan"))))
+    change_readings(monkeypatch, lambda step, reading: reading._replace(gradient=float("nan")))
     with pytest.raises(TrainingError, match="was not finite in the 20 steps up to 20"):
         train(replace(config, steps=300), model, folder)
 
 
 def test_an_overflow_now_and_then_does_not(config, model, folder, monkeypatch):
-    run, count = TrainingStep.run, [0]
-
-    def overflows(self, *arguments):
-        count[0] += 1
-        loss, gradient = run(self, *arguments)
-        return loss, gradient * float("inf") if count[0] % 3 else gradient
-
-    monkeypatch.setattr(TrainingStep, "run", overflows)
+    change_readings(monkeypatch, lambda step, reading: reading._replace(gradient=float("inf")) if step % 3 else reading)
     assert train(replace(config, steps=40), model, folder).provenance.step == 40
 
 
@@ -238,15 +231,15 @@ def test_a_preview_that_does_not_fit_the_device_costs_a_message(config, model, f
 
 
 def test_memory_that_runs_out_is_one_sentence(config, model, folder, file, monkeypatch):
-    run, count = TrainingStep.run, [0]
+    run, count = Stepper.run, [0]
 
-    def runs_out(self, *arguments):
+    def runs_out(self, number):
         count[0] += 1
         if count[0] == 3:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
-        return run(self, *arguments)
+        return run(self, number)
 
-    monkeypatch.setattr(TrainingStep, "run", runs_out)
+    monkeypatch.setattr(Stepper, "run", runs_out)
     with pytest.raises(TrainingError) as caught:
         train(config, model, folder)
     assert caught.value.setting == "batch_size"

@@ -88,10 +88,17 @@ class Bar:
 
 
 class Report:
-    """Events of a run as a progress bar and lines, and as the JSON at the end."""
+    """Events of a run as a progress bar and lines, and as the JSON at the end.
 
-    def __init__(self, *, as_json: bool) -> None:
+    Args:
+        as_json: standard output is for JSON.
+        prefix: stands before each line.
+        quiet: no lines and no bar for single steps, because another report has them.
+    """
+
+    def __init__(self, *, as_json: bool, prefix: str = "", quiet: bool = False) -> None:
         self.as_json, self.bar, self.stopped = as_json, Bar(), False
+        self.prefix, self.quiet = prefix, quiet
         self.result: dict[str, Any] = {}
         self._restore: Callable[[], Any] = lambda: None
 
@@ -118,11 +125,8 @@ class Report:
                 self.line(reason)
         elif isinstance(event, StepDone):
             self.result.update(step=event.step, loss=event.loss, vector_norm=event.vector_norm, steps_per_second=event.steps_per_second)
-            self.bar.move(event.step, self.last_step, f"loss {event.loss:.4f}")
-            tenth = max(1, (self.last_step - self.first_step) // 10)
-            if not sys.stderr.isatty() and (event.step - self.first_step) % tenth == 0:  # no terminal, so no bar
-                speed = f"{event.steps_per_second:.1f} steps/s, {event.seconds_left:.0f} s left"
-                self.line(f"step {event.step} of {self.last_step}, loss {event.loss:.4f}, {speed}")
+            if not self.quiet:
+                self._step(event)
         elif isinstance(event, (PreviewDrawn, CopySaved)):
             self.result.setdefault("previews" if isinstance(event, PreviewDrawn) else "copies", []).append(event.path)
         elif isinstance(event, Message):
@@ -133,10 +137,17 @@ class Report:
             if not event.failed:
                 self.line(f"{event.path}: step {event.step}, {event.reason}")
 
+    def _step(self, event: StepDone) -> None:
+        self.bar.move(event.step, self.last_step, f"loss {event.loss:.4f}")
+        tenth = max(1, (self.last_step - self.first_step) // 10)
+        if not sys.stderr.isatty() and (event.step - self.first_step) % tenth == 0:  # no terminal, so no bar
+            speed = f"{event.steps_per_second:.1f} steps/s, {event.seconds_left:.0f} s left"
+            self.line(f"step {event.step} of {self.last_step}, loss {event.loss:.4f}, {speed}")
+
     def line(self, text: str) -> None:
         """Print a line above the bar."""
         self.bar.close()
-        say(text, as_json=self.as_json)
+        say(f"{self.prefix}{text}", as_json=self.as_json)
 
     def close(self) -> None:
         """End the bar's line, and restore the earlier handling of Ctrl+C."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.cli.common import (
@@ -23,6 +27,7 @@ from textual_inversion.cli.common import (
     values_of,
 )
 from textual_inversion.cli.report import Report
+from textual_inversion.errors import ConfigError
 from textual_inversion.settings.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -31,10 +36,23 @@ if TYPE_CHECKING:
 
 def add_train(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, "train", _train, "train an embedding on a folder of pictures", "NAME --images DIR")
-    parser.epilog = "Example: textual-inversion train my-cat --images photos --steps 1000 --preview-every 100 --log-dir runs"
-    parser.add_argument("name", metavar="NAME", help="the embedding, made with create")
-    parser.add_argument("--images", required=True, metavar="DIR", help=option_help(TrainingConfig)["images"])
+    parser = command(commands, "train", _train, "train an embedding on a folder of pictures", "NAME... --images DIR")
+    parser.epilog = (
+        "Example: textual-inversion train my-cat --images photos --steps 1000 --preview-every 100 --log-dir runs. Several names learn in "
+        "the same steps, which is faster on a large card: textual-inversion train my-cat my-dog --images photos, with the pictures in "
+        "photos/my-cat and photos/my-dog."
+    )
+    parser.add_argument("name", nargs="*", metavar="NAME", help="the embedding, made with create; several are trained together")
+    images = option_help(TrainingConfig)["images"]
+    parser.add_argument(
+        "--images", default="", metavar="DIR", help=f"{images}. For several names: the folder that has a folder for each; default: none"
+    )
+    parser.add_argument(
+        "--together",
+        metavar="FILE",
+        help="train several embeddings with settings of their own: a JSON list of objects such as"
+        ' {"name": "my-cat", "images": "cats", "steps": 500}; what an object leaves out is taken from the options; default: none',
+    )
     parser.add_argument("--check", action="store_true", help="only say what the run would be: pictures, crops, prompts, time and memory")
     add_folder(parser)
     add_checkpoint(parser)
@@ -43,24 +61,81 @@ def add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> Result:
-    config = TrainingConfig(**values_of(options, TrainingConfig))  # refuses bad settings before torch is imported
-    check_pictures(config.images)
+    configs = _configs(options)  # refuses bad settings before torch is imported
+    for config in configs:
+        check_pictures(config.images)
 
     from textual_inversion.diffusion.checkpoint import checkpoint_facts
-    from textual_inversion.training import train
+    from textual_inversion.training import train_together
     from textual_inversion.training.embedding_file import find_embedding
 
     folder = embeddings_folder(options)
-    _, embedding = find_embedding(folder, options.name)
+    embeddings = [find_embedding(folder, config.name)[1] for config in configs]
     if options.check:
-        return _check(options, sized(options, config, checkpoint_facts(checkpoint_path(options)).picture_size), embedding)
+        native = checkpoint_facts(checkpoint_path(options)).picture_size
+        results = [_check(options, sized(options, config, native), each) for config, each in zip(configs, embeddings)]
+        return results[0] if len(results) == 1 else {"embeddings": results}
     model = load_model(options)
-    report = Report(as_json=options.json)
+    configs = [sized(options, config, model.default_size) for config in configs]
+    with reports_of(configs, as_json=options.json) as reports:
+        stop = reports[configs[0].name].interruptible()
+        train_together(configs, model, folder, listener=lambda name, event: reports[name](event), should_stop=stop)
+    results = [report.result for report in reports.values()]
+    return results[0] if len(results) == 1 else {"embeddings": results}
+
+
+@contextmanager
+def reports_of(configs: Sequence[TrainingConfig], *, as_json: bool) -> Iterator[dict[str, Report]]:
+    """Name -> its report. The longest run has the progress bar."""
+    longest = max(configs, key=lambda config: config.steps)
+    reports = {
+        config.name: Report(as_json=as_json, prefix=f"{config.name}: " if len(configs) > 1 else "", quiet=config is not longest)
+        for config in configs
+    }
     try:
-        train(sized(options, config, model.default_size), model, folder, listener=report, should_stop=report.interruptible())
+        yield reports
     finally:
-        report.close()
-    return report.result
+        for report in reports.values():
+            report.close()
+
+
+def _configs(options: argparse.Namespace) -> list[TrainingConfig]:
+    """The settings of each embedding: from the list in a file, or for the names on the command line.
+
+    Raises:
+        ConfigError: settings that cannot be used, no name, no pictures, or a file that is no such list.
+    """
+    shared = {name: value for name, value in values_of(options, TrainingConfig).items() if name != "images"}
+    if options.together:
+        if options.name:
+            raise ConfigError("Give the names on the command line or in the file of --together, not in both.", setting="name")
+        entries = _entries(Path(options.together).expanduser())
+    elif not options.name:
+        raise ConfigError("Which embedding is to be trained? Give its name, or a list with --together.", setting="name")
+    else:
+        entries = [{"name": name} for name in options.name]
+    several = len(entries) > 1
+    configs = []
+    for entry in entries:
+        folder = options.images and (str(Path(options.images) / str(entry.get("name", ""))) if several else options.images)
+        values = {**shared, "images": folder, **entry}
+        if not values["images"]:
+            raise ConfigError(f"Where are the pictures of {values.get('name', '')!r}? Give their folder with --images.", setting="images")
+        if values.get("log_dir") and several and "log_dir" not in entry:
+            values["log_dir"] = str(Path(values["log_dir"]) / str(values["name"]))
+        configs.append(TrainingConfig.from_dict(values))
+    return configs
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}.", path=path, setting="together") from error
+    if not (isinstance(entries, list) and entries and all(isinstance(entry, dict) and entry.get("name") for entry in entries)):
+        sentence = f'{path} is no list of objects with a name; expected for example [{{"name": "my-cat", "images": "cats"}}].'
+        raise ConfigError(sentence, path=path, setting="together")
+    return entries
 
 
 def _check(options: argparse.Namespace, config: TrainingConfig, embedding: Embedding) -> Result:
@@ -69,5 +144,5 @@ def _check(options: argparse.Namespace, config: TrainingConfig, embedding: Embed
     result = preflight(config, embedding.num_vectors, checkpoint_path(options), first_step=embedding.provenance.step or 0)
     for finding in result.findings:
         tell(options, finding.text)
-    options.status = 0 if result.ready else 1
+    options.status = max(options.status, 0 if result.ready else 1)
     return result.to_dict()

@@ -32,13 +32,18 @@ class VectorTable:
     sizes: dict[str, int]
 
     @classmethod
-    def of(cls, embeddings: Mapping[str, Embedding], encoder: str, width: int, device: torch.device | str) -> VectorTable:
+    def of(
+        cls, embeddings: Mapping[str, Embedding], encoder: str, width: int, device: torch.device | str, *, first_row: int = 0
+    ) -> VectorTable:
         """Stack the vectors that `embeddings` have for `encoder`.
+
+        Args:
+            first_row: where these vectors begin, if they are a part of a larger table.
 
         Raises:
             EmbeddingError: an embedding is for another width.
         """
-        rows, offsets, sizes, start = [], {}, {}, 0
+        rows, offsets, sizes, start = [], {}, {}, first_row
         for name, embedding in embeddings.items():
             vectors = embedding.vectors.get(encoder)
             if vectors is None or vectors.shape[1] != width:
@@ -54,7 +59,7 @@ class VectorTable:
 
 @dataclass(frozen=True)
 class TokenizedPrompts:
-    """Prompts ready for the text encoder; all tensors on its device.
+    """Prompts ready for the text encoder, once all tensors are on its device.
 
     Attributes:
         tokens: [b * k, 77].
@@ -65,6 +70,12 @@ class TokenizedPrompts:
     tokens: TokenBatch
     weights: torch.Tensor | None
     chunks: int
+
+    def to(self, device: torch.device | str) -> TokenizedPrompts:
+        """The same prompts on another device; the copy does not make the processor wait."""
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
+        tokens = TokenBatch(*(part.to(device, non_blocking=True) for part in (self.tokens.ids, self.tokens.index, self.tokens.mask)))
+        return TokenizedPrompts(tokens, weights, self.chunks)
 
 
 class TextConditioner:
@@ -81,19 +92,22 @@ class TextConditioner:
         """Width d of the token table."""
         return self.text_encoder.config.width
 
-    def tokenize(self, prompts: Sequence[str], table: VectorTable, chunks: int = 0) -> TokenizedPrompts:
+    def tokenize(
+        self, prompts: Sequence[str], table: VectorTable, chunks: int = 0, device: torch.device | str | None = None
+    ) -> TokenizedPrompts:
         """Cut prompts into chunks and find the embeddings in them.
 
         Args:
             prompts: b texts.
             table: the embeddings that they may name.
             chunks: minimum number of chunks for each prompt, so that prompts of different length fit one batch.
+            device: where the result is; the text encoder's device by default.
         """
         cut = [chunk_prompt(prompt, self.tokenizer, table.sizes) for prompt in prompts]
         count = max(chunks, *(len(parts) for parts in cut))
         empty = chunk_prompt("", self.tokenizer, {})[0]
         rows = [chunk for parts in cut for chunk in [*parts, *[empty] * (count - len(parts))]]
-        return self._batch(rows, table, count)
+        return self._batch(rows, table, count).to(self.text_encoder.token_table.device if device is None else device)
 
     def _batch(self, rows: list[Chunk], table: VectorTable, count: int) -> TokenizedPrompts:
         ids = torch.tensor([row.ids for row in rows])
@@ -102,12 +116,9 @@ class TextConditioner:
             for splice in chunk.splices:
                 index[row, splice.position] = table.offsets[splice.name] + splice.index
                 mask[row, splice.position] = True
-        device = self.text_encoder.token_table.device
         emphasised = any(weight != 1.0 for row in rows for weight in row.weights)
-        weights = torch.tensor([row.weights for row in rows]).to(device, non_blocking=True) if emphasised else None
-        # prompts may change in every step; a blocking copy would make the CPU wait for the device
-        tokens = TokenBatch(*(part.to(device, non_blocking=True) for part in (ids, index, mask)))
-        return TokenizedPrompts(tokens, weights, count)
+        weights = torch.tensor([row.weights for row in rows]) if emphasised else None
+        return TokenizedPrompts(TokenBatch(ids, index, mask), weights, count)
 
     def encode(self, prompts: TokenizedPrompts, vectors: torch.Tensor, clip_skip: int = 1) -> torch.Tensor:
         """Hidden states [b, 77 k, d] of tokenized prompts; differentiable in `vectors` [n, d]."""

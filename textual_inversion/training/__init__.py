@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from textual_inversion.training.embedding_file import create_embedding
-    from textual_inversion.training.trainer import train
+    from textual_inversion.training.trainer import train, train_together
 
-__all__ = ["create_embedding", "train"]
+__all__ = ["create_embedding", "train", "train_together"]
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when somebody trains: pages import the events without it."""
-    if name == "train":
-        from textual_inversion.training.trainer import train
+    if name in ("train", "train_together"):
+        from textual_inversion.training import trainer
 
-        return train
+        return getattr(trainer, name)
     if name == "create_embedding":
         from textual_inversion.training.embedding_file import create_embedding
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,6 +45,8 @@ class Recorder:
         prompt = config.preview_prompt or lines[0]
         self.preview_prompt = fill(prompt, tag_of(config.name), caption) if "[" in prompt else prompt
         self._reported: set[str] = set()
+        self._writer = ThreadPoolExecutor(1, "textual-inversion-copies")  # its thread starts with the first copy
+        self._copies: deque[tuple[int, Path, Future[Path]]] = deque()
         if self.folder is None:
             if config.copy_every or config.preview_every:
                 listener(Message("No copies or previews are written, because the log directory is empty; set one to get them."))
@@ -53,7 +57,8 @@ class Recorder:
             replace_file(self.folder / "settings.json", settings.encode("utf-8"), durable=False)
 
     def steps(self, events: Sequence[StepDone]) -> None:
-        """Append rows to the loss table."""
+        """Append rows to the loss table, and report the copies that were written meanwhile."""
+        self._report_copies()
         every = self.config.csv_every
         rows = [[getattr(event, column) for column in CSV_COLUMNS] for event in events if every and event.step % every == 0]
         if self.folder is None or not rows:
@@ -68,13 +73,24 @@ class Recorder:
                 writer.writerows(rows)
 
     def copy(self, embedding: Embedding, step: int) -> None:
-        """Save a numbered copy that can be used like any other embedding."""
+        """Save a numbered copy that can be used like any other embedding, in another thread."""
         if self.folder is None:
             return
         path = self.folder / f"{self.config.name}-{step}.safetensors"
-        with self._report_errors("The copy"):
-            formats.save(embedding, path, overwrite=True)
-            self.listener(CopySaved(step, str(path)))
+        self._copies.append((step, path, self._writer.submit(formats.save, embedding, path, overwrite=True)))
+
+    def _report_copies(self, *, wait: bool = False) -> None:
+        """Report the copies that are written; with `wait`, all of them."""
+        while self._copies and (wait or self._copies[0][2].done()):
+            step, path, written = self._copies.popleft()
+            with self._report_errors("The copy"):
+                written.result()
+                self.listener(CopySaved(step, str(path)))
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        self._report_copies(wait=True)
+        self._writer.shutdown()
 
     def preview(self, embedding: Embedding, step: int) -> None:
         """Draw what has been learned so far."""

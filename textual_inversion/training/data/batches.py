@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -123,7 +124,7 @@ class PromptMaker:
     ) -> None:
         self.config, self.lines, self.captions = config, lines, captions
         self.name = tag_of(config.name)
-        self._tokenize = lru_cache(maxsize=4096)(lambda text, chunks: conditioner.tokenize([text], table, chunks))
+        self._tokenize = lru_cache(maxsize=4096)(lambda text, chunks: conditioner.tokenize([text], table, chunks, device="cpu"))
         # every prompt is padded to the longest that a template line and a caption make, so that shapes stay the same
         self.chunks = max(self._tokenize(text, 0).chunks for text in self._longest(sorted(set(captions))))
 
@@ -147,28 +148,67 @@ class PromptMaker:
         return fill(rng.choice(self.lines), self.name, caption)
 
     def batch(self, pictures: Sequence[int], rng: random.Random) -> TokenizedPrompts:
-        """Tokenized prompts for pictures, one row of chunks each."""
-        rows = [self._tokenize(self.text(picture, rng), self.chunks) for picture in pictures]
-        if len({row.chunks for row in rows}) > 1:  # a shuffled caption can need one chunk more than the captions in their own order
-            most = max(row.chunks for row in rows)
-            rows = [row if row.chunks == most else _padded(row, most) for row in rows]
-        tokens = TokenBatch(*(torch.cat([getattr(row.tokens, part) for row in rows]) for part in ("ids", "index", "mask")))
-        if all(row.weights is None for row in rows):
-            return TokenizedPrompts(tokens, None, rows[0].chunks)
-        weights = torch.cat(
-            [torch.ones(row.tokens.ids.shape, device=tokens.ids.device) if row.weights is None else row.weights for row in rows]
-        )
-        return TokenizedPrompts(tokens, weights, rows[0].chunks)
+        """Tokenized prompts for pictures, one row of chunks each, on the CPU."""
+        return together([self._tokenize(self.text(picture, rng), self.chunks) for picture in pictures])
 
 
-def _padded(row: TokenizedPrompts, chunks: int) -> TokenizedPrompts:
-    """Repeat the last chunk until there are `chunks`, so that all rows of a batch have one shape."""
-    pick = torch.arange(chunks, device=row.tokens.ids.device).clamp(max=row.chunks - 1)
-    return TokenizedPrompts(row.tokens[pick], None if row.weights is None else row.weights[pick], chunks)
+def together(rows: Sequence[TokenizedPrompts]) -> TokenizedPrompts:
+    """Prompts as one batch. A shuffled caption can need one chunk more than the captions in their own order; then all get as many."""
+    most = max(row.chunks for row in rows)
+    if any(row.chunks < most for row in rows):
+        rows = [row if row.chunks == most else _padded(row, most) for row in rows]
+    tokens = TokenBatch(*(torch.cat([getattr(row.tokens, part) for row in rows]) for part in ("ids", "index", "mask")))
+    if all(row.weights is None for row in rows):
+        return TokenizedPrompts(tokens, None, most)
+    weights = torch.cat(
+        [torch.ones(row.tokens.ids.shape, device=tokens.ids.device) if row.weights is None else row.weights for row in rows]
+    )
+    return TokenizedPrompts(tokens, weights, most)
+
+
+def _padded(prompts: TokenizedPrompts, chunks: int) -> TokenizedPrompts:
+    """Repeat the last chunk of each prompt until there are `chunks`."""
+    device = prompts.tokens.ids.device
+    pick = torch.arange(chunks, device=device).clamp(max=prompts.chunks - 1)
+    firsts = torch.arange(0, len(prompts.tokens.ids), prompts.chunks, device=device)
+    places = (firsts[:, None] + pick).flatten()
+    return TokenizedPrompts(prompts.tokens[places], None if prompts.weights is None else prompts.weights[places], chunks)
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """What the processor chooses for a batch: which pictures, which of their views, and the prompts.
+
+    Attributes:
+        bucket: number of the bucket.
+        rows: rows of its moments, b of them.
+        prompts: tokenized, on the CPU.
+    """
+
+    bucket: int
+    rows: list[int]
+    prompts: TokenizedPrompts
+
+
+class NoiseDraw(NamedTuple):
+    """The random numbers of a batch.
+
+    Attributes:
+        fresh: noise of the latents, [b, c, h, w]; None where they are not sampled anew each time.
+        timesteps: int64 [b].
+        noise: [b, c, h, w].
+    """
+
+    fresh: torch.Tensor | None
+    timesteps: torch.Tensor
+    noise: torch.Tensor
 
 
 class BatchMaker:
     """Draws batches: pictures of one size in shuffled epochs, crops, flips, prompts, noise and timesteps, from seeded streams.
+
+    `plan` and `draw` are the two halves of `next`: what the processor chooses, and what the device draws. They use streams of their
+    own, so that many batches may be planned before the first is drawn.
 
     Args:
         buckets: the encoded pictures, one bucket for each size; a picture is its index in `prompts.captions`.
@@ -211,20 +251,45 @@ class BatchMaker:
             mean = torch.addcmul(mean, moments.std, noise, out=noise)
         return LatentMoments(mean, torch.zeros(()).expand_as(mean), moments.flipped)
 
-    def next(self) -> Batch:
-        """The next batch, on the moments' device."""
+    def shape(self, bucket: int) -> tuple[int, ...]:
+        """The latents' shape [b, c, h, w] in a batch of this bucket."""
+        return (self.config.batch_size, *self._buckets[bucket].moments.mean.shape[1:])
+
+    def is_weighted(self, bucket: int) -> bool:
+        """Whether the places of this bucket's pictures have weights in the loss."""
+        return self._buckets[bucket].weights is not None
+
+    def plan(self) -> PlannedBatch:
+        """Choose the next batch."""
         number, shown = self.order.next_batch()
         bucket = self._buckets[number]
         rows = [bucket.row(place, self.rng) for place in shown]
-        index = torch.tensor(rows).to(self.device, non_blocking=True)
-        shape = (len(rows), *bucket.moments.mean.shape[1:])
+        return PlannedBatch(number, rows, self.prompts.batch([bucket.shown[place] for place in shown], self.rng))
+
+    def draw(self, bucket: int) -> NoiseDraw:
+        """Draw the random numbers of the next batch, which is of this bucket."""
+        shape = self.shape(bucket)
         fresh = self._normal(shape) if self.config.latent_sampling == "random" else None
-        latents = sample(bucket.moments, index, fresh)
-        timesteps = torch.randint(TRAIN_TIMESTEPS, (len(rows),), generator=self.generator, device=self.noise_device)
-        noise = self._normal(shape)
-        prompts = self.prompts.batch([bucket.shown[place] for place in shown], self.rng)
-        weights = None if bucket.weights is None else bucket.weights.index_select(0, index)
-        return Batch(latents, noise, timesteps.to(self.device), prompts, weights)
+        timesteps = torch.randint(TRAIN_TIMESTEPS, shape[:1], generator=self.generator, device=self.noise_device)
+        return NoiseDraw(fresh, timesteps.to(self.device), self._normal(shape))
+
+    def assemble(self, bucket: int, rows: torch.Tensor, drawn: NoiseDraw, prompts: TokenizedPrompts) -> Batch:
+        """Put a batch together on the moments' device.
+
+        Args:
+            rows: int64 [b] there.
+            drawn: by `draw` for this bucket.
+            prompts: on that device.
+        """
+        chosen = self._buckets[bucket]
+        weights = None if chosen.weights is None else chosen.weights.index_select(0, rows)
+        return Batch(sample(chosen.moments, rows, drawn.fresh), drawn.noise, drawn.timesteps, prompts, weights)
+
+    def next(self) -> Batch:
+        """Choose, draw and assemble the next batch."""
+        planned = self.plan()
+        rows = torch.tensor(planned.rows).to(self.device, non_blocking=True)
+        return self.assemble(planned.bucket, rows, self.draw(planned.bucket), planned.prompts.to(self.device))
 
 
 class _Bucket:
