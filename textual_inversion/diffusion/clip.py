@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from textual_inversion.diffusion.layers import attention
+from textual_inversion.diffusion import kernels
+from textual_inversion.diffusion.layers import FusedModule, Joined, attention
 
 HEAD_WIDTH = 64  # of every CLIP and OpenCLIP text encoder
+_ONE_KERNEL = 3072  # up to so many places CUDA's gradient of an embedding is one kernel; beyond, PyTorch 2.1 waits for the device
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class Embeddings(nn.Module):
     def forward(self, tokens: TokenBatch, vectors: torch.Tensor) -> torch.Tensor:
         """Rows of the table with `vectors` [n, d] spliced in: where(mask, vectors[index], table[ids]) -> [b, l, d]"""
         rows = self.token_embedding(tokens.ids)
-        chosen = vectors[tokens.index].to(rows.dtype)  # b l d; cast after the choice, so that gradients of a row are added up in fp32
+        chosen = F.embedding(tokens.index, vectors) if tokens.index.numel() <= _ONE_KERNEL else vectors[tokens.index]
+        chosen = chosen.to(rows.dtype)  # b l d; cast after the choice, so that gradients of a row are added up in fp32
         spliced = torch.where(tokens.mask[..., None], chosen, rows)
         return spliced + self.position_embedding.weight[: tokens.ids.shape[1]]
 
@@ -106,10 +109,13 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(config.width, config.width) for _ in range(4))
+        inputs = (self.q_proj, self.k_proj, self.v_proj)
+        self.weights, self.biases = Joined(inputs), Joined(inputs, "bias")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, l, d] -> [b, l, d]"""
-        return self.out_proj(attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True))
+        q, k, v = F.linear(x, self.weights(), self.biases()).chunk(3, dim=-1)  # b l d each
+        return self.out_proj(attention(q, k, v, self.heads, causal=True))
 
 
 class MLP(nn.Module):
@@ -124,7 +130,7 @@ class MLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, l, d] -> [b, l, d]"""
         x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x) if self.quick_gelu else F.gelu(x))
+        return self.fc2(kernels.quick_gelu(x) if self.quick_gelu else kernels.gelu(x))
 
 
 class EncoderLayer(nn.Module):
@@ -137,10 +143,11 @@ class EncoderLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.width)
         self.mlp = MLP(config)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, l, d] -> [b, l, d]"""
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [b, l, d] and what is still to be added to it -> the same two; whoever comes next adds them in the kernel of its norm."""
+        x, normed = kernels.add_layer_norm(x, delta, self.layer_norm1)
+        x, normed = kernels.add_layer_norm(x, self.self_attn(normed), self.layer_norm2)
+        return x, self.mlp(normed)
 
 
 class TextModel(nn.Module):
@@ -153,7 +160,7 @@ class TextModel(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.width)
 
 
-class CLIPTextEncoder(nn.Module):
+class CLIPTextEncoder(FusedModule):
     """Tokens to the hidden states that condition the UNet."""
 
     def __init__(self, config: CLIPConfig) -> None:
@@ -179,6 +186,7 @@ class CLIPTextEncoder(nn.Module):
         """
         x = self.text_model.embeddings(tokens, vectors)
         layers = list(self.text_model.encoder["layers"].children())
+        delta = None
         for layer in layers[: max(1, len(layers) + 1 - clip_skip)]:
-            x = layer(x)
-        return self.text_model.final_layer_norm(x)
+            x, delta = layer(x, delta)
+        return kernels.add_layer_norm(x, delta, self.text_model.final_layer_norm)[1]

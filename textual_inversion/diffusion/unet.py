@@ -8,14 +8,16 @@ Legend: b batch, c channels, h w latent size, l tokens, d width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from textual_inversion.diffusion.layers import GroupNorm, attention, map_from_tokens, tokens_from_map
+from textual_inversion.diffusion import kernels
+from textual_inversion.diffusion.layers import FusedModule, GroupNorm, Joined, attention, map_from_tokens, pointwise, tokens_from_map
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -103,6 +105,19 @@ def timestep_embedding(timesteps: torch.Tensor, channels: int, dtype: torch.dtyp
     return torch.cat((angles.cos(), angles.sin()), dim=-1).to(dtype)
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """Projections of what all blocks share, made at once; each block takes the next one.
+
+    Attributes:
+        shifts: for each residual block, its projected time embedding with the bias of its first convolution, [b, out].
+        pairs: for each transformer block, keys and values [b, l, c] of the conditioning.
+    """
+
+    shifts: Iterator[torch.Tensor]
+    pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]
+
+
 class ResBlock(nn.Module):
     """Two convolutions with the time embedding added in between."""
 
@@ -116,14 +131,21 @@ class ResBlock(nn.Module):
         )
         self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """x [b, in, h, w], time [b, time_channels] -> [b, out, h, w]"""
-        h = self.in_layers(x) + self.emb_layers(time)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+    def forward(self, x: torch.Tensor, inputs: _Inputs) -> torch.Tensor:
+        """x [b, in, h, w] -> [b, out, h, w]"""
+        first_norm: Any = self.in_layers[0]
+        norm: Any = self.out_layers[0]
+        first: Any = self.in_layers[2]
+        last: Any = self.out_layers[3]
+        x, h = kernels.group_norm_of_residual(x, first_norm, silu=True)
+        h = F.conv2d(h, first.weight, None, padding=1)  # its bias is in the shift
+        h = kernels.group_norm(h, norm, silu=True, shift=next(inputs.shifts))
+        skip = pointwise(self.skip_connection, x) if isinstance(self.skip_connection, nn.Conv2d) else x
+        return kernels.add_convolution(skip, h, last)
 
 
-class CrossAttention(nn.Module):
-    """Attention of picture tokens to `context`: themselves or the conditioning."""
+class Attention(nn.Module):
+    """The products around an attention, by their LDM names."""
 
     def __init__(self, channels: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -133,9 +155,26 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_dim, channels, bias=False)
         self.to_out = nn.Sequential(nn.Linear(channels, channels), nn.Identity())
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """x [b, h*w, c], context [b, l, d] -> [b, h*w, c]"""
-        return self.to_out(attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+
+class CrossAttention(Attention):
+    """Attention of picture tokens to the conditioning."""
+
+    def forward(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """x [b, h*w, c], keys and values of the conditioning [b, l, c] -> [b, h*w, c]"""
+        return self.to_out(attention(self.to_q(x), keys, values, self.heads))
+
+
+class SelfAttention(Attention):
+    """Attention of picture tokens to themselves."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__(channels, channels, heads)
+        self.weights = Joined((self.to_q, self.to_k, self.to_v))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, h*w, c] -> [b, h*w, c]"""
+        q, k, v = F.linear(x, self.weights()).chunk(3, dim=-1)  # b h*w c each
+        return self.to_out(attention(q, k, v, self.heads))
 
 
 class GEGLU(nn.Module):
@@ -147,8 +186,7 @@ class GEGLU(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, l, c] -> [b, l, hidden]"""
-        x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * F.gelu(gate)
+        return kernels.geglu(self.proj(x))
 
 
 class FeedForward(nn.Module):
@@ -168,17 +206,17 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, channels: int, context_dim: int, heads: int) -> None:
         super().__init__()
-        self.attn1 = CrossAttention(channels, channels, heads)
+        self.attn1 = SelfAttention(channels, heads)
         self.ff = FeedForward(channels)
         self.attn2 = CrossAttention(channels, context_dim, heads)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(channels), nn.LayerNorm(channels), nn.LayerNorm(channels)
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """x [b, h*w, c], context [b, l, d] -> [b, h*w, c]"""
-        normed = self.norm1(x)
-        x = x + self.attn1(normed, normed)
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None, inputs: _Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [b, h*w, c] and what is still to be added to it -> the same two; whoever comes next adds them in the kernel of its norm."""
+        x, normed = kernels.add_layer_norm(x, delta, self.norm1)
+        x, normed = kernels.add_layer_norm(x, self.attn1(normed), self.norm2)
+        x, normed = kernels.add_layer_norm(x, self.attn2(normed, *next(inputs.pairs)), self.norm3)
+        return x, self.ff(normed)
 
 
 class SpatialTransformer(nn.Module):
@@ -193,18 +231,21 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, config.context_dim, heads) for _ in range(depth))
         self.proj_out = self._projection(channels)
 
-    def _projection(self, channels: int) -> nn.Module:
+    def _projection(self, channels: int) -> Any:
         return nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """x [b, c, h, w], context [b, l, d] -> [b, c, h, w]"""
+    def forward(self, x: torch.Tensor, inputs: _Inputs) -> torch.Tensor:
+        """x [b, c, h, w] -> [b, c, h, w]"""
         height, width = x.shape[-2:]
-        h = self.norm(x)
-        h = self.proj_in(tokens_from_map(h)) if self.linear else tokens_from_map(self.proj_in(h))
+        x, h = kernels.group_norm_of_residual(x, self.norm)
+        h = self.proj_in(tokens_from_map(h)) if self.linear else tokens_from_map(pointwise(self.proj_in, h))  # b h*w c
+        delta = None
         for block in self.transformer_blocks:
-            h = block(h, context)
-        h = map_from_tokens(self.proj_out(h), height, width) if self.linear else self.proj_out(map_from_tokens(h, height, width))
-        return x + h
+            h, delta = block(h, delta, inputs)
+        h = h if delta is None else h + delta
+        if self.linear:
+            return x + map_from_tokens(self.proj_out(h), height, width)
+        return x + pointwise(self.proj_out, map_from_tokens(h, height, width))
 
 
 class Downsample(nn.Module):
@@ -234,13 +275,11 @@ class Upsample(nn.Module):
 class Block(nn.ModuleList):
     """A sequence of layers; each gets the arguments for its type."""
 
-    def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor, size: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """x [b, c, h, w], time [b, t], context [b, l, d] -> [b, c', h', w']"""
+    def forward(self, x: torch.Tensor, inputs: _Inputs, size: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """x [b, c, h, w] -> [b, c', h', w']"""
         for layer in self:
-            if isinstance(layer, ResBlock):
-                x = layer(x, time)
-            elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
+            if isinstance(layer, (ResBlock, SpatialTransformer)):
+                x = layer(x, inputs)
             elif isinstance(layer, Upsample):
                 x = layer(x, size)
             else:
@@ -248,7 +287,7 @@ class Block(nn.ModuleList):
         return x
 
 
-class UNet(nn.Module):
+class UNet(FusedModule):
     """Predicts the noise (or v) in noisy latents, given the timestep and the conditioning."""
 
     def __init__(self, config: UNetConfig) -> None:
@@ -270,6 +309,16 @@ class UNet(nn.Module):
         )
         channels = self._build_output(config, channels, time, skips)
         self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1))
+        self._join()
+
+    def _join(self) -> None:
+        """Name the weights that are applied together, in the order in which the blocks run."""
+        blocks = [module for module in self.modules() if isinstance(module, ResBlock)]
+        time = [block.emb_layers[1] for block in blocks]
+        self._time_weights, self._time_biases = Joined(time), Joined(time, "bias")
+        self._first_biases = Joined((block.in_layers[2] for block in blocks), "bias")
+        attentions = [module.attn2 for module in self.modules() if isinstance(module, TransformerBlock)]
+        self._context_weights = Joined(layer for attention in attentions for layer in (attention.to_k, attention.to_v))
 
     def _build_input(self, config: UNetConfig, channels: int, time: int) -> list[int]:
         """Build the input blocks; return the channels of each map for the skip connections."""
@@ -319,13 +368,22 @@ class UNet(nn.Module):
         time = self.time_embed(timestep_embedding(timesteps, self.config.model_channels, x.dtype))  # b t
         if label is not None:
             time = time + self.label_emb(label)
+        inputs = self._project(time, context)
         skips = []
         for block in self.input_blocks:
-            x = block(x, time, context)
+            x = block(x, inputs)
             skips.append(x)
-        x = self.middle_block(x, time, context)
+        x = self.middle_block(x, inputs)
         for block in self.output_blocks:
-            x = torch.cat((x, skips.pop()), dim=1)
+            x = kernels.join_channels(x, skips.pop())
             size = (skips[-1].shape[-2], skips[-1].shape[-1]) if skips else (0, 0)
-            x = block(x, time, context, size)
-        return self.out(x)
+            x = block(x, inputs, size)
+        norm: Any = self.out[0]
+        return self.out[2](kernels.group_norm(x, norm, silu=True))
+
+    def _project(self, time: torch.Tensor, context: torch.Tensor) -> _Inputs:
+        """time [b, t], context [b, l, d] -> what the blocks take from them."""
+        weights, biases = self._time_weights(), self._time_biases()
+        shifts = F.linear(F.silu(time), weights, biases) + self._first_biases()  # b channels of all blocks
+        parts = F.linear(context, self._context_weights()).split(self._context_weights.sizes, dim=-1)  # b l c each
+        return _Inputs(iter(shifts.split(self._time_weights.sizes, dim=-1)), zip(parts[::2], parts[1::2]))

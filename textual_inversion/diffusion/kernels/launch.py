@@ -1,0 +1,49 @@
+"""Every fused kernel starts here, so that launches can be recorded instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch as it was asked for.
+
+    Attributes:
+        kernel: the Triton function, or the Python function where Triton is missing.
+        grid: number of programs along each axis.
+        arguments: tensors and numbers, in the order of the kernel's parameters.
+        constants: the kernel's compile-time parameters.
+        num_warps: warps of a program.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    num_warps: int
+
+
+_recording: list[list[Launch]] = []
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
+    """Start a kernel, or only note the launch while `recorded` is open."""
+    if _recording:
+        _recording[-1].append(Launch(kernel, grid, arguments, constants, num_warps))
+    else:
+        kernel[grid](*arguments, num_warps=num_warps, **constants)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Note launches instead of starting them; the outputs stay unwritten, so tensors may be on the meta device."""
+    launches: list[Launch] = []
+    _recording.append(launches)
+    try:
+        yield launches
+    finally:
+        _recording.pop()
