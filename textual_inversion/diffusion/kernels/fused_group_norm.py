@@ -14,9 +14,10 @@ from textual_inversion.diffusion.kernels import group_norm_kernels as kernels
 from textual_inversion.diffusion.kernels.language import cdiv, power_of_two
 from textual_inversion.diffusion.kernels.launch import launch
 
-# A group of this many (padded) elements fits one program's registers: 16 warps hold 64 a thread. Such a program reads 64 KiB, which takes
-# a multiprocessor about a microsecond, less than a second kernel costs. The backward holds two tensors, so its limit is half of that.
-_WHOLE_FORWARD, _WHOLE_BACKWARD = 32768, 16384
+# A group of at most this many (padded) elements takes one program of 16 warps, in tiles of 16 elements a thread: four rounds of loads for
+# the sums and four more, from the cache, for the rest. That takes as long as two kernels with many programs each, and one launch less.
+# A tile that holds the whole group spills its registers: 64 of them and 1,100 bytes of stack a thread, by ptxas for sm_90.
+_WHOLE, _WHOLE_TILE = 32768, 8192
 # Tiles of 128 padded channels and 16 rows are 16 elements a thread at 4 warps. At batch 1 the smallest map that needs two kernels
 # (32² by 640 channels) is 64 * 8 tiles, four for each of an H200's 132 multiprocessors.
 _TILE_CHANNELS, _TILE_ROWS = 128, 16
@@ -44,11 +45,13 @@ class _Tiles(NamedTuple):
         return cls(steps, blocks, (blocks, columns, batch), (tiles, columns, batch), constants)
 
 
-def _whole(rows: int, width: int, most: int) -> tuple[dict[str, int], int] | None:
+def _whole(rows: int, width: int) -> tuple[dict[str, int], int] | None:
     """Block sizes and warps of the one-kernel form, None where a group is too large for it."""
-    constants = {"ROWS": power_of_two(rows), "WIDTH": power_of_two(width)}
-    size = constants["ROWS"] * constants["WIDTH"]
-    return None if size > most else (constants, min(16, max(4, size // 1024)))
+    padded = power_of_two(width)
+    if rows * padded > _WHOLE:
+        return None
+    together = max(1, min(power_of_two(rows), _WHOLE_TILE // padded))
+    return {"ROWS": together, "WIDTH": padded}, min(16, max(4, together * padded // 512))
 
 
 def _forward(
@@ -60,7 +63,7 @@ def _forward(
     mean, rstd = x.new_empty((2, b, groups), dtype=torch.float32).unbind(0)
     flags, added = {"SILU": silu, "SHIFT": shift is not None}, x if shift is None else shift
     arguments: tuple[Any, ...]
-    if whole := _whole(rows, width, _WHOLE_FORWARD):
+    if whole := _whole(rows, width):
         arguments = (x, added, weight, bias, y, mean, rstd, rows, c, width, eps)
         launch(kernels.whole_forward, (groups, b), *arguments, num_warps=whole[1], **flags, **whole[0])
         return y, mean, rstd
@@ -85,7 +88,7 @@ def _backward(
     flags = {"SILU": silu, "SHIFT": shift is not None, "RESIDUAL": residual is not None}
     added, more = x if shift is None else shift, x if residual is None else residual
     arguments: tuple[Any, ...]
-    if whole := _whole(rows, width, _WHOLE_BACKWARD):
+    if whole := _whole(rows, width):
         arguments = (x, added, weight, bias, mean, rstd, dy, more, dx, rows, c, width)
         launch(kernels.whole_backward, (groups, b), *arguments, num_warps=whole[1], **flags, **whole[0])
         return dx

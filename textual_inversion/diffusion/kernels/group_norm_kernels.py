@@ -3,7 +3,7 @@
 """Triton kernels of the group norm over channels_last maps, with SiLU and the time embedding's addition.
 
 A map is read as [b, rows, channels] with rows = h*w; a group has `width` = channels / groups neighbouring channels. Sums are fp32.
-Small maps take one kernel, a program for each group. Large maps take two: partial sums of blocks of rows, then the element-wise half, in
+Small maps take one kernel, a program for each group, which reads the group twice: its registers could not hold it. Large maps take two: partial sums of blocks of rows, then the element-wise half, in
 which every program combines the partial sums for itself. There are no atomics, so the result is the same in each run.
 Large tiles are [ROWS, GROUPS, WIDTH]: several groups, so that neighbouring threads read neighbouring channels.
 """
@@ -41,26 +41,51 @@ def whole_forward(
     x, shift, weight, bias, y, means, rstds, rows, channels, width, eps,
     SILU: tl.constexpr, SHIFT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """y = act(norm(x + shift)) of one group, which fits the registers of one program."""
+    """y = act(norm(x + shift)) of one group: reads it for the moments, then again for y."""
     group, batch = tl.program_id(0), tl.program_id(1)
-    row, col = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
-    inside, channel = (row < rows) & (col < width), group * width + col
-    at = batch.to(tl.int64) * rows * channels + row * channels + channel
-    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    col = tl.arange(0, WIDTH)[None, :]
+    here, channel = col < width, group * width + col
+    base = batch.to(tl.int64) * rows * channels
+    added = tl.zeros((1, WIDTH), tl.float32)
     if SHIFT:
-        value += tl.load(shift + batch * channels + channel, mask=col < width, other=0.0).to(tl.float32)
-    total = rows * width
-    mean = tl.sum(tl.sum(tl.where(inside, value, 0.0), axis=1), axis=0) / total
-    away = tl.where(inside, value - mean, 0.0)
-    rstd = 1 / tl.sqrt(tl.sum(tl.sum(away * away, axis=1), axis=0) / total + eps)
-    factor = tl.load(weight + channel, mask=col < width, other=0.0).to(tl.float32)
-    z = away * rstd * factor + tl.load(bias + channel, mask=col < width, other=0.0).to(tl.float32)
-    if SILU:
-        z = silu(z)
-    tl.store(y + at, z.to(y.dtype.element_ty), mask=inside)
+        added = tl.load(shift + batch * channels + channel, mask=here, other=0.0).to(tl.float32)
+    count, mean, square = 0.0, 0.0, 0.0
+    for start in range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS)[:, None]
+        inside = (row < rows) & here
+        value = tl.where(inside, tl.load(x + base + row * channels + channel, mask=inside, other=0.0).to(tl.float32) + added, 0.0)
+        more = (tl.minimum(rows - start, ROWS) * width).to(tl.float32)
+        part = tl.sum(tl.sum(value, axis=1), axis=0) / more
+        away = tl.where(inside, value - part, 0.0)
+        apart = part - mean
+        mean += apart * (more / (count + more))
+        square += tl.sum(tl.sum(away * away, axis=1), axis=0) + apart * apart * (count * more / (count + more))
+        count += more
+    rstd = 1 / tl.sqrt(square / count + eps)
     groups = tl.num_programs(0)
     tl.store(means + batch * groups + group, mean)
     tl.store(rstds + batch * groups + group, rstd)
+    factor = tl.load(weight + channel, mask=here, other=0.0).to(tl.float32) * rstd
+    offset = tl.load(bias + channel, mask=here, other=0.0).to(tl.float32)
+    for start in range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS)[:, None]
+        inside = (row < rows) & here
+        value = tl.load(x + base + row * channels + channel, mask=inside, other=0.0).to(tl.float32) + added
+        z = (value - mean) * factor + offset
+        if SILU:
+            z = silu(z)
+        tl.store(y + base + row * channels + channel, z.to(y.dtype.element_ty), mask=inside)
+
+
+@jit()
+def slope_of_rows(x, dy, at, inside, added, mean, rstd, factor, offset, SILU: tl.constexpr):
+    """Normalised x and the gradient that reaches it, [ROWS, WIDTH] of one group."""
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + added
+    normed = tl.where(inside, (value - mean) * rstd, 0.0)
+    slope = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+    if SILU:
+        slope *= silu_slope(normed * factor + offset)
+    return normed, slope * factor
 
 
 @jit("rows", "width")
@@ -71,26 +96,31 @@ def whole_backward(
     """Gradient of one group's x, plus the gradient `residual` that reaches x on another way."""
     group, batch = tl.program_id(0), tl.program_id(1)
     groups = tl.num_programs(0)
-    row, col = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
-    inside, channel = (row < rows) & (col < width), group * width + col
-    at = batch.to(tl.int64) * rows * channels + row * channels + channel
-    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    col = tl.arange(0, WIDTH)[None, :]
+    here, channel = col < width, group * width + col
+    base = batch.to(tl.int64) * rows * channels
+    added = tl.zeros((1, WIDTH), tl.float32)
     if SHIFT:
-        value += tl.load(shift + batch * channels + channel, mask=col < width, other=0.0).to(tl.float32)
-    rstd = tl.load(rstds + batch * groups + group)
-    normed = tl.where(inside, (value - tl.load(means + batch * groups + group)) * rstd, 0.0)
-    factor = tl.load(weight + channel, mask=col < width, other=0.0).to(tl.float32)
-    slope = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
-    if SILU:
-        slope *= silu_slope(normed * factor + tl.load(bias + channel, mask=col < width, other=0.0).to(tl.float32))
-    slope *= factor
-    total = rows * width
-    first = tl.sum(tl.sum(slope, axis=1), axis=0) / total
-    second = tl.sum(tl.sum(slope * normed, axis=1), axis=0) / total
-    result = rstd * (slope - first - normed * second)
-    if RESIDUAL:
-        result += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(dx + at, result.to(dx.dtype.element_ty), mask=inside)
+        added = tl.load(shift + batch * channels + channel, mask=here, other=0.0).to(tl.float32)
+    mean, rstd = tl.load(means + batch * groups + group), tl.load(rstds + batch * groups + group)
+    factor = tl.load(weight + channel, mask=here, other=0.0).to(tl.float32)
+    offset = tl.load(bias + channel, mask=here, other=0.0).to(tl.float32)
+    first, second = 0.0, 0.0
+    for start in range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS)[:, None]
+        inside, at = (row < rows) & here, base + row * channels + channel
+        normed, slope = slope_of_rows(x, dy, at, inside, added, mean, rstd, factor, offset, SILU)
+        first += tl.sum(tl.sum(slope, axis=1), axis=0)
+        second += tl.sum(tl.sum(slope * normed, axis=1), axis=0)
+    first, second = first / (rows * width), second / (rows * width)
+    for start in range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS)[:, None]
+        inside, at = (row < rows) & here, base + row * channels + channel
+        normed, slope = slope_of_rows(x, dy, at, inside, added, mean, rstd, factor, offset, SILU)
+        result = rstd * (slope - first - normed * second)
+        if RESIDUAL:
+            result += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dx + at, result.to(dx.dtype.element_ty), mask=inside)
 
 
 @jit("rows", "width", "groups", "steps")
