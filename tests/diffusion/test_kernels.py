@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.checkpoints import TINY_CLIP, TINY_UNET, on_meta, random_module
+from tests.support.checkpoints import TINY_CLIP, on_meta, random_module
 from tests.support.references import apart
 from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.clip import TokenBatch

@@ -3,9 +3,10 @@
 """Triton kernels of the group norm over channels_last maps, with SiLU and the time embedding's addition.
 
 A map is read as [b, rows, channels] with rows = h*w; a group has `width` = channels / groups neighbouring channels. Sums are fp32.
-Small maps take one kernel, a program for each group, which reads the group twice: its registers could not hold it. Large maps take two: partial sums of blocks of rows, then the element-wise half, in
-which every program combines the partial sums for itself. There are no atomics, so the result is the same in each run.
-Large tiles are [ROWS, GROUPS, WIDTH]: several groups, so that neighbouring threads read neighbouring channels.
+Small maps take one kernel, a program for each group, which reads the group twice: its registers could not hold it. Large maps take two:
+partial sums of blocks of rows, then the element-wise half, in which every program combines the partial sums for itself. There are no
+atomics, so the result is the same in each run. Tiles of large maps are [ROWS, GROUPS, WIDTH]: several groups, so that neighbouring threads
+read neighbouring channels.
 """
 
 from __future__ import annotations
