@@ -89,11 +89,11 @@ def compare_group_norm(groups: int, channels: int, h: int, w: int, *, dtype: tor
 
 
 @interpreted
-@pytest.mark.parametrize("width", [10, 40])
-def test_group_norm_in_several_rounds(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("width", "tile"), [(10, 128), (40, 512)])
+def test_group_norm_in_several_rounds(width: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from textual_inversion.diffusion.kernels import fused_group_norm
 
-    monkeypatch.setattr(fused_group_norm, "_WHOLE_TILE", 128)
+    monkeypatch.setattr(fused_group_norm, "_WHOLE_TILE", tile)
     compare_group_norm(2, 2 * width, 5, 7)
 
 
@@ -126,7 +126,7 @@ def test_group_norm_of_32_groups(width: int, large: bool, request: pytest.Fixtur
 
 @interpreted
 @pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize(("groups", "channels", "h", "w"), [(2, 64, 1, 1), (12, 120, 6, 3), (32, 96, 5, 1)])
+@pytest.mark.parametrize(("groups", "channels", "h", "w"), [(2, 64, 1, 1), (12, 120, 6, 3), (6, 18, 5, 1)])
 def test_group_norm_of_odd_maps(groups: int, channels: int, h: int, w: int, large: bool, request: pytest.FixtureRequest) -> None:
     if large:
         request.getfixturevalue("two_kernels")
@@ -232,7 +232,10 @@ def test_the_self_test_passes_and_sees_a_wrong_kernel(monkeypatch: pytest.Monkey
         return {name: case for name, case in cases(device, dtype).items() if case[1][0].shape[-1] != 64}  # slow in the interpreter
 
     monkeypatch.setattr(self_test, "_cases", without_large)
-    assert self_test.difference("cpu") == ""
+    random = torch.get_rng_state()
+    with torch.inference_mode():
+        assert self_test.difference("cpu") == ""
+    assert torch.equal(torch.get_rng_state(), random)
     monkeypatch.setattr(fused_pointwise, "_FLAT", 64)
     monkeypatch.setattr(fused_pointwise, "cdiv", lambda a, b: a // b)  # leaves the last numbers unwritten
     assert "is off by" in self_test.difference("cpu")
@@ -250,6 +253,9 @@ SMALL_UNETS = {
 def test_a_unet_is_the_same_with_the_fused_kernels(name: str) -> None:
     config = SMALL_UNETS[name]
     unet = random_module(config).to(memory_format=torch.channels_last)
+    for part in unet.modules():
+        if isinstance(part, nn.GroupNorm):
+            part.num_groups = 4  # the interpreter takes long for each program
     x, context = torch.randn(1, config.in_channels, 4, 3), torch.randn(1, 7, config.context_dim)
     label = torch.randn(1, config.label_channels) if config.label_channels else None
     results = []

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 
 _TYPES = (torch.float16, torch.bfloat16, torch.float32)
-_forced: list[bool] = []
+_forced: ContextVar[bool | None] = ContextVar("forced", default=None)  # of this thread only
 
 
 def status(device: torch.device | str) -> str:
@@ -43,19 +44,20 @@ def _tested(index: int) -> str:
 @contextmanager
 def force(way: str) -> Iterator[None]:
     """Take `plain` or `triton` on every device, for tests; Triton computes on the CPU with TRITON_INTERPRET=1."""
-    _forced.append({"plain": False, "triton": True}[way])
+    token = _forced.set({"plain": False, "triton": True}[way])
     try:
         yield
     finally:
-        _forced.pop()
+        _forced.reset(token)
 
 
 def is_fused(x: torch.Tensor, *weights: torch.Tensor | None) -> bool:
     """Whether `x` takes the fused kernels, with weights that do not learn."""
     if any(weight is not None and weight.requires_grad for weight in weights):
         return False
-    if _forced:
-        return _forced[-1]
+    forced = _forced.get()
+    if forced is not None:
+        return forced
     return x.is_cuda and x.dtype in _TYPES and not status(x.device)
 
 

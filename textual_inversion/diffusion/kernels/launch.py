@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -31,10 +33,11 @@ _recording: list[list[Launch]] = []
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
-    """Start a kernel, or only note the launch while `recorded` is open."""
+    """Start a kernel, or only note the launch while `recorded` is open. The first argument is a tensor."""
     if _recording:
         _recording[-1].append(Launch(kernel, grid, arguments, constants, num_warps))
-    else:
+        return
+    with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, PyTorch on that of the tensors
         kernel[grid](*arguments, num_warps=num_warps, **constants)
 
 

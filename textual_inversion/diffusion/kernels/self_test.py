@@ -10,17 +10,18 @@ from torch import nn
 from textual_inversion.diffusion import kernels
 
 Case = tuple[Callable[[list[torch.Tensor]], list[torch.Tensor]], list[torch.Tensor]]
-#: Largest difference that is allowed, relative to the largest number.
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+#: Largest difference that is allowed, relative to the largest number; in fp32 a convolution may round to TF32's 10 bits.
+_TOLERANCE = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 
 def difference(device: torch.device | str) -> str:
     """In which function the kernels give other numbers, in one sentence; empty if they give the same. Errors of Triton are raised."""
-    for dtype in _types(torch.device(device)):
-        for name, (compute, inputs) in _cases(torch.device(device), dtype).items():
-            found = _apart(compute, inputs)
-            if not found < _TOLERANCE[dtype]:
-                return f"The fused {name} is off by {found:.1e} in {str(dtype).removeprefix('torch.')} here."
+    with torch.inference_mode(False), torch.enable_grad():  # a picture may be the first that needs the kernels
+        for dtype in _types(torch.device(device)):
+            for name, (compute, inputs) in _cases(torch.device(device), dtype).items():
+                found = _apart(compute, inputs)
+                if not found < _TOLERANCE[dtype]:
+                    return f"The fused {name} is off by {found:.1e} in {str(dtype).removeprefix('torch.')} here."
     return ""
 
 
@@ -37,11 +38,11 @@ def _cases(device: torch.device, dtype: torch.dtype) -> dict[str, Case]:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    group, layer, conv = nn.GroupNorm(4, 40), nn.LayerNorm(40), nn.Conv2d(40, 40, 1)
+    with torch.device("meta"):  # a module's own initialization would change the random numbers of the run
+        group, layer, conv = nn.GroupNorm(4, 40), nn.LayerNorm(40), nn.Conv2d(40, 40, 1)
     for module in (group, layer, conv):
-        for parameter in module.parameters():
-            parameter.data = draw(*parameter.shape)
-            parameter.requires_grad_(False)
+        for name, parameter in list(module.named_parameters()):
+            setattr(module, name, nn.Parameter(draw(*parameter.shape), requires_grad=False))
     small, large, tokens = draw(2, 40, 3, 5), draw(1, 40, 96, 64), draw(2, 7, 40)
     return {
         "group norm": (lambda x: [*kernels.group_norm_of_residual(x[0], group, silu=True)], [small]),
@@ -61,7 +62,7 @@ def _apart(compute: Callable[[list[torch.Tensor]], list[torch.Tensor]], inputs: 
     results = []
     for way in ("plain", "triton"):
         leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-        with kernels.force(way), torch.enable_grad():
+        with kernels.force(way):
             outputs = compute(leaves)
             weights = [torch.linspace(-1, 2, out.numel(), device=out.device).view(out.shape).to(out.dtype) for out in outputs]
             gradients = torch.autograd.grad(outputs, leaves, weights)
