@@ -380,9 +380,9 @@ def compile_all(model: str, side: int, dtype: str, capability: int, every: bool)
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="this process cannot compile")
 def test_every_kernel_compiles_for_a_card() -> None:
-    found = compile_all("SDXL", 128, "bfloat16", 90, every=False)
+    found = compile_all("SD1.5", 64, "bfloat16", 90, every=False)
     assert all(code > 0 and shared < 48 * 1024 for code, shared in found.values())
-    assert len(found) == 13
+    assert len(found) == 14
 
 
 @needs_triton
