@@ -136,7 +136,8 @@ def our_step(sizes: Sizes, batch_size: int) -> Callable[[], float]:
     from textual_inversion.training.data.latents import LatentMoments, sample
     from textual_inversion.training.step import TrainingStep
 
-    step = TrainingStep(random_model(sizes, "cpu", torch.float32), first_vectors(sizes), TrainingConfig("word", "pictures"))
+    config = TrainingConfig("word", "pictures", method="classic")
+    step = TrainingStep(random_model(sizes, "cpu", torch.float32), first_vectors(sizes), config)
     first = make_batch(sizes, batch_size, 0, "cpu")
     moments = LatentMoments(first.latents, torch.rand_like(first.latents))
     rows = torch.arange(batch_size)

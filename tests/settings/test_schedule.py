@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textual_inversion.errors import ConfigError
-from textual_inversion.settings.schedule import LearningRateSchedule
+from textual_inversion.settings.schedule import CosineSchedule, LearningRateSchedule
 
 RATES = st.floats(1e-9, 10, allow_subnormal=False)
 
@@ -77,3 +77,14 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
     except ConfigError:
         return
     assert all(0 < schedule.at(step) < math.inf for step in (1, 2, 100, 10**7))
+
+
+@given(st.integers(0, 5000), st.integers(1, 5000))
+def test_a_cosine_warms_up_and_falls_to_a_tenth(first_step: int, steps: int) -> None:
+    schedule = CosineSchedule(0.05, first_step, first_step + steps)
+    rates = [schedule.at(first_step + number) for number in range(1, steps + 1)]
+    assert all(0 < rate <= 0.05 for rate in rates)
+    assert rates[schedule.warm_up :] == sorted(rates[schedule.warm_up :], reverse=True)
+    assert rates[: schedule.warm_up] == sorted(rates[: schedule.warm_up])
+    if steps > 1:
+        assert rates[-1] == pytest.approx(0.005)

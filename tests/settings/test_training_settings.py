@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textual_inversion.errors import ConfigError
+from textual_inversion.settings.schedule import CosineSchedule, LearningRateSchedule
 from textual_inversion.settings.training import PRECISIONS, TrainingConfig
 
 
@@ -68,3 +69,25 @@ def test_limits_are_written_out_and_huge_numbers_cut() -> None:
     assert "from 1 to 1000000." in refusal(steps=0).reason
     assert "from 0 to 4294967295." in refusal(seed=-1).reason
     assert len(refusal(seed=10**400).reason) < 200
+
+
+@pytest.mark.parametrize(
+    ("method", "written", "first", "tenth"),
+    [
+        ("classic", "auto", 0.005, 0.005),
+        ("classic", "0.01", 0.01, 0.01),
+        ("classic", "0.01:5, 0.001", 0.01, 0.001),
+        ("directional", "0.2:5, 0.02", 0.2, 0.02),
+    ],
+)
+def test_rates_as_written(method: str, written: str, first: float, tenth: float) -> None:
+    rates = config(method=method, learning_rate=written, steps=100).rates(0)
+    assert isinstance(rates, LearningRateSchedule)
+    assert (rates.at(1), rates.at(10)) == (first, tenth)
+
+
+@pytest.mark.parametrize(("written", "peak"), [("auto", 0.05), (" AUTO ", 0.05), (0.1, 0.1), ("0.1", 0.1)])
+def test_a_single_rate_of_directional_training_falls(written: str | float, peak: float) -> None:
+    rates = config(learning_rate=written, steps=150).rates(50)
+    assert isinstance(rates, CosineSchedule)
+    assert (rates.peak, rates.first_step, rates.steps) == (peak, 50, 100)

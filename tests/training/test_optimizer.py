@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.references import apart
-from textual_inversion.training.optimizer import AdamW, LossScale, clip_gradient
+from textual_inversion.training.optimizer import AdamW, LossScale, SphericalAdam, clip_gradient
 
 
 def gradients(count: int, scale: float = 1.0) -> list[torch.Tensor]:
@@ -142,3 +142,99 @@ def test_other_types_are_not_scaled(dtype: torch.dtype) -> None:
     scale.update(torch.full((1,), float("inf")))
     scale.update(torch.ones(1))
     assert float(scale.factor) == 1
+
+
+def spherical(rows: int = 3, width: int = 16, **options: object) -> SphericalAdam:
+    vectors = torch.randn(rows, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    optimizer = SphericalAdam(vectors, **options)  # type: ignore[arg-type]
+    optimizer.learning_rate = torch.full((), 0.05, dtype=torch.float64)
+    return optimizer
+
+
+def test_without_momentum_it_is_the_published_step_of_directional_textual_inversion() -> None:
+    """arXiv 2512.13672: add the prior's constant gradient, project, divide by the row's own scale, step, go back to the sphere."""
+    for decay in (0.0, 0.99):
+        ours = spherical(prior=1e-2, betas=(0.0, decay))
+        first = ours.vectors / ours.norms
+        published, scale = first.clone(), torch.zeros(3, 1, dtype=torch.float64)
+        for number, gradient in enumerate(gradients(30), start=1):
+            gradient = gradient.double()
+            ours.step(gradient / ours.norms)  # by the vectors; times the norm it is the one by the directions
+            moved = gradient - 1e-2 * first
+            moved = moved - (moved * published).sum(-1, keepdim=True) * published
+            scale = decay * scale + (1 - decay) * moved.square().sum(-1, keepdim=True)
+            published = published - 0.05 * moved / (scale / (1 - decay**number)).sqrt()
+            published = published / published.norm(dim=-1, keepdim=True)
+        assert (ours.vectors / ours.norms - published).abs().max() < 1e-6
+
+
+def test_norms_stay_and_moments_stay_tangent() -> None:
+    optimizer = spherical()
+    norms = optimizer.vectors.norm(dim=1)
+    for gradient in gradients(50, 100.0):
+        optimizer.step(gradient.double())
+        torch.testing.assert_close(optimizer.vectors.norm(dim=1), norms)
+        assert (optimizer.mean * optimizer.vectors).sum(dim=1).abs().max() < 1e-6 * optimizer.mean.norm()
+
+
+def test_the_rate_is_the_angle_of_a_steady_step() -> None:
+    """However large the gradient, the width and the norm are."""
+    for scale, width, factor in ((1e-6, 16, 1.0), (1.0, 768, 0.1), (1e4, 64, 30.0)):
+        vectors = torch.randn(2, width, generator=torch.Generator().manual_seed(1)).double() * factor
+        optimizer = SphericalAdam(vectors, eps=1e-30)
+        optimizer.learning_rate = torch.full((), 0.05, dtype=torch.float64)
+        before = vectors.clone()
+        optimizer.step(torch.randn(2, width, generator=torch.Generator().manual_seed(2)).double() * scale)
+        angle = torch.nn.functional.cosine_similarity(before, optimizer.vectors, dim=1).acos()
+        torch.testing.assert_close(angle, torch.full((2,), 0.05, dtype=torch.float64).atan(), rtol=1e-4, atol=0)
+
+
+def test_the_prior_pulls_back_to_the_first_directions() -> None:
+    free, pulled = spherical(), spherical(prior=5.0)
+    for gradient in gradients(60):
+        for optimizer in (free, pulled):
+            optimizer.step(gradient.double())
+    away = [torch.nn.functional.cosine_similarity(each.vectors, each.first, dim=1).mean() for each in (free, pulled)]
+    assert away[1] > away[0] + 0.02
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_spherical_step_that_is_not_finite_changes_nothing(bad: float) -> None:
+    optimizer = spherical()
+    optimizer.step(gradients(1)[0].double())
+    before = {key: value.clone() for key, value in optimizer.state_dict().items()}, optimizer.vectors.clone()
+    broken = torch.zeros(3, 16, dtype=torch.float64)
+    broken[1, 2] = bad
+    optimizer.step(broken)
+    assert torch.equal(optimizer.vectors, before[1])
+    assert all(torch.equal(value, before[0][key]) for key, value in optimizer.state_dict().items())
+
+
+def test_rows_that_no_prompt_names_do_not_turn() -> None:
+    optimizer = spherical()
+    before = optimizer.vectors.clone()
+    for gradient in gradients(5):
+        gradient[1] = 0
+        optimizer.step(gradient.double())
+    assert torch.equal(optimizer.vectors[1], before[1])
+    assert not torch.equal(optimizer.vectors[0], before[0])
+
+
+def test_spherical_steps_go_on_from_their_state_and_from_adamws() -> None:
+    steps = [gradient.double() for gradient in gradients(20)]
+    through, first = spherical(), spherical()
+    for gradient in steps:
+        through.step(gradient)
+    for gradient in steps[:9]:
+        first.step(gradient)
+    second = SphericalAdam(first.vectors.clone())
+    second.learning_rate = first.learning_rate
+    second.load_state_dict(first.state_dict())
+    for gradient in steps[9:]:
+        second.step(gradient)
+    torch.testing.assert_close(second.vectors, through.vectors)
+    classic = AdamW(first.vectors.clone())
+    classic.load_state_dict(first.state_dict())
+    classic.learning_rate = first.learning_rate
+    classic.step(steps[9])
+    assert torch.isfinite(classic.vectors).all()

@@ -149,3 +149,17 @@ def test_steps_of_the_embedding_count(config, folder, checkpoint):
     formats.load(folder / "thing.safetensors")
     whole, rest = preflight(replace(config, steps=100), 2, checkpoint), preflight(replace(config, steps=100), 2, checkpoint, first_step=90)
     assert rest.seconds < whole.seconds / 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"learning_rate": "0.005"}, "is little for directional"),
+        ({"method": "classic", "learning_rate": "0.1"}, "is much for classic"),
+        ({"learning_rate": "auto"}, ""),
+        ({"method": "classic", "learning_rate": "0.005:50, 1e-3"}, ""),
+    ],
+)
+def test_a_rate_of_the_other_method_is_noticed(config, changes, said):
+    hints = texts(preflight(replace(config, **changes), 2), HINT)
+    assert (said in hints) if said else ("learning rate" not in hints)

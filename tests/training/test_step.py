@@ -49,7 +49,7 @@ def batch_for(model: StableDiffusion, seed: int = 0, prompts: tuple[str, ...] = 
 
 
 def config(**changes: Any) -> TrainingConfig:
-    return TrainingConfig("mine", "pictures", **changes)
+    return TrainingConfig("mine", "pictures", **{"method": "classic", **changes})
 
 
 def loss_by_diffusers(model: StableDiffusion, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:

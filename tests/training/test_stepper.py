@@ -104,13 +104,14 @@ def planned(model, config: TrainingConfig, steps: int, block: int, record: Any =
 
 
 CASES = {
-    "plain": ({}, {}),
+    "directional": ({}, {}),
+    "classic": ({"method": "classic"}, {}),
     "one picture": ({"batch_size": 1}, {}),
     "accumulation": ({"gradient_accumulation_steps": 2, "flip": True}, {}),
     "clipped by norm": ({"clip_mode": "norm"}, {}),
     "clipped by value": ({"clip_mode": "value", "latent_sampling": "random"}, {}),
     "two sizes": ({}, {"sizes": (8, 16)}),
-    "weights": ({"weight_decay": 0.1}, {"weighted": True}),
+    "weights": ({"method": "classic", "weight_decay": 0.1}, {"weighted": True}),
     "shuffled captions": ({"shuffle_tags": True, "caption_dropout": 0.3}, {}),
 }
 
@@ -139,7 +140,7 @@ def test_replayed_steps_are_the_steps_one_by_one(model, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["plain", "two sizes", "accumulation"])
+@pytest.mark.parametrize("case", ["directional", "classic", "two sizes", "accumulation"])
 def test_fifty_replayed_steps_are_the_steps_one_by_one(model, case):
     settings, data = CASES[case]
     expected = one_by_one(model, config(**settings), 50, **data)

@@ -77,6 +77,12 @@ class StableDiffusion:
         return {self.conditioner.encoder_name: self.conditioner.width}
 
     @property
+    def word_norm(self) -> float:
+        """Mean length of the rows of the token table. Rows of words that a small checkpoint never learned are zeros and do not count."""
+        norms = torch.linalg.vector_norm(self.text_encoder.token_table.float(), dim=1)
+        return float(norms[norms > 0.01 * norms.max()].mean())
+
+    @property
     def default_size(self) -> int:
         """Native picture side of the checkpoint in pixels."""
         return picture_size(self.unet.config.model_channels)

@@ -1,4 +1,4 @@
-"""A1111's learning-rate syntax: `0.005:100, 1e-3:1000, 1e-5`."""
+"""Learning rates over a run: A1111's syntax `0.005:100, 1e-3:1000, 1e-5`, and a rate that falls along a cosine."""
 
 from __future__ import annotations
 
@@ -57,3 +57,30 @@ class LearningRateSchedule:
             if step <= limit:
                 return rate
         return self.parts[-1][0]
+
+
+class CosineSchedule:
+    """A rate that rises to its peak in a short warm-up and then falls along half a cosine (arXiv 1608.03983, eq. 5) to a tenth of it.
+
+    Args:
+        peak: the highest rate.
+        first_step: steps done before the run.
+        last_step: the step at which the run ends.
+    """
+
+    FLOOR = 0.1  # of the peak, at the end
+    MOST_WARM_UP = 10  # steps
+
+    def __init__(self, peak: float, first_step: int, last_step: int) -> None:
+        self.peak, self.first_step, self.steps = peak, first_step, max(1, last_step - first_step)
+        self.warm_up = min(self.MOST_WARM_UP, self.steps // 10)
+
+    def at(self, step: int) -> float:
+        """The rate of optimizer step `step`; the first step of the run is `first_step` + 1."""
+        done = step - self.first_step - 1
+        rise = min(1.0, (done + 1) / (self.warm_up + 1))
+        share = min(1.0, done / max(1, self.steps - 1))
+        return self.peak * rise * (self.FLOOR + (1 - self.FLOOR) * (1 + math.cos(math.pi * share)) / 2)
+
+
+Schedule = LearningRateSchedule | CosineSchedule

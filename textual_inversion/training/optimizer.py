@@ -1,4 +1,4 @@
-"""AdamW, loss scaling and clipping for the one small tensor that learns.
+"""AdamW, Adam on the sphere, loss scaling and clipping for the one small tensor that learns.
 
 Everything that changes lives in tensors on the vectors' device, and a step with a non-finite gradient is skipped there, so that the
 processor never waits for the device.
@@ -7,6 +7,7 @@ processor never waits for the device.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 
 class AdamW:
@@ -54,6 +55,74 @@ class AdamW:
             getattr(self, key).copy_(value)
 
 
+class SphericalAdam:
+    """Adam on the directions of the vectors; their norms stay as they are.
+
+    A step follows Riemannian Adam on a product of spheres (Bécigneul and Ganea, arXiv 1810.00760): the gradient is projected onto the
+    tangent plane, each row has a single second moment, and the result is brought back to the sphere. Directional Textual Inversion
+    (arXiv 2512.13672) trains directions at a fixed norm, and adds the prior: a pull towards the first directions, the gradient of a von
+    Mises-Fisher distribution's negative logarithm.
+
+    Args:
+        vectors: fp32 [n, d], rows above 0, changed in place.
+        prior: concentration of the prior, 0 or more, in units of the loss.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+
+    Attributes:
+        learning_rate: the angle of a step in radians, for a gradient that points the same way all the time.
+        steps: steps that were not skipped.
+        mean: first moment, tangent to the vectors, [n, d].
+        square: second moment, [n, 1].
+    """
+
+    def __init__(self, vectors: torch.Tensor, prior: float = 0.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-12) -> None:
+        self.vectors, self.prior, self.betas, self.eps = vectors, prior, betas, eps
+        self.weight_decay = 0.0
+        self.norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)  # n 1
+        self.first = vectors / self.norms  # n d
+        self.learning_rate = torch.zeros((), device=vectors.device)
+        self.steps = torch.zeros((), device=vectors.device)
+        self.mean = torch.zeros_like(vectors)
+        self.square = torch.zeros_like(self.norms)
+
+    @torch.no_grad()
+    def step(self, gradient: torch.Tensor) -> None:
+        """Turn the vectors against `gradient` [n, d], that of the loss by the vectors; NaN or infinity in it changes nothing."""
+        beta1, beta2 = self.betas
+        usable = torch.isfinite(gradient).all()
+        self.steps.add_(usable)
+        directions = self.vectors / self.norms
+        by_direction = gradient * self.norms - self.prior * self.first
+        tangent = _tangent(by_direction, directions)
+        # a row without a gradient, which no prompt of the batch named, keeps its moments
+        seen = usable & (gradient != 0).any(dim=1, keepdim=True)
+        mean = self.mean.lerp(tangent, 1 - beta1)
+        square = self.square.lerp(tangent.square().sum(dim=1, keepdim=True), 1 - beta2)
+        corrected = mean / (1 - torch.pow(beta1, self.steps))
+        spread = (square / (1 - torch.pow(beta2, self.steps))).sqrt().add_(self.eps)
+        turned = F.normalize(directions - self.learning_rate * corrected / spread, dim=1)
+        for tensor, new in ((self.mean, _tangent(mean, turned)), (self.square, square), (self.vectors, turned * self.norms)):
+            tensor.copy_(torch.where(seen, new, tensor))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Copies of the steps and of the two moments as AdamW has them, by the vectors [n, d], so that either can go on from it."""
+        square = self.square / self.norms.square() / self.vectors.shape[1]
+        return {"steps": self.steps.clone(), "mean": self.mean / self.norms, "square": square.expand_as(self.mean).clone()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from a state that `state_dict` returned, AdamW's or ours."""
+        directions = self.vectors / self.norms
+        self.steps.copy_(state["steps"])
+        self.mean.copy_(_tangent(state["mean"].to(self.mean.device) * self.norms, directions))
+        self.square.copy_(state["square"].to(self.mean.device).sum(dim=1, keepdim=True) * self.norms.square())
+
+
+def _tangent(rows: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """The part of each row [n, d] that is at a right angle to its direction [n, d]."""
+    return rows - (rows * directions).sum(dim=1, keepdim=True) * directions
+
+
 class LossScale:
     """The factor that keeps fp16 gradients from vanishing: halved after an overflow, doubled after 200 good steps. 1 for other types.
 
@@ -90,3 +159,6 @@ def clip_gradient(gradient: torch.Tensor, mode: str, bound: torch.Tensor) -> tor
     if mode == "norm":
         return gradient * (bound / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
     return gradient
+
+
+Optimizer = AdamW | SphericalAdam

@@ -17,7 +17,7 @@ from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt, count_t
 from textual_inversion.prompts.names import tag_of
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, read_template, template_folder
 from textual_inversion.prompts.tokenizer import default_tokenizer
-from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.settings.training import LEARNING_RATES, TrainingConfig
 from textual_inversion.text import counted
 from textual_inversion.training.data.encoding import list_pictures
 from textual_inversion.training.data.training_set import TrainingPicture, TrainingSet
@@ -26,6 +26,8 @@ _MOST_PROMPTS = 2000  # checked; a folder may have tens of thousands
 _NAMED = 3  # files named in one sentence
 _MUCH = 0.25  # cropped share of a picture from which a finding mentions it
 _FEW_PICTURES = 5
+_FAR = 8  # times the usual learning rate
+_RATES_LOOKED_AT = 1000  # steps
 
 
 class FindingKind(str, Enum):
@@ -103,7 +105,8 @@ def preflight(config: TrainingConfig, num_vectors: int, checkpoint: Path | None 
     prompts = _check_prompts(config, listed, num_vectors)
     cost = _estimate(config, listed, prompts.chunks, checkpoint, first_step)
     cropped = [cropped_share(picture.original, picture.size) for picture in listed.pictures] if not listed.options.whole else [0.0]
-    findings = [*_check_pictures(config, listed, first_step), *_check_sizes(config, listed), *prompts.findings, *cost.findings]
+    findings = [*_check_pictures(config, listed, first_step), *_check_rate(config, first_step), *_check_sizes(config, listed)]
+    findings += [*prompts.findings, *cost.findings]
     return Preflight(
         pictures=len(listed.pictures),
         skipped=listed.skipped,
@@ -115,6 +118,15 @@ def preflight(config: TrainingConfig, num_vectors: int, checkpoint: Path | None 
         memory=cost.memory,
         findings=tuple(sorted(findings, key=lambda finding: _KINDS.index(finding.kind))),
     )
+
+
+def _check_rate(config: TrainingConfig, first_step: int) -> Iterable[Finding]:
+    """A rate that belongs to the other method."""
+    rates, usual = config.rates(first_step), LEARNING_RATES[config.method]
+    highest = max(rates.at(step) for step in range(first_step + 1, min(config.steps, first_step + _RATES_LOOKED_AT) + 1))
+    if highest < usual / _FAR or highest > usual * _FAR:
+        much = "little" if highest < usual else "much"
+        yield Finding(HINT, f"A learning rate of {highest:g} is {much} for {config.method} training; “auto” takes {usual:g}.")
 
 
 def _check_pictures(config: TrainingConfig, listed: TrainingSet, first_step: int) -> Iterable[Finding]:

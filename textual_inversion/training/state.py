@@ -14,7 +14,7 @@ import torch
 
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.formats import StoredTensor, is_torch_file, open_file, read_torch_file, write_atomic
-from textual_inversion.training.optimizer import AdamW
+from textual_inversion.training.optimizer import Optimizer
 
 _NAMES = {"step": "steps", "exp_avg": "mean", "exp_avg_sq": "square"}
 
@@ -24,7 +24,7 @@ def optimizer_file(embedding: Path) -> Path:
     return embedding.with_name(f"{embedding.name}.optim")
 
 
-def save_optimizer(path: Path, optimizer: AdamW) -> None:
+def save_optimizer(path: Path, optimizer: Optimizer) -> None:
     """Write the state to `path`.
 
     Raises:
@@ -46,7 +46,7 @@ def save_optimizer(path: Path, optimizer: AdamW) -> None:
     write_atomic(path, buffer.getvalue(), overwrite=True)
 
 
-def load_optimizer(path: Path, optimizer: AdamW) -> str:
+def load_optimizer(path: Path, optimizer: Optimizer) -> str:
     """Load the state in `path` if it belongs to the optimizer's present vectors.
 
     Returns:

@@ -1,4 +1,4 @@
-"""One training step: splice, text encoder, UNet, loss, backward, AdamW on the vectors.
+"""One training step: splice, text encoder, UNet, loss, backward, and the update of the vectors.
 
 A step learns the vectors of one embedding or of several at once; their pictures are rows of the same batches. Nothing here waits for
 the device, and everything that changes lives in tensors that stay where they are, so that a step can be recorded as a CUDA graph.
@@ -15,7 +15,8 @@ import torch
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.data.batches import Batch
-from textual_inversion.training.optimizer import AdamW, LossScale, clip_gradient
+from textual_inversion.training.methods import optimizer_of
+from textual_inversion.training.optimizer import LossScale, clip_gradient
 
 KEPT_STEPS = 16  # steps whose numbers stay on the device until they are read
 
@@ -53,7 +54,7 @@ class TrainedVectors:
     def __init__(self, vectors: torch.Tensor, config: TrainingConfig, dtype: torch.dtype) -> None:
         device = vectors.device
         self.vectors, self.config = vectors, config
-        self.optimizer = AdamW(vectors, config.weight_decay)
+        self.optimizer = optimizer_of(vectors, config)
         self.scale = LossScale(dtype, device)
         self.loss, self.clip_bound = torch.zeros((), device=device), torch.ones((), device=device)
         self.gradient = torch.zeros_like(vectors)

@@ -45,6 +45,7 @@ class PlannedPass:
 
     members: Members
     rows: list[int]
+    timesteps: list[int]  # 0 where the device draws them
     prompts: TokenizedPrompts
 
 
@@ -151,10 +152,10 @@ class Stepper:
         if self.graphs.draws_inside:
             drawn = {part: self.makers[part[0]].draw(part[1]) for part in members.parts}
         counts = [self.makers[number].config.batch_size for number, _ in members.parts]
-        rows, prompts = self._layout.unpack(self._passes.index_select(0, self._next_pass)[0], sum(counts), members)
+        rows, timesteps, prompts = self._layout.unpack(self._passes.index_select(0, self._next_pass)[0], sum(counts), members)
         batches = [
-            self.makers[number].assemble(bucket, part, drawn[number, bucket], prompts)
-            for (number, bucket), part in zip(members.parts, rows.split(counts))
+            self.makers[number].assemble(bucket, chosen, times, drawn[number, bucket], prompts)
+            for (number, bucket), chosen, times in zip(members.parts, rows.split(counts), timesteps.split(counts))
         ]
         batch = batches[0] if len(batches) == 1 else _joined(batches, prompts)
         self.step.accumulate(batch, [(number, count) for (number, _), count in zip(members.parts, counts)])
@@ -174,7 +175,9 @@ def _as_pass(batches: Sequence[tuple[int, PlannedBatch]]) -> PlannedPass:
     prompts = together([batch.prompts for _, batch in batches])
     parts = tuple((number, batch.bucket) for number, batch in batches)
     members = Members(parts, prompts.chunks, prompts.weights is not None)
-    return PlannedPass(members, [row for _, batch in batches for row in batch.rows], prompts)
+    rows = [row for _, batch in batches for row in batch.rows]
+    timesteps = [time for _, batch in batches for time in batch.timesteps or [0] * len(batch.rows)]
+    return PlannedPass(members, rows, timesteps, prompts)
 
 
 def _joined(batches: Sequence[Batch], prompts: TokenizedPrompts) -> Batch:
@@ -190,8 +193,8 @@ def _joined(batches: Sequence[Batch], prompts: TokenizedPrompts) -> Batch:
 class _Layout:
     """Where the parts of a plan lie in one int64 tensor: all passes, then the rates of all steps.
 
-    A pass is its rows [b], then the token ids, the rows of the vectors (-1 = none) and the emphasis of its prompts, each [b * k, l].
-    A fraction lies there as the bits of an fp32 number.
+    A pass is its rows [b], its timesteps [b], then the token ids, the rows of the vectors (-1 = none) and the emphasis of its prompts,
+    each [b * k, l]. A fraction lies there as the bits of an fp32 number.
 
     Attributes:
         passes: in all steps together.
@@ -220,7 +223,7 @@ class _Layout:
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of the passes and of the rates."""
-        return (self.passes, self.rows + 3 * self.tokens), (self.steps, self.embeddings, 2)
+        return (self.passes, 2 * self.rows + 3 * self.tokens), (self.steps, self.embeddings, 2)
 
     def empty(self, device: torch.device | str) -> torch.Tensor:
         """Room for a plan, [size]."""
@@ -245,24 +248,29 @@ class _Layout:
 
     def _pack_pass(self, row: torch.Tensor, planned: PlannedPass) -> None:
         row[: len(planned.rows)] = torch.tensor(planned.rows)
+        row[self.rows : self.rows + len(planned.timesteps)] = torch.tensor(planned.timesteps)
         tokens, weights = planned.prompts.tokens, planned.prompts.weights
         spliced = torch.where(tokens.mask, tokens.index, -1)
         parts = [tokens.ids, spliced] if weights is None else [tokens.ids, spliced, _bits(weights)]
         for number, part in enumerate(parts):
-            begin = self.rows + number * self.tokens
+            begin = 2 * self.rows + number * self.tokens
             row[begin : begin + part.numel()] = part.flatten()
 
-    def unpack(self, row: torch.Tensor, rows: int, members: Members) -> tuple[torch.Tensor, TokenizedPrompts]:
-        """A pass of `rows` rows: the rows of the moments [b], and the prompts."""
+    def unpack(self, row: torch.Tensor, rows: int, members: Members) -> tuple[torch.Tensor, torch.Tensor, TokenizedPrompts]:
+        """A pass of `rows` rows: the rows of the moments [b], the timesteps [b] and the prompts."""
         count = rows * members.chunks
 
         def part(number: int) -> torch.Tensor:
-            begin = self.rows + number * self.tokens
+            begin = 2 * self.rows + number * self.tokens
             return row[begin : begin + count * CHUNK_LENGTH].view(count, CHUNK_LENGTH)
 
         spliced = part(1)
         tokens = TokenBatch(part(0), spliced.clamp(min=0), spliced >= 0)
-        return row[:rows], TokenizedPrompts(tokens, _fractions(part(2)) if members.emphasised else None, members.chunks)
+        return (
+            row[:rows],
+            row[self.rows : self.rows + rows],
+            TokenizedPrompts(tokens, _fractions(part(2)) if members.emphasised else None, members.chunks),
+        )
 
 
 def _bits(values: torch.Tensor) -> torch.Tensor:

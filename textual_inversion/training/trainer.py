@@ -33,6 +33,7 @@ from textual_inversion.training.data.batches import BatchMaker, PromptMaker
 from textual_inversion.training.data.encoding import InterruptedEncodingError, encode_pictures, list_pictures
 from textual_inversion.training.embedding_file import GuardedFile, find_embedding
 from textual_inversion.training.events import Event, Message, Started, StepDone, Stopped
+from textual_inversion.training.methods import directional_start
 from textual_inversion.training.recorder import Recorder
 from textual_inversion.training.state import load_optimizer, optimizer_file, save_optimizer
 from textual_inversion.training.step import Reading, TrainedVectors, TrainingStep
@@ -112,7 +113,7 @@ def train_together(
             return [embedding for _, embedding in found]
         prepared.append(each)
         rows += len(each.table.vectors)
-    step = TrainingStep(model, [each.table.vectors for each in prepared], configs)
+    step = TrainingStep(model, [each.start(model) for each in prepared], configs)
     runs = [Run(each, step.trained[number], model) for number, each in enumerate(prepared)]
     stepper = Stepper(step, [each.batches for each in prepared], report=lambda sentence: runs[0].listener(Message(sentence)))
     return _Loop(runs, stepper, should_stop).run()
@@ -180,6 +181,13 @@ class _Prepared:
         self.batches = BatchMaker(config, data.buckets, prompts, noise_device=model.device, repeats=data.repeats, first_step=first_step)
         data.buckets.clear()  # the batches have taken over what they need; with many pictures this frees gigabytes
         return True
+
+    def start(self, model: StableDiffusion) -> torch.Tensor:
+        """The vectors [n, d] that training starts from."""
+        vectors = self.table.vectors
+        if self.config.method == "directional":
+            return directional_start(vectors, model.word_norm, self.config, is_new=not self.embedding.provenance.step)
+        return vectors
 
 
 class _Loop:
@@ -270,7 +278,7 @@ class Run:
         self.ended = False
         self.failure: TextualInversionError | None = None
         self.monitor = StepMonitor(trained, self.done, config.steps, "" if model.dtype == torch.float32 else " or precision fp32")
-        self._rates = LearningRateSchedule(config.learning_rate)
+        self._rates = config.rates(self.done)
         self._bounds = LearningRateSchedule(config.clip_schedule if config.clip_mode != "off" else 1.0)
         if config.save_optimizer and (note := load_optimizer(optimizer_file(prepared.path), trained.optimizer)):
             self.listener(Message(note))

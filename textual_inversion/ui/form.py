@@ -80,7 +80,8 @@ _TRAIN = (
     Section(
         "How it learns",
         (
-            *("save_optimizer", "gradient_accumulation_steps weight_decay", "clip_mode clip_schedule", "latent_sampling flip"),
+            *("method", "norm_factor prior", "save_optimizer", "gradient_accumulation_steps weight_decay"),
+            *("clip_mode clip_schedule", "latent_sampling flip"),
             "clip_skip seed",
         ),
         ("learning",),

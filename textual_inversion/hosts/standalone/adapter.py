@@ -13,6 +13,7 @@ from textual_inversion.diffusion.checkpoint import checkpoint_facts
 from textual_inversion.diffusion.model import TINY_CHECKPOINT
 from textual_inversion.errors import CheckpointError
 from textual_inversion.settings.creation import NewEmbedding
+from textual_inversion.settings.training import FULL_SIZE
 
 if TYPE_CHECKING:
     from textual_inversion.app.job import Listener, ShouldStop
@@ -55,7 +56,7 @@ class StandaloneHost(Host):
     def suggestions(self) -> Suggestions:
         """For the tiny checkpoint the demonstration's run; for others what guides recommend."""
         if self._chosen != TINY:
-            return Suggestions(training={"images": "", "steps": 3000, "preview_every": 250, "copy_every": 500})
+            return Suggestions(training={"images": "", **FULL_SIZE})
         from textual_inversion.demo import run, world
 
         scene = world.Scene(shape="heart", colour="red", pattern="striped", background="yellow")

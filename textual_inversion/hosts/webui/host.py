@@ -23,7 +23,7 @@ from textual_inversion.hosts.webui.turn import queue_if_free, queue_turn, take_t
 from textual_inversion.prompts.templates import template_folder
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.schema import setting_of
-from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.settings.training import FULL_SIZE, TrainingConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,9 +61,7 @@ class WebUIHost(Host):
         training = {
             "images": "",
             "log_dir": str(self.folders().outputs),
-            "steps": 3000,
-            "preview_every": 250,
-            "copy_every": 500,
+            **FULL_SIZE,
             "csv_every": int(options.host_option("training_write_csv_every", 1) or 0),
             "clip_skip": setting_of(TrainingConfig, "clip_skip").nearest(int(options.host_option("CLIP_stop_at_last_layers", 1) or 1)),
         }

@@ -21,6 +21,7 @@ from textual_inversion.prompts.names import tag_of
 from textual_inversion.prompts.templates import drop_tags, fill, shuffle_tags
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.data.latents import LatentBucket, LatentMoments, sample
+from textual_inversion.training.data.timesteps import StratifiedTimesteps
 
 
 class DataOrder:
@@ -182,11 +183,13 @@ class PlannedBatch:
     Attributes:
         bucket: number of the bucket.
         rows: rows of its moments, b of them.
+        timesteps: of the rows; empty where the device draws them.
         prompts: tokenized, on the CPU.
     """
 
     bucket: int
     rows: list[int]
+    timesteps: list[int]
     prompts: TokenizedPrompts
 
 
@@ -195,12 +198,12 @@ class NoiseDraw(NamedTuple):
 
     Attributes:
         fresh: noise of the latents, [b, c, h, w]; None where they are not sampled anew each time.
-        timesteps: int64 [b].
+        timesteps: int64 [b]; None where they are planned.
         noise: [b, c, h, w].
     """
 
     fresh: torch.Tensor | None
-    timesteps: torch.Tensor
+    timesteps: torch.Tensor | None
     noise: torch.Tensor
 
 
@@ -236,6 +239,8 @@ class BatchMaker:
         self.order = BucketOrder([len(bucket.shown) for bucket in self._buckets], config.batch_size, torch.Generator().manual_seed(seed))
         self.rng = random.Random(seed)
         self.generator = torch.Generator(self.noise_device).manual_seed(seed + 2)
+        rows = config.batch_size * config.gradient_accumulation_steps
+        self._timesteps = StratifiedTimesteps(rows, random.Random(seed + 3)) if config.method == "directional" else None
 
     def _normal(self, shape: Sequence[int]) -> torch.Tensor:
         return torch.randn(tuple(shape), generator=self.generator, device=self.noise_device).to(self.device)
@@ -264,32 +269,37 @@ class BatchMaker:
         number, shown = self.order.next_batch()
         bucket = self._buckets[number]
         rows = [bucket.row(place, self.rng) for place in shown]
-        return PlannedBatch(number, rows, self.prompts.batch([bucket.shown[place] for place in shown], self.rng))
+        prompts = self.prompts.batch([bucket.shown[place] for place in shown], self.rng)
+        return PlannedBatch(number, rows, self._timesteps.next(len(rows)) if self._timesteps else [], prompts)
 
     def draw(self, bucket: int) -> NoiseDraw:
         """Draw the random numbers of the next batch, which is of this bucket."""
         shape = self.shape(bucket)
         fresh = self._normal(shape) if self.config.latent_sampling == "random" else None
-        timesteps = torch.randint(TRAIN_TIMESTEPS, shape[:1], generator=self.generator, device=self.noise_device)
-        return NoiseDraw(fresh, timesteps.to(self.device), self._normal(shape))
+        timesteps = None
+        if self._timesteps is None:
+            timesteps = torch.randint(TRAIN_TIMESTEPS, shape[:1], generator=self.generator, device=self.noise_device).to(self.device)
+        return NoiseDraw(fresh, timesteps, self._normal(shape))
 
-    def assemble(self, bucket: int, rows: torch.Tensor, drawn: NoiseDraw, prompts: TokenizedPrompts) -> Batch:
+    def assemble(self, bucket: int, rows: torch.Tensor, timesteps: torch.Tensor, drawn: NoiseDraw, prompts: TokenizedPrompts) -> Batch:
         """Put a batch together on the moments' device.
 
         Args:
             rows: int64 [b] there.
+            timesteps: int64 [b] there, as planned; not used where the device has drawn them.
             drawn: by `draw` for this bucket.
             prompts: on that device.
         """
         chosen = self._buckets[bucket]
         weights = None if chosen.weights is None else chosen.weights.index_select(0, rows)
-        return Batch(sample(chosen.moments, rows, drawn.fresh), drawn.noise, drawn.timesteps, prompts, weights)
+        timesteps = timesteps if drawn.timesteps is None else drawn.timesteps
+        return Batch(sample(chosen.moments, rows, drawn.fresh), drawn.noise, timesteps, prompts, weights)
 
     def next(self) -> Batch:
         """Choose, draw and assemble the next batch."""
         planned = self.plan()
-        rows = torch.tensor(planned.rows).to(self.device, non_blocking=True)
-        return self.assemble(planned.bucket, rows, self.draw(planned.bucket), planned.prompts.to(self.device))
+        rows, timesteps = (torch.tensor(each, dtype=torch.int64).to(self.device) for each in (planned.rows, planned.timesteps))
+        return self.assemble(planned.bucket, rows, timesteps, self.draw(planned.bucket), planned.prompts.to(self.device))
 
 
 class _Bucket:

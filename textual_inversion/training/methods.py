@@ -1,0 +1,38 @@
+"""The training methods: what moves the vectors, and where they start.
+
+Legend: n vectors, d width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.training.optimizer import AdamW, Optimizer, SphericalAdam
+
+
+def optimizer_of(vectors: torch.Tensor, config: TrainingConfig) -> Optimizer:
+    """What moves the vectors [n, d] by the method of the settings."""
+    if config.method == "directional":
+        return SphericalAdam(vectors, config.prior)
+    return AdamW(vectors, config.weight_decay)
+
+
+def directional_start(vectors: torch.Tensor, word_norm: float, config: TrainingConfig, *, is_new: bool) -> torch.Tensor:
+    """The vectors that directional training starts from.
+
+    New vectors get the length that the settings ask for; those of an embedding that has been trained keep theirs, because it is part
+    of what they mean. A row of zeros has no direction and gets one at random, from the seed.
+
+    Args:
+        vectors: fp32 [n, d].
+        word_norm: mean length of the checkpoint's own words.
+        is_new: the embedding has had no steps.
+    """
+    length = word_norm * config.norm_factor
+    norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)  # n 1
+    random_rows = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(config.seed)).to(vectors.device)
+    is_zero = norms < 1e-6 * length
+    directions = F.normalize(torch.where(is_zero, random_rows, vectors), dim=1)
+    return directions * torch.where(is_zero | is_new, length, norms)
