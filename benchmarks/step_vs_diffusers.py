@@ -149,27 +149,32 @@ def our_step(sizes: Sizes, batch_size: int) -> Callable[[], float]:
     return lambda: float(step.run(next_batch, LEARNING_RATE, 1.0)[0])
 
 
-def diffusers_step(sizes: Sizes, batch_size: int) -> Callable[[], float]:
+def diffusers_step(sizes: Sizes, batch_size: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Callable[[], float]:
     """The step of diffusers' textual inversion example, without its data loader and its accelerator.
 
     The pictures go through the VAE each time, the optimizer holds the whole token table, and the rows of other words are put back.
+
+    Args:
+        device, dtype: where it runs, and the type of UNet and VAE; the text encoder is fp32 under autocast, as its accelerator has it.
     """
-    unet, vae, clip, scheduler = diffusers_parts(sizes)
+    unet, vae, clip, scheduler = diffusers_parts(sizes, device, dtype)
     rows = clip.get_input_embeddings().weight
     optimizer = torch.optim.AdamW([rows], lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
     before = rows.detach().clone()
     learned = range(sizes.clip.vocab_size - NUM_VECTORS, sizes.clip.vocab_size)
     others = torch.ones(len(rows), dtype=torch.bool)
     others[list(learned)] = False
-    ids = make_batch(sizes, batch_size, 0, "cpu").prompts.tokens.ids
-    ids[:, 5 : 5 + NUM_VECTORS] = torch.tensor(list(learned))
-    pixels = torch.rand(batch_size, 3, sizes.pixels, sizes.pixels) * 2 - 1  # b c height width
+    ids = make_batch(sizes, batch_size, 0, device).prompts.tokens.ids
+    ids[:, 5 : 5 + NUM_VECTORS] = torch.tensor(list(learned), device=device)
+    pixels = torch.rand(batch_size, 3, sizes.pixels, sizes.pixels, device=device) * 2 - 1  # b c height width
+    mixed = torch.autocast(torch.device(device).type, dtype, enabled=dtype is not torch.float32)
 
     def step() -> float:
-        latents = vae.encode(pixels).latent_dist.sample().detach() * vae.config.scaling_factor  # b c h w
+        latents = vae.encode(pixels.to(dtype)).latent_dist.sample().detach() * vae.config.scaling_factor  # b c h w
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(1000, (batch_size,))
-        context = clip(ids)[0]
+        timesteps = torch.randint(1000, (batch_size,), device=device)
+        with mixed:
+            context = clip(ids)[0].to(dtype)
         predicted = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, context).sample
         loss = F.mse_loss(predicted.float(), noise.float())
         loss.backward()
@@ -182,22 +187,22 @@ def diffusers_step(sizes: Sizes, batch_size: int) -> Callable[[], float]:
     return step
 
 
-def diffusers_parts(sizes: Sizes) -> tuple[torch.nn.Module, ...]:
+def diffusers_parts(sizes: Sizes, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Module, ...]:
     """UNet, VAE, text encoder and noise schedule of diffusers and transformers; of the weights, only the token table is trained."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    unet = UNet2DConditionModel(**unet_options(sizes))
     widths = [sizes.vae.base_channels * mult for mult in sizes.vae.channel_mult]
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * len(widths), "up_block_types": ("UpDecoderBlock2D",) * len(widths)}
-    vae = AutoencoderKL(block_out_channels=widths, layers_per_block=sizes.vae.num_res_blocks, **kinds)
     width, layers = sizes.clip.width, sizes.clip.layers
-    clip = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=sizes.clip.vocab_size, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-            num_attention_heads=sizes.clip.heads,
-        )
-    ).train()  # fmt: skip
+    config = CLIPTextConfig(
+        vocab_size=sizes.clip.vocab_size, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=sizes.clip.heads,
+    )  # fmt: skip
+    with torch.device(device):  # weights are drawn there, which is quicker
+        unet = UNet2DConditionModel(**unet_options(sizes)).to(dtype)
+        vae = AutoencoderKL(block_out_channels=widths, layers_per_block=sizes.vae.num_res_blocks, **kinds).to(dtype)
+        clip = CLIPTextModel(config).train()
     for part in (unet.eval(), vae.eval(), clip):
         part.requires_grad_(False)
     clip.get_input_embeddings().requires_grad_(True)
