@@ -43,11 +43,11 @@ def step_row(plan: Plan, model: StableDiffusion, precision: str, batch: int, *, 
 
 
 def time_steps(plan: Plan, stepper: Stepper) -> tuple[float, float]:
-    """Seconds of a step, and the seconds of it in which the processor is busy. Whole blocks of 10 steps are timed, after two others."""
+    """Seconds of a step, and the seconds of it in which the processor is busy. Whole blocks of 10 steps are timed, after a warm-up."""
     do_steps(stepper, BLOCK)  # the graphs are recorded here
     begun = time.perf_counter()
-    do_steps(stepper, BLOCK)
-    once = (time.perf_counter() - begun) / BLOCK
+    do_steps(stepper, 2)
+    once = (time.perf_counter() - begun) / 2
     steps = max(FEWEST_STEPS, min(MOST_STEPS, int(plan.seconds / once) // BLOCK * BLOCK))
     begun = time.perf_counter()
     busy = do_steps(stepper, steps)
