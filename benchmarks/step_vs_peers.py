@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
             )  # fmt: skip
             results[name] = attempt(name, race)
     title = f"{where(options.device)}, {options.checkpoint.stem}, {options.size}², {options.precision}, batch {options.batch}"
-    publish(f"{title}, {options.steps} steps\n\n{table(COLUMNS, rows(results))}", options.out)
+    publish(f"{title}, {options.steps} steps\n\n{table(COLUMNS, list(rows(results)))}", options.out)
     return 1 if any(isinstance(result, str) for result in results.values()) else 0
 
 

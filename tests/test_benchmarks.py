@@ -229,6 +229,18 @@ def test_a_trainer_that_fails_has_a_row_with_its_last_line(tmp_path: Path, monke
     assert shown[2][5].endswith("no such / model")
 
 
+def test_the_table_of_trainers_has_a_row_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = step_vs_peers.Command([sys.executable, "-c", PEER, "run"], tmp_path, r"(\d+)/60 \[")
+    monkeypatch.setattr(step_vs_peers, "COMMANDS", dict.fromkeys(("ours", "kohya"), lambda race: command))
+    monkeypatch.setenv("KOHYA_DIR", str(tmp_path))
+    monkeypatch.delenv("ONETRAINER_DIR", raising=False)
+    assert step_vs_peers.main(["--checkpoint", "a.safetensors", "--steps", "60", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[-2:]] == ["ours", "kohya"]
+
+
 def test_onetrainer_gets_a_whole_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONETRAINER_DIR", str(tmp_path))
     race = step_vs_peers.Race(tmp_path / "a.safetensors", step_vs_peers.PICTURES, tmp_path, 100, 4, 512, "bf16", "cuda")
