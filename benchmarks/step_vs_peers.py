@@ -191,7 +191,7 @@ def ours(race: Race) -> Command:
     subprocess.run(create, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     counts = {"steps": race.steps, "batch-size": race.batch, "width": race.size, "height": race.size, "learning-rate": RATE}
     options = [word for name, value in counts.items() for word in (f"--{name}", str(value))]
-    how = ["--images", str(race.pictures), "--device", race.device, "--precision", race.precision]
+    how = ["--method", "classic", "--images", str(race.pictures), "--device", race.device, "--precision", race.precision]
     return Command([*program, "train", WORD, *how, *options, *place], ROOT, rf"step (\d+) of {race.steps}\b")
 
 

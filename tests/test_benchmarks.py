@@ -110,7 +110,8 @@ def test_a_graph_that_is_not_there_or_not_equal_is_no_success(plan: Plan, monkey
 
 
 def test_steps_are_timed_with_the_share_of_the_processor(plan: Plan) -> None:
-    rate, *timed = steps.rows(plan)
+    fused, rate, *timed = steps.rows(plan)
+    assert "CUDA" in fused["note"]
     assert float(rate["TFLOP/s"]) > 0
     assert [row["batch"] for row in timed] == ["1", "2"]
     assert all(float(row["s/step"]) > 0 and 0 < float(row["host's share"].rstrip("%")) <= 100 for row in timed)

@@ -21,6 +21,7 @@ CASES = {
     "two buckets": Training(batch=2, buckets=2),
     "accumulation 2": Training(batch=2, passes=2),
     "clip by norm": Training(batch=2, clip="norm"),
+    "classic": Training(batch=2, method="classic"),
 }
 LEAST_COSINE = 0.999  # of the update in bf16, where libraries may choose other kernels for a graph
 

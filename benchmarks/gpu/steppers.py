@@ -36,6 +36,7 @@ class Training:
         buckets: sizes of pictures.
         passes: of a step.
         clip: mode of gradient clipping.
+        method: of training; directional plans its timesteps, classic draws them on the device.
         seed: of everything random.
     """
 
@@ -43,13 +44,16 @@ class Training:
     buckets: int = 1
     passes: int = 1
     clip: str = "off"
+    method: str = "directional"
     seed: int = 0
 
     @property
     def config(self) -> TrainingConfig:
         """The same as settings."""
-        passes = {"gradient_accumulation_steps": self.passes}
-        return TrainingConfig(f"word{self.seed}", "pictures", batch_size=self.batch, clip_mode=self.clip, seed=self.seed, **passes)
+        return TrainingConfig(
+            f"word{self.seed}", "pictures", method=self.method, batch_size=self.batch, gradient_accumulation_steps=self.passes,
+            clip_mode=self.clip, seed=self.seed,
+        )  # fmt: skip
 
 
 class RandomPrompts:

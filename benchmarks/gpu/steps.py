@@ -10,6 +10,7 @@ import torch
 from benchmarks.gpu.plan import DTYPES, Plan, Row, figure, matmul_rate, peak, speed, tell, tidy
 from benchmarks.gpu.steppers import BLOCK, Training, do_steps, stepper_of
 from benchmarks.models import random_model
+from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.training.stepper import Stepper
 
@@ -17,11 +18,16 @@ FEWEST_STEPS, MOST_STEPS = BLOCK, 500
 
 
 def rows(plan: Plan) -> Iterator[Row]:
+    yield {"what": "fused kernels", "note": kernels.status(plan.device) or "used"}
     yield {"what": f"matmul {plan.matrix}³", "precision": plan.half, "TFLOP/s": figure(matmul_rate(plan))}
     for number, (precision, batches) in enumerate(plan.timed_cases.items()):
         model = random_model(plan.timed, plan.device, DTYPES[precision], draw_on=plan.device)
         if number == 0:
             yield step_row(plan, model, precision, batches[0], graphed=False)
+            if plan.is_cuda:
+                with kernels.force("plain"):
+                    row = step_row(plan, model, precision, batches[0], graphed=True)
+                yield row | {"what": f"{row['what']}, without fused kernels"}
         for batch in batches if plan.is_cuda else batches[number == 0 :]:  # without CUDA there is no graph, so the first row is the same
             yield step_row(plan, model, precision, batch, graphed=True)
 
