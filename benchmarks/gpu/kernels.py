@@ -23,7 +23,7 @@ def rows(plan: Plan) -> Iterator[Row]:
     do_steps(stepper, 2)
     stepper.load(stepper.plan([{0: RATES}]))
     wait(plan)
-    with profile(activities=[ProfilerActivity.CUDA if plan.is_cuda else ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * plan.is_cuda) as profiler:
         stepper.run(0)
         wait(plan)
     yield from table_of(started(profiler.events(), on_cuda=plan.is_cuda))
@@ -42,7 +42,13 @@ def started(events: Any, *, on_cuda: bool) -> dict[str, tuple[int, float]]:
 
 
 def table_of(found: dict[str, tuple[int, float]]) -> Iterator[Row]:
-    """All kernels together, then the ten with most milliseconds."""
+    """All kernels together, then the ten with most milliseconds.
+
+    Raises:
+        RuntimeError: none were seen.
+    """
+    if not found:
+        raise RuntimeError("The profiler saw no kernels; another program may be profiling the device.")
     count, total = (sum(each[index] for each in found.values()) for index in range(2))
     yield {"kernel": f"all ({len(found)} different)", "count": str(count), "ms": f"{total:.2f}", "share": "100%"}
     for name, (count, milliseconds) in sorted(found.items(), key=lambda item: -item[1][1])[:LARGEST]:
