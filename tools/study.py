@@ -68,9 +68,7 @@ class Trial:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="results, one JSON object a line; those that are there stay"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="results, one JSON object a line; those that are there stay")
     parser.add_argument("--ways", nargs="+", default=["directional", "classic"], help="METHOD or METHOD:setting=value,setting=value")
     parser.add_argument("--chosen", type=int, default=5, help="how many of the five chosen concepts (default: 5)")
     parser.add_argument("--random", type=int, default=0, help="how many concepts drawn at random (default: 0)")

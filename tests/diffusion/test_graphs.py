@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ class Recorder:
         self.recorded = 0
         self.replayed = 0
 
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+    def __call__(self, _key: Any, work: Callable[[], None], _generators: Any) -> Callable[[], None]:
         self.recorded += 1
 
         def replay() -> None:
@@ -59,7 +60,7 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_is_told_once() -> None:
     told: list[str] = []
     done: list[int] = []
 
-    def refuse(work: Callable[[], None]) -> Callable[[], None]:
+    def refuse(_key: Any, _work: Callable[[], None], _generators: Any) -> Callable[[], None]:
         raise RuntimeError("operation not permitted when stream is capturing\nCompile with TORCH_USE_CUDA_DSA")
 
     cache = GraphCache("cpu", report=told.append, record=refuse)
@@ -102,8 +103,8 @@ def test_replays_draw_the_numbers_that_the_function_itself_would_draw() -> None:
         def work(sums: torch.Tensor = sums, generator: torch.Generator = generator) -> None:
             sums.add_(torch.randn(4, generator=generator, device="cuda"))
 
-        cache = GraphCache("cuda", [generator])
+        cache = GraphCache("cuda")
         for _ in range(7):
-            cache.run("a", work) if record and cache.draws_inside else work()
+            cache.run("a", work, [generator]) if record and cache.draws_inside else work()
         results.append(sums.cpu())
     assert torch.equal(*results)

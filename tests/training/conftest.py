@@ -46,7 +46,8 @@ def folder(tmp_path: Path, model: StableDiffusion) -> Path:
 
 @pytest.fixture
 def config(pictures: Path) -> TrainingConfig:
-    return TrainingConfig("thing", str(pictures), steps=4, batch_size=2, width=64, height=64, learning_rate="0.01", device="cpu")
+    size = {"width": 64, "height": 64}
+    return TrainingConfig("thing", str(pictures), steps=4, batch_size=2, method="classic", learning_rate="0.01", device="cpu", **size)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-def taped(work: Callable[[], None]) -> Callable[[], None]:
+def taped(_key: Any, work: Callable[[], None], _generators: Any) -> Callable[[], None]:
     """A recorder. Unlike that of CUDA it computes while it records, so the first replay has been done already."""
     tape = Tape()
     with tape:
@@ -131,9 +131,9 @@ def test_replayed_steps_are_the_steps_one_by_one(model, case):
     expected = one_by_one(model, config(**settings), 8, **data)
     recorded = []
 
-    def record(work):
-        recorded.append(work)
-        return taped(work)
+    def record(key, work, generators):
+        recorded.append(key)
+        return taped(key, work, generators)
 
     assert torch.equal(planned(model, config(**settings), 8, block=4, record=record, **data), expected)
     assert len(recorded) >= 2  # a pass and the update

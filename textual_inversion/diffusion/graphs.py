@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 Work = Callable[[], None]
-Record = Callable[[Work], Work]  # a function -> its replay
+Record = Callable[[Hashable, Work, Sequence[torch.Generator]], Work]  # key, function, its generators -> its replay
 WARM_UP = 2  # calls before a function is recorded; they set up cuDNN, cuBLAS and Triton, and are calls like any other
 MOST_GRAPHS = 32
 _SHARE = 0.5  # of the memory that is free at the start, for the buffers of all graphs together
@@ -28,20 +28,18 @@ class GraphCache:
 
     Args:
         device: where the functions compute; nothing is recorded anywhere but on CUDA.
-        generators: the functions draw from these. PyTorch versions that cannot register them leave `draws_inside` False; then a
-            recorded function must not draw.
         report: receives one sentence where recording fails.
-        record: records a function; tests give their own.
+        record: records a function with its generators; tests give their own.
 
     Attributes:
-        draws_inside: whether recorded functions may draw random numbers.
+        draws_inside: whether recorded functions may draw random numbers. PyTorch versions that cannot register a generator with a
+            graph have it False.
         failed: why nothing is recorded any more; empty while recording works.
     """
 
     def __init__(
         self,
         device: torch.device | str,
-        generators: Sequence[torch.Generator] = (),
         report: Callable[[str], None] = lambda sentence: None,
         record: Record | None = None,
     ) -> None:
@@ -49,8 +47,7 @@ class GraphCache:
         self.failed = ""
         on_cuda = self.device.type == "cuda"
         self.draws_inside = record is None and (not on_cuda or hasattr(torch.cuda.CUDAGraph, "register_generator_state"))
-        self._generators = tuple(generators) if self.draws_inside and on_cuda else ()
-        self._recorder = CudaRecorder(self.device, self._generators) if on_cuda else None
+        self._recorder = CudaRecorder(self.device) if on_cuda else None
         self._record = record or self._recorder
         self._replays: OrderedDict[Hashable, Work] = OrderedDict()
         self._calls: dict[Hashable, int] = {}
@@ -60,20 +57,21 @@ class GraphCache:
         """Whether functions are recorded."""
         return self._record is not None
 
-    def run(self, key: Hashable, function: Work) -> None:
+    def run(self, key: Hashable, function: Work, generators: Sequence[torch.Generator] = ()) -> None:
         """Do what `function` does.
 
         Args:
             key: names the function; calls with the same key have the same kernels.
+            generators: the function draws from these; none where `draws_inside` is False.
         """
         if self._record is None:
             return function()
         replay = self._replays.get(key)
         if replay is None and self._calls.get(key, 0) >= WARM_UP:
-            replay = self._try_to_record(key, function)
+            replay = self._try_to_record(key, function, generators)
         if replay is None:
             self._calls[key] = self._calls.get(key, 0) + 1
-            return self._warm_up(function)
+            return self._recorder.aside(function) if self._recorder else function()
         self._replays.move_to_end(key)
         replay()
 
@@ -81,29 +79,28 @@ class GraphCache:
         """Forget all graphs; the functions' tensors have moved."""
         self._replays.clear()
         self._calls.clear()
+        if self._recorder:
+            self._recorder.forget()
 
-    def _warm_up(self, function: Work) -> None:
-        if self._recorder is None:
-            return function()
-        self._recorder.aside(function)
-
-    def _try_to_record(self, key: Hashable, function: Work) -> Work | None:
+    def _try_to_record(self, key: Hashable, function: Work, generators: Sequence[torch.Generator]) -> Work | None:
         assert self._record is not None
-        while self._replays and (len(self._replays) >= MOST_GRAPHS or self._is_too_large()):
-            self._replays.popitem(last=False)
-        states = [generator.clone_state() for generator in self._generators]
+        while self._replays and (len(self._replays) >= MOST_GRAPHS or (self._recorder and self._recorder.is_full)):
+            forgotten, _ = self._replays.popitem(last=False)
+            if self._recorder:
+                self._recorder.forget(forgotten)
+        states = [generator.clone_state() for generator in generators] if self._recorder else []
         try:
-            replay = self._record(function)
+            replay = self._record(key, function, generators)
         except RuntimeError as error:  # out of memory is one of them
-            for generator, state in zip(self._generators, states):
+            for generator, state in zip(generators, states):
                 generator.graphsafe_set_state(state)  # a recording that broke off leaves the generators in its middle
-            self._give_up(str(error).splitlines()[0].rstrip("."))
-            return None
-        self._replays[key] = replay
-        return replay
-
-    def _is_too_large(self) -> bool:
-        return self._recorder is not None and self._recorder.spent > self._recorder.budget
+            cause = error.__context__ or error  # what ended the recording; the error itself only says that it was ended
+            reason = str(cause).splitlines()[0].rstrip(".")
+        else:
+            self._replays[key] = replay
+            return replay
+        self._give_up(reason)
+        return None
 
     def _give_up(self, reason: str) -> None:
         self.clear()
@@ -117,29 +114,49 @@ class CudaRecorder:
 
     Attributes:
         budget: bytes that the graphs may take.
-        spent: bytes that they have taken.
+        spent: key -> bytes that its graph took.
     """
 
-    def __init__(self, device: torch.device, generators: Sequence[torch.Generator]) -> None:
-        self.generators = generators
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.stream = torch.cuda.Stream(device)
         self.pool: Any = None
-        self.device, self.spent = device, 0
+        self.spent: dict[Hashable, int] = {}
         self.budget = _SHARE * torch.cuda.mem_get_info(device)[0]
 
-    def __call__(self, function: Work) -> Work:
+    @property
+    def is_full(self) -> bool:
+        """Whether the budget is spent."""
+        return sum(self.spent.values()) > self.budget
+
+    def __call__(self, key: Hashable, function: Work, generators: Sequence[torch.Generator]) -> Work:
         """Record; nothing is computed yet."""
-        graph = torch.cuda.CUDAGraph()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
-        torch.cuda.synchronize(self.device)
-        before = torch.cuda.memory_reserved(self.device)
-        # "thread_local", because other threads of a WebUI may use the device meanwhile
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            function()
-        self.pool = graph.pool()
-        self.spent += torch.cuda.memory_reserved(self.device) - before
+        with torch.cuda.device(self.device):  # generators are registered on the current device
+            current = torch.cuda.current_stream()
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            before = torch.cuda.memory_reserved()
+            graph = torch.cuda.CUDAGraph()
+            for generator in generators:
+                graph.register_generator_state(generator)
+            try:
+                # "thread_local", because other threads of a WebUI may use the device meanwhile
+                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                    function()
+            finally:
+                torch.cuda.set_stream(current)  # a recording that breaks off does not leave its stream
+            self.pool = graph.pool()
+            self.spent[key] = torch.cuda.memory_reserved() - before
         return graph.replay
+
+    def forget(self, key: Hashable | None = None) -> None:
+        """Forget one graph, or all of them with their pool."""
+        if key is not None:
+            self.spent.pop(key, None)
+        else:
+            self.spent.clear()
+        if not self.spent:
+            self.pool = None  # it goes with its last graph
 
     def aside(self, function: Work) -> None:
         """Run on the stream that graphs are recorded on, so that libraries set up what they keep for a stream."""

@@ -117,6 +117,12 @@ class _Inputs:
     shifts: Iterator[torch.Tensor]
     pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]
 
+    def take(self, block: nn.Module) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
+        """What `block` takes of both."""
+        layers = list(block.modules())
+        shifts = [next(self.shifts) for layer in layers if isinstance(layer, ResBlock)]
+        return shifts, [next(self.pairs) for layer in layers if isinstance(layer, TransformerBlock)]
+
 
 class ResBlock(nn.Module):
     """Two convolutions with the time embedding added in between."""
@@ -293,6 +299,7 @@ class UNet(FusedModule):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False  # compute blocks again in the backward pass: less memory, two fifths more work
         base, time = config.model_channels, config.model_channels * 4
         self.time_embed = nn.Sequential(nn.Linear(base, time), nn.SiLU(), nn.Linear(time, time))
         if config.label_channels:
@@ -371,15 +378,25 @@ class UNet(FusedModule):
         inputs = self._project(time, context)
         skips = []
         for block in self.input_blocks:
-            x = block(x, inputs)
+            x = self._run(block, x, inputs)
             skips.append(x)
-        x = self.middle_block(x, inputs)
+        x = self._run(self.middle_block, x, inputs)
         for block in self.output_blocks:
             x = kernels.join_channels(x, skips.pop())
             size = (skips[-1].shape[-2], skips[-1].shape[-1]) if skips else (0, 0)
-            x = block(x, inputs, size)
+            x = self._run(block, x, inputs, size)
         norm: Any = self.out[0]
         return self.out[2](kernels.group_norm(x, norm, silu=True))
+
+    def _run(self, block: Any, x: torch.Tensor, inputs: _Inputs, size: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """Run a block; with checkpointing only its inputs are kept for the backward pass, which computes the rest again."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(x, inputs, size)
+        from torch.utils.checkpoint import checkpoint
+
+        own = inputs.take(block)
+        # no random numbers in here; asking for their state would make the processor wait
+        return checkpoint(lambda x: block(x, _Inputs(iter(own[0]), iter(own[1])), size), x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-untyped-call]
 
     def _project(self, time: torch.Tensor, context: torch.Tensor) -> _Inputs:
         """time [b, t], context [b, l, d] -> what the blocks take from them."""

@@ -147,6 +147,14 @@ class TrainingConfig(Settings):
         hint="A larger batch without its memory.",
         help="forward passes averaged into one optimizer step ({minimum} or more): a larger batch without its memory",
     )
+    gradient_checkpointing: str = _learning(
+        "auto",
+        choices=("auto", "on", "off"),
+        label="Gradient checkpointing",
+        hint="Less memory, two fifths slower. auto: only where the device needs it.",
+        help="compute parts of the UNet again in the backward pass: less memory, about two fifths slower; `auto` where the device's memory"
+        " needs it",
+    )
     width: int = _pictures(
         512,
         **SIDE,

@@ -26,6 +26,7 @@ from textual_inversion.prompts.templates import fill
 from textual_inversion.settings.generation import GenerationSettings
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import CopySaved, Event, Message, PreviewDrawn, StepDone
+from textual_inversion.training.memory import vae_at_work
 
 CSV_COLUMNS = ("step", "loss", "learning_rate", "vector_norm", "steps_per_second")
 Listener = Callable[[Event], None]
@@ -109,7 +110,8 @@ class Recorder:
                 clip_skip=config.clip_skip,
             )
             prompts = [(self.preview_prompt, config.preview_seed)]
-            (picture,) = draw_prompts(self.model, prompts, settings, {embedding.name: embedding})
+            with vae_at_work(self.model):
+                (picture,) = draw_prompts(self.model, prompts, settings, {embedding.name: embedding})
             replace_file(path, lambda file: picture.save(file, "png"), durable=False)
             self.listener(PreviewDrawn(step, str(path), self.preview_prompt, config.preview_seed))
 

@@ -20,7 +20,7 @@ from textual_inversion.diffusion.conditioning import TokenizedPrompts
 from textual_inversion.diffusion.graphs import GraphCache
 from textual_inversion.prompts.chunks import CHUNK_TOKENS
 from textual_inversion.training.data.batches import Batch, BatchMaker, NoiseDraw, PlannedBatch, together
-from textual_inversion.training.step import TrainingStep
+from textual_inversion.training.step import KEPT_STEPS, TrainingStep
 
 CHUNK_LENGTH = CHUNK_TOKENS + 2  # with the start and the end token
 
@@ -64,10 +64,14 @@ class Plan:
     Attributes:
         steps: the passes of each step.
         rates: of each step, embedding -> its rates; an embedding that is not there takes no part in the step.
+        layout: of `packed`.
+        packed: all of it as one tensor on the CPU.
     """
 
-    steps: list[list[PlannedPass]] = field(default_factory=list)
-    rates: list[dict[int, Rates]] = field(default_factory=list)
+    steps: list[list[PlannedPass]]
+    rates: list[dict[int, Rates]]
+    layout: _Layout = field(init=False)
+    packed: torch.Tensor = field(init=False)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -92,17 +96,23 @@ class Stepper:
     ) -> None:
         self.step, self.makers = step, makers
         self.device = step.vectors.device
-        self.graphs = graphs or GraphCache(self.device, [maker.generator for maker in makers], report)
+        self.graphs = graphs or GraphCache(self.device, report)
         self._drawn: dict[tuple[int, int], NoiseDraw] = {}
-        self._layout = _Layout()
+        rows = sum(maker.config.batch_size for maker in makers)
+        chunks = max(maker.prompts.chunks for maker in makers)
+        # room for the longest block, so that the buffers, which graphs read, need not move later
+        self._layout = _Layout(KEPT_STEPS * step.passes * len(makers), rows, rows * chunks * CHUNK_LENGTH, KEPT_STEPS, len(makers))
+        self._sent = torch.zeros(0, dtype=torch.int64, device=self.device)
         self._next_pass, self._next_step = (torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(2))
-        self._plan = Plan()
+        self._plan = Plan([], [])
 
     def plan(self, rates: Sequence[dict[int, Rates]]) -> Plan:
         """Plan one step for each element of `rates`: embedding -> its rates in that step."""
-        plan = Plan(rates=list(rates))
-        for active in plan.rates:
-            plan.steps.append([each for _ in range(self.step.passes) for each in self._plan_pass(list(active))])
+        steps = [[each for _ in range(self.step.passes) for each in self._plan_pass(list(active))] for active in rates]
+        plan = Plan(steps, list(rates))
+        self._layout = plan.layout = self._layout.widened(_Layout.of(plan, len(self.makers)))
+        packed = plan.layout.pack(plan)
+        plan.packed = packed.pin_memory() if self.device.type == "cuda" else packed
         return plan
 
     def _plan_pass(self, active: list[int]) -> list[PlannedPass]:
@@ -115,15 +125,11 @@ class Stepper:
 
     def load(self, plan: Plan) -> None:
         """Send a plan to the device in one copy; the next `run` does its first step."""
-        layout = self._layout.widened(_Layout.of(plan, len(self.makers)))
-        if layout != self._layout:
-            self._layout, self._sent = layout, layout.empty(self.device)
-            self._passes, self._rates = layout.parts(self._sent)
+        if plan.packed.shape != self._sent.shape or plan.layout != self._plan.layout:
+            self._sent = torch.zeros_like(plan.packed, device=self.device)
+            self._passes, self._rates = plan.layout.parts(self._sent)
             self.graphs.clear()  # they read the old buffers
-        packed = self._layout.pack(plan)
-        if self.device.type == "cuda":
-            packed = packed.pin_memory()
-        self._sent.copy_(packed, non_blocking=True)
+        self._sent.copy_(plan.packed, non_blocking=True)
         self._next_pass.zero_()
         self._next_step.zero_()
         self._plan = plan
@@ -134,7 +140,8 @@ class Stepper:
             members = each.members
             if not self.graphs.draws_inside:
                 self._draw(members)
-            self.graphs.run(members, partial(self._pass, members))
+            drawn_from = [self.makers[part[0]].generator for part in members.parts] if self.graphs.draws_inside else []
+            self.graphs.run(members, partial(self._pass, members), drawn_from)
         active = tuple(self._plan.rates[number])
         self.graphs.run(active, partial(self._update, active))
 
@@ -152,7 +159,7 @@ class Stepper:
         if self.graphs.draws_inside:
             drawn = {part: self.makers[part[0]].draw(part[1]) for part in members.parts}
         counts = [self.makers[number].config.batch_size for number, _ in members.parts]
-        rows, timesteps, prompts = self._layout.unpack(self._passes.index_select(0, self._next_pass)[0], sum(counts), members)
+        rows, timesteps, prompts = self._plan.layout.unpack(self._passes.index_select(0, self._next_pass)[0], sum(counts), members)
         batches = [
             self.makers[number].assemble(bucket, chosen, times, drawn[number, bucket], prompts)
             for (number, bucket), chosen, times in zip(members.parts, rows.split(counts), timesteps.split(counts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,8 +32,10 @@ from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import counted
 from textual_inversion.training.data.batches import BatchMaker, PromptMaker
 from textual_inversion.training.data.encoding import InterruptedEncodingError, encode_pictures, list_pictures
+from textual_inversion.training.data.training_set import TrainingSet
 from textual_inversion.training.embedding_file import GuardedFile, find_embedding
 from textual_inversion.training.events import Event, Message, Started, StepDone, Stopped
+from textual_inversion.training.memory import MemoryPlan, fitted, plan_memory
 from textual_inversion.training.methods import directional_start
 from textual_inversion.training.recorder import Recorder
 from textual_inversion.training.state import load_optimizer, optimizer_file, save_optimizer
@@ -103,20 +106,34 @@ def train_together(
             first is raised when all others are done.
     """
     _check_together(configs)
-    folder = Path(embeddings_dir)
-    found = [_find(config, folder) for config in configs]
-    prepared: list[_Prepared] = []
+    found = [_find(config, Path(embeddings_dir)) for config in configs]
+    prepared = [_Prepared(each, partial(listener, each.name), path, embedding) for each, (path, embedding) in zip(configs, found)]
     rows = 0
-    for config, (path, embedding) in zip(configs, found):
-        each = _Prepared(config, partial(listener, config.name), path, embedding)
-        if not each.prepare(model, rows, should_stop):
-            return [embedding for _, embedding in found]
-        prepared.append(each)
+    for each in prepared:
+        each.read(model, rows)
         rows += len(each.table.vectors)
-    step = TrainingStep(model, [each.start(model) for each in prepared], configs)
-    runs = [Run(each, step.trained[number], model) for number, each in enumerate(prepared)]
-    stepper = Stepper(step, [each.batches for each in prepared], report=lambda sentence: runs[0].listener(Message(sentence)))
-    return _Loop(runs, stepper, should_stop).run()
+    plan = _fit(prepared, model)
+    if not all(each.encode(model, should_stop) for each in prepared):
+        return [each.embedding for each in prepared]
+    with fitted(model, plan):
+        step = TrainingStep(model, [each.start(model) for each in prepared], [each.config for each in prepared])
+        runs = [Run(each, step.trained[number], model) for number, each in enumerate(prepared)]
+        stepper = Stepper(step, [each.batches for each in prepared], report=lambda sentence: runs[0].listener(Message(sentence)))
+        return _Loop(runs, stepper, should_stop).run()
+
+
+def _fit(prepared: Sequence[_Prepared], model: StableDiffusion) -> MemoryPlan:
+    """Choose how the run fits into the device's memory, and say what was changed for it."""
+    first = prepared[0]
+    size = max((size for each in prepared for size in each.listed.sizes()), key=lambda size: size[0] * size[1])
+    chunks = max(each.prompts.chunks for each in prepared)
+    batch = sum(each.config.batch_size for each in prepared)
+    plan, sentence = plan_memory(first.config.gradient_checkpointing, model, size, chunks, batch, may_split=len(prepared) == 1)
+    if sentence:
+        first.listener(Message(sentence))
+    if plan.batch_size < batch:
+        first.config = plan.applied_to(first.config)
+    return plan
 
 
 def _check_together(configs: Sequence[TrainingConfig]) -> None:
@@ -156,21 +173,27 @@ class _Prepared:
     embedding: Embedding
     table: VectorTable = field(init=False)
     lines: list[str] = field(init=False)
+    listed: TrainingSet = field(init=False)
+    prompts: PromptMaker = field(init=False)
     batches: BatchMaker = field(init=False)
 
-    def prepare(self, model: StableDiffusion, first_row: int, should_stop: Callable[[], bool]) -> bool:
-        """Read the template and encode the pictures; False where that was interrupted.
+    def read(self, model: StableDiffusion, first_row: int) -> None:
+        """Read the template and list the pictures.
 
         Args:
             first_row: of the embedding's vectors, among those of all embeddings in the run.
         """
         config, conditioner = self.config, model.conditioner
-        first_step = self.embedding.provenance.step or 0
         self.lines = read_template(config.template or template_folder() / DEFAULT_TEMPLATE)
         named = {config.name: self.embedding}
         self.table = VectorTable.of(named, conditioner.encoder_name, conditioner.width, model.device, first_row=first_row)
-        listed = list_pictures(config)
-        prompts = PromptMaker(config, self.lines, [picture.caption for picture in listed.pictures], conditioner, self.table)
+        self.listed = list_pictures(config)
+        self.prompts = PromptMaker(config, self.lines, [picture.caption for picture in self.listed.pictures], conditioner, self.table)
+
+    def encode(self, model: StableDiffusion, should_stop: Callable[[], bool]) -> bool:
+        """Encode the pictures; False where that was interrupted."""
+        config, listed, prompts = self.config, self.listed, self.prompts
+        first_step = self.embedding.provenance.step or 0
         try:
             data = encode_pictures(config, model, listed, self.listener, should_stop)
         except InterruptedEncodingError:
@@ -275,7 +298,7 @@ class Run:
         self.config, self.trained, self.model = config, trained, model
         self.file = GuardedFile(prepared.path, prepared.embedding)
         self.done = self.embedding.provenance.step or 0
-        self.ended = False
+        self.ended = self._told_of_hash = False
         self.failure: TextualInversionError | None = None
         self.monitor = StepMonitor(trained, self.done, config.steps, "" if model.dtype == torch.float32 else " or precision fp32")
         self._rates = config.rates(self.done)
@@ -283,12 +306,10 @@ class Run:
         if config.save_optimizer and (note := load_optimizer(optimizer_file(prepared.path), trained.optimizer)):
             self.listener(Message(note))
         self.recorder = Recorder(config, model, self.listener, prepared.lines, prepared.batches.prompts.captions[0])
-        self.checkpoint_hash: str | None = None
-        try:
-            self.checkpoint_hash = model.hash
-        except OSError as error:
-            reason = os_error_text(error)
-            self.listener(Message(f"The embedding will not name its checkpoint's hash, because that file cannot be read: {reason}."))
+        # reading a large checkpoint takes seconds, which the first step need not wait for
+        self._hashing = ThreadPoolExecutor(1, "textual-inversion-hash")
+        self._hash = self._hashing.submit(lambda: model.hash)
+        self._hashing.shutdown(wait=False)
 
     @property
     def free_steps(self) -> int:
@@ -354,6 +375,7 @@ class Run:
     def rescue(self) -> None:
         """Write the vectors after an error that nobody expected."""
         if not self.ended:
+            self.ended = True
             self._save_at_end()
 
     def _current(self) -> Embedding:
@@ -361,8 +383,22 @@ class Run:
 
     def _embedding(self, step: int, learned: torch.Tensor) -> Embedding:
         """An embedding of its own: the vectors may go on learning."""
+        checkpoint_hash = self._checkpoint_hash()
         vectors = {**self.embedding.vectors, self.model.conditioner.encoder_name: learned.detach().clone()}
-        return self.embedding.with_vectors(vectors, step=step, checkpoint_name=self.model.name, checkpoint_hash=self.checkpoint_hash)
+        return self.embedding.with_vectors(vectors, step=step, checkpoint_name=self.model.name, checkpoint_hash=checkpoint_hash)
+
+    def _checkpoint_hash(self) -> str | None:
+        """The checkpoint's hash; None while it is still being computed, unless the run has ended, and where the file cannot be read."""
+        if not (self.ended or self._hash.done()):
+            return None
+        try:
+            return self._hash.result()
+        except OSError as error:
+            if not self._told_of_hash:
+                self._told_of_hash = True
+                reason = os_error_text(error)
+                self.listener(Message(f"The embedding will not name its checkpoint's hash, because that file cannot be read: {reason}."))
+            return None
 
     def _save(self) -> None:
         self.embedding = self._current()

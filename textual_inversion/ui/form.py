@@ -86,7 +86,7 @@ _TRAIN = (
         ),
         ("learning",),
     ),
-    Section("Size and device", ("width height", "precision device"), ("",)),
+    Section("Size and device", ("width height", "precision device", "gradient_checkpointing"), ("",)),
 )
 _PREPROCESS = (
     Section("source", ("source",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,24 +30,41 @@ class Launch:
     num_warps: int
 
 
-_recording: list[list[Launch]] = []
+_recording: ContextVar[list[Launch] | None] = ContextVar("recording", default=None)  # of this thread only
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
     """Start a kernel, or only note the launch while `recorded` is open. The first argument is a tensor."""
-    if _recording:
-        _recording[-1].append(Launch(kernel, grid, arguments, constants, num_warps))
+    if (noted := _recording.get()) is not None:
+        noted.append(Launch(kernel, grid, arguments, constants, num_warps))
         return
     with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, PyTorch on that of the tensors
         kernel[grid](*arguments, num_warps=num_warps, **constants)
+
+
+class _Nothing(list[Launch]):
+    """A list that stays empty, so that no tensor is kept alive by its launch."""
+
+    def append(self, launch: Launch) -> None:
+        pass
+
+
+@contextmanager
+def skipped() -> Iterator[None]:
+    """Start no kernel; the outputs stay unwritten, so tensors may be on the meta device."""
+    token = _recording.set(_Nothing())
+    try:
+        yield
+    finally:
+        _recording.reset(token)
 
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Note launches instead of starting them; the outputs stay unwritten, so tensors may be on the meta device."""
     launches: list[Launch] = []
-    _recording.append(launches)
+    token = _recording.set(launches)
     try:
         yield launches
     finally:
-        _recording.pop()
+        _recording.reset(token)

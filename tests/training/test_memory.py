@@ -1,0 +1,80 @@
+"""How a run is fitted into memory, and that what is done for it changes no result."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from textual_inversion.training.estimate import StepCost
+from textual_inversion.training.memory import MemoryPlan, choose, fitted, vae_at_work
+from textual_inversion.training.trainer import train
+
+GIB = 2**30
+PLAIN = StepCost(1e12, 1000, activations=1 * GIB, weights=2 * GIB, vae=0.5 * GIB, encoding=0.1 * GIB)
+CHECKPOINTED = replace(PLAIN, activations=0.25 * GIB)
+
+
+def chosen(batch: int, available: float, wish: str = "auto", **options: bool) -> tuple[bool, bool, int]:
+    plan = choose(PLAIN, CHECKPOINTED, batch, available * GIB, wish, **options)
+    return plan.checkpointing, plan.vae_waits, plan.batch_size
+
+
+def test_what_costs_least_time_comes_first() -> None:
+    assert chosen(4, 20) == (False, False, 4)
+    assert chosen(4, 6.6) == (False, True, 4)  # without the VAE it fits
+    assert chosen(4, 5) == (False, False, 2)  # in smaller passes
+    assert chosen(1, 3.2) == (True, True, 1)
+    assert chosen(4, 3.2) == (True, True, 2)
+    assert chosen(4, 1) == (True, True, 2)  # the smallest where nothing fits; below two, encoding needs the most
+
+
+def test_the_users_wish_counts() -> None:
+    assert chosen(4, 20, "on") == (True, True, 4)
+    assert chosen(1, 3.4, "off") == (False, True, 1)
+    assert chosen(4, 5, may_split=False) == (True, True, 4)
+
+
+@given(st.integers(1, 64), st.floats(0.1, 100))
+def test_a_plan_that_fits_is_taken_whenever_there_is_one(batch: int, available: float) -> None:
+    plan = choose(PLAIN, CHECKPOINTED, batch, available * GIB)
+    assert batch % plan.batch_size == 0
+    smallest = CHECKPOINTED.memory(1, vae_stays=False)
+    assert (plan.needed <= available * GIB) == (smallest <= available * GIB)
+
+
+def test_the_sentence_says_what_was_done() -> None:
+    assert MemoryPlan(3 * GIB, False, True, 4).sentence(4 * GIB, 4) == ""
+    said = MemoryPlan(3 * GIB, True, True, 2).sentence(4 * GIB, 8)
+    assert "3.0 of 4.0 GB" in said
+    assert "checkpointing" in said
+    assert "batches of 8 in passes of 2" in said
+
+
+def test_smaller_passes_are_the_same_batch(config) -> None:
+    split = MemoryPlan(0, False, False, 2).applied_to(replace(config, batch_size=8, gradient_accumulation_steps=3))
+    assert (split.batch_size, split.gradient_accumulation_steps) == (2, 12)
+
+
+def test_checkpointing_learns_the_same(config, model, folder, vectors):
+    from textual_inversion import formats
+
+    start = formats.load(folder / "thing.safetensors")
+    results = []
+    for wish in ("off", "on"):
+        formats.save(start, folder / "thing.safetensors", overwrite=True)
+        results.append(train(replace(config, gradient_checkpointing=wish), model, folder).vectors["clip_l"])
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], start.vectors["clip_l"])
+    assert not model.unet.checkpointing
+
+
+def test_the_model_is_afterwards_as_it_was(model) -> None:
+    with suppress(KeyError), fitted(model, MemoryPlan(0, True, True, 1)), vae_at_work(model):
+        assert model.unet.checkpointing
+        raise KeyError
+    assert not model.unet.checkpointing
+    assert model.vae.device == model.device
