@@ -160,12 +160,13 @@ def test_steps_of_the_embedding_count(config, folder, checkpoint):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"learning_rate": "0.005"}, "is little for directional"),
+        ({"method": "directional", "learning_rate": "0.005"}, "is little for directional"),
+        ({"learning_rate": "0.3"}, "is much for pulled"),
         ({"method": "classic", "learning_rate": "0.1"}, "is much for classic"),
         ({"learning_rate": "auto"}, ""),
         ({"method": "classic", "learning_rate": "0.005:50, 1e-3"}, ""),
     ],
 )
 def test_a_rate_of_the_other_method_is_noticed(config, changes, said):
-    hints = texts(preflight(replace(config, **changes), 2), HINT)
+    hints = texts(preflight(replace(config, **{"method": "pulled", **changes}), 2), HINT)
     assert (said in hints) if said else ("learning rate" not in hints)

@@ -104,7 +104,8 @@ def planned(model, config: TrainingConfig, steps: int, block: int, record: Any =
 
 
 CASES = {
-    "directional": ({}, {}),
+    "pulled": ({}, {}),
+    "directional": ({"method": "directional"}, {}),
     "classic": ({"method": "classic"}, {}),
     "one picture": ({"batch_size": 1}, {}),
     "accumulation": ({"gradient_accumulation_steps": 2, "flip": True}, {}),

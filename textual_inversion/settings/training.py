@@ -12,11 +12,11 @@ from textual_inversion.settings.generation import CLIP_SKIP, GUIDANCE, SAMPLER_S
 from textual_inversion.settings.schedule import CosineSchedule, LearningRateSchedule, Schedule
 from textual_inversion.settings.schema import Settings, colour, setting
 
-METHODS = ("directional", "classic")
+METHODS = ("pulled", "directional", "classic")
 CLIP_MODES = ("off", "value", "norm")
 AUTO = "auto"
-#: Method -> its learning rate where `auto` is given: radians for directional training, AdamW's rate for classic.
-LEARNING_RATES = {"directional": 0.05, "classic": 0.005}
+#: Method -> its learning rate where `auto` is given: radians for directional training, AdamW's rate for the others.
+LEARNING_RATES = {"pulled": 0.03, "directional": 0.4, "classic": 0.005}
 #: What a form begins with for checkpoints of full size; Directional Textual Inversion (arXiv 2512.13672) trains SDXL for 400 steps.
 FULL_SIZE = {"steps": 400, "preview_every": 50, "copy_every": 100}
 SAMPLING_METHODS = ("once", "deterministic", "random")
@@ -91,36 +91,36 @@ class TrainingConfig(Settings):
         minimum=1,
         maximum=1_000_000,
         label="Max steps",
-        hint="In all, those of earlier runs included. 400 are enough with the directional method; classic takes thousands.",
+        hint="In all, those of earlier runs included. 400 are enough for vectors kept at the length of words; classic takes thousands.",
         help="train until the embedding's own step reaches this number (optimizer steps, {minimum} or more)",
         saved=False,
     )
     method: str = _learning(
-        "directional",
+        "pulled",
         choices=METHODS,
         label="Training method",
-        hint="directional: in a fifth of the steps. classic: as the WebUI's own trainer.",
-        help="`directional` turns the vectors and keeps their length near that of real words, so that fewer steps are needed and prompts"
-        " are followed; `classic` is A1111's AdamW",
+        hint="pulled: in a fifth of the steps. directional: turns the vectors only. classic: as the WebUI's own trainer.",
+        help="`pulled` is AdamW that keeps the vectors near the length of real words, so that fewer steps are needed and prompts are"
+        " followed; `directional` (arXiv 2512.13672) turns the vectors and keeps their length; `classic` is A1111's AdamW",
     )
     learning_rate: str | float = _learning(
         AUTO,
         label="Embedding Learning rate",
-        hint="auto fits the method. Or a number, or stages: 0.05:100, 0.01",
-        help="`auto`, a number, or A1111's schedule `0.005:100, 1e-3:1000, 1e-5` (rate:until step). For `directional` it is an angle in"
-        " radians, and a single number falls along a cosine to a tenth; `auto` is 0.05, for `classic` 0.005. Higher learns faster and"
-        " breaks sooner",
+        hint="auto fits the method. Or a number, or stages: 0.03:100, 0.01",
+        help="`auto`, a number, or A1111's schedule `0.005:100, 1e-3:1000, 1e-5` (rate:until step). Except for `classic` a single number"
+        " falls along a cosine to a tenth. `auto` is 0.03 for `pulled`, 0.4 (an angle in radians) for `directional`, 0.005 for `classic`."
+        " Higher learns faster and breaks sooner",
         metavar="RATE",
         rule=_schedule,
     )
     norm_factor: float = _learning(
-        1.5,
+        1.0,
         minimum=0.1,
         maximum=10,
         before="clip_mode",
         label="Length of the vectors",
-        hint="Directional only; 1 is that of real words.",
-        help="length of new vectors in directional training, as a multiple of the mean of the checkpoint's own words ({range})",
+        hint="1 is that of real words; classic ignores it.",
+        help="length of new vectors as a multiple of the mean of the checkpoint's own words ({range}); `classic` ignores it",
     )
     prior: float = _learning(
         0.0,
@@ -429,7 +429,7 @@ class TrainingConfig(Settings):
         if text == AUTO:
             text = str(LEARNING_RATES[self.method])
         written = LearningRateSchedule(text)
-        if self.method == "directional" and len(written.parts) == 1:
+        if self.method != "classic" and len(written.parts) == 1:
             return CosineSchedule(written.parts[0][0], first_step, self.steps)
         return written
 

@@ -9,18 +9,20 @@ import torch
 import torch.nn.functional as F
 
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.optimizer import AdamW, Optimizer, SphericalAdam
+from textual_inversion.training.optimizer import AdamW, Optimizer, PulledAdamW, SphericalAdam
 
 
 def optimizer_of(vectors: torch.Tensor, config: TrainingConfig) -> Optimizer:
     """What moves the vectors [n, d] by the method of the settings."""
     if config.method == "directional":
         return SphericalAdam(vectors, config.prior)
+    if config.method == "pulled":
+        return PulledAdamW(vectors, config.weight_decay)
     return AdamW(vectors, config.weight_decay)
 
 
-def directional_start(vectors: torch.Tensor, word_norm: float, config: TrainingConfig, *, is_new: bool) -> torch.Tensor:
-    """The vectors that directional training starts from.
+def start_at_word_length(vectors: torch.Tensor, word_norm: float, config: TrainingConfig, *, is_new: bool) -> torch.Tensor:
+    """The vectors that training starts from, except in the classic method.
 
     New vectors get the length that the settings ask for; those of an embedding that has been trained keep theirs, because it is part
     of what they mean. A row of zeros has no direction and gets one at random, from the seed.

@@ -36,7 +36,7 @@ from textual_inversion.training.data.training_set import TrainingSet
 from textual_inversion.training.embedding_file import GuardedFile, find_embedding
 from textual_inversion.training.events import Event, Message, Started, StepDone, Stopped
 from textual_inversion.training.memory import MemoryPlan, fitted, plan_memory
-from textual_inversion.training.methods import directional_start
+from textual_inversion.training.methods import start_at_word_length
 from textual_inversion.training.recorder import Recorder
 from textual_inversion.training.state import load_optimizer, optimizer_file, save_optimizer
 from textual_inversion.training.step import Reading, TrainedVectors, TrainingStep
@@ -208,8 +208,8 @@ class _Prepared:
     def start(self, model: StableDiffusion) -> torch.Tensor:
         """The vectors [n, d] that training starts from."""
         vectors = self.table.vectors
-        if self.config.method == "directional":
-            return directional_start(vectors, model.word_norm, self.config, is_new=not self.embedding.provenance.step)
+        if self.config.method != "classic":
+            return start_at_word_length(vectors, model.word_norm, self.config, is_new=not self.embedding.provenance.step)
         return vectors
 
 

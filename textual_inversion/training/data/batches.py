@@ -240,7 +240,7 @@ class BatchMaker:
         self.rng = random.Random(seed)
         self.generator = torch.Generator(self.noise_device).manual_seed(seed + 2)
         rows = config.batch_size * config.gradient_accumulation_steps
-        self._timesteps = StratifiedTimesteps(rows, random.Random(seed + 3)) if config.method == "directional" else None
+        self._timesteps = StratifiedTimesteps(rows, random.Random(seed + 3)) if config.method != "classic" else None
 
     def _normal(self, shape: Sequence[int]) -> torch.Tensor:
         return torch.randn(tuple(shape), generator=self.generator, device=self.noise_device).to(self.device)

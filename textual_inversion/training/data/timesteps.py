@@ -1,4 +1,4 @@
-"""The timesteps of directional training, chosen by the processor."""
+"""The timesteps of all methods but the classic one, chosen by the processor."""
 
 from __future__ import annotations
 
