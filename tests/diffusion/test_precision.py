@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
+from textual_inversion.diffusion import model
 from textual_inversion.diffusion.model import check_device, check_half, compute_dtype
 from textual_inversion.errors import ConfigError
 
@@ -49,3 +52,18 @@ def test_devices_are_tried():
     with pytest.raises(ConfigError) as error:
         check_device("gpu")
     assert error.value.setting == "device"
+
+
+@pytest.mark.parametrize(
+    ("faster", "large", "dtype"), [(True, True, torch.bfloat16), (True, False, torch.float32), (False, True, torch.float32)]
+)
+def test_a_processor_takes_bf16_for_large_models_where_it_is_faster(monkeypatch, faster, large, dtype):
+    monkeypatch.setattr(model, "cpu_is_faster_in_bf16", lambda: faster)
+    assert compute_dtype("auto", "cpu", large=large) is dtype
+    assert compute_dtype("fp32", "cpu", large=large) is torch.float32
+
+
+def test_the_processor_is_measured_in_a_moment():
+    begun = time.monotonic()
+    assert model.cpu_is_faster_in_bf16() in (True, False)
+    assert time.monotonic() - begun < 20

@@ -12,7 +12,7 @@ import torch
 from textual_inversion import formats
 from textual_inversion.diffusion.model import load_checkpoint
 from textual_inversion.errors import EmbeddingError, InvalidNameError, NonFiniteLossError, TrainingError
-from textual_inversion.training import recorder, trainer
+from textual_inversion.training import recorder, run, trainer
 from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.events import Message, Started, StepDone, Stopped
 from textual_inversion.training.step import TrainedVectors
@@ -175,7 +175,7 @@ def test_both_reasons_are_told_when_two_things_fail(config, model, folder, home,
 
 
 def test_a_save_on_the_way_that_fails_costs_a_message(config, model, folder, monkeypatch):
-    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(run, "SAVE_SECONDS", -1.0)
     write, count, events = formats.save, [0], []
 
     def save(*arguments, **options):
@@ -191,7 +191,7 @@ def test_a_save_on_the_way_that_fails_costs_a_message(config, model, folder, mon
 
 
 def test_a_lost_device_costs_what_was_not_read(config, model, folder, file, monkeypatch):
-    current = trainer.Run._current
+    current = run.Run._current
 
     def lost(self):
         if self.done >= 3:
@@ -202,7 +202,7 @@ def test_a_lost_device_costs_what_was_not_read(config, model, folder, file, monk
         if isinstance(event, StepDone) and event.step == 3:
             raise RuntimeError("CUDA error: the launch failed")
 
-    monkeypatch.setattr(trainer.Run, "_current", lost)
+    monkeypatch.setattr(run.Run, "_current", lost)
     with pytest.raises(RuntimeError, match="CUDA error"):
         train(replace(config, steps=9), model, folder, listener=listener)
     assert formats.load(file).provenance.step == 2
@@ -231,13 +231,13 @@ def test_a_preview_that_does_not_fit_the_device_costs_a_message(config, model, f
 
 
 def test_memory_that_runs_out_is_one_sentence(config, model, folder, file, monkeypatch):
-    run, count = Stepper.run, [0]
+    step, count = Stepper.run, [0]
 
     def runs_out(self, number):
         count[0] += 1
         if count[0] == 3:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
-        return run(self, number)
+        return step(self, number)
 
     monkeypatch.setattr(Stepper, "run", runs_out)
     with pytest.raises(TrainingError) as caught:

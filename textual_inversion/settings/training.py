@@ -318,7 +318,8 @@ class TrainingConfig(Settings):
         choices=PRECISIONS,
         label="Precision",
         hint="Of the frozen model; vectors are always fp32.",
-        help="compute type of the frozen model: `auto` is bf16 where CUDA has it, else fp16 on CUDA, fp32 elsewhere",
+        help="compute type of the frozen model: `auto` is bf16 where CUDA has it, else fp16 on CUDA; elsewhere fp32, or bf16 for a large"
+        " model on a processor that is faster in it",
     )
     device: str = setting(
         "",

@@ -240,15 +240,16 @@ def _estimate(config: TrainingConfig, listed: TrainingSet, chunks: int, checkpoi
     if checkpoint is None:
         return _Cost(None, None, [])
     from textual_inversion.diffusion.checkpoint import CheckpointFile
-    from textual_inversion.diffusion.model import best_device, check_device, compute_dtype
+    from textual_inversion.diffusion.model import best_device, check_device, compute_dtype, is_full_size
     from textual_inversion.training.estimate import device_speed, step_cost
 
     device = config.device or best_device()
     try:
         check_device(device)
-        dtype = compute_dtype(config.precision, device)
+        file = CheckpointFile.open(checkpoint)
+        dtype = compute_dtype(config.precision, device, large=is_full_size(file))
         largest = max(listed.sizes(), key=_area)
-        cost = step_cost(CheckpointFile.open(checkpoint), largest, dtype, chunks)
+        cost = step_cost(file, largest, dtype, chunks, checkpointing=config.gradient_checkpointing == "on")
         speed = device_speed(device, dtype)
     except TextualInversionError as error:
         return _Cost(None, None, [Finding(HINT, f"Time and memory are not estimated: {error}")])
