@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import random
 import sys
@@ -69,7 +70,7 @@ class Trial:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="results, one JSON object a line; those that are there stay")
-    parser.add_argument("--ways", nargs="+", default=["directional", "classic"], help="METHOD or METHOD:setting=value,setting=value")
+    parser.add_argument("--ways", nargs="+", default=["pulled", "classic"], help="METHOD or METHOD:setting=value,setting=value")
     parser.add_argument("--chosen", type=int, default=5, help="how many of the five chosen concepts (default: 5)")
     parser.add_argument("--random", type=int, default=0, help="how many concepts drawn at random (default: 0)")
     parser.add_argument("--draw-seed", type=int, default=1, help="seed of the random concepts (default: 1)")
@@ -83,7 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     options = parser.parse_args(arguments)
     trials = list(trials_of(options))
-    waiting = [trial for trial in trials if trial.key not in results_of(options.out)]
+    known = results_of(options.out)
+    waiting = [trial for trial in trials if trial.key not in known]
     run_all(waiting, options.out, options.workers)
     print(table(trials, results_of(options.out)))
     return 0
@@ -122,7 +124,7 @@ def run(trial: Trial) -> dict[str, Any]:
         folder = Path(name)
         draw_pictures(concept, folder / "pictures")
         path = create_embedding(model, WORD, trial.words, trial.vectors, folder)
-        every = trial.judged_at[0]
+        every = math.gcd(*trial.judged_at)
         config = replace(config_of(trial), images=str(folder / "pictures"), copy_every=every, log_dir=str(folder / "log"))
         begun = time.monotonic()
         train(config, model, folder)

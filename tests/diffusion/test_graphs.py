@@ -38,8 +38,9 @@ def test_a_function_is_recorded_after_its_warm_up_and_every_call_counts() -> Non
     assert (recorder.recorded, recorder.replayed) == (1, 6 - WARM_UP)
 
 
-def test_each_key_has_its_own_graph_and_the_least_used_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_key_has_its_own_graph_and_one_that_was_not_used_for_long_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(graphs, "_UNUSED", 8)
     recorder = Recorder()
     cache = GraphCache("cpu", record=recorder)
 
@@ -47,13 +48,26 @@ def test_each_key_has_its_own_graph_and_the_least_used_goes_first(monkeypatch: p
         for _ in range(times):
             cache.run(key, lambda: None)
 
-    use("a"), use("b"), use("a", 1)
+    use("a")
+    use("b")
     assert recorder.recorded == 2
-    use("c")  # b goes
-    use("a", 1)
+    use("c")  # both others are in use
+    assert recorder.recorded == 2
+    use("a", 10)
+    use("c", 1)  # b gives way
     assert recorder.recorded == 3
-    use("b", 1)
-    assert recorder.recorded == 4
+    use("a", 1)
+    use("c", 1)
+    assert recorder.recorded == 3
+
+
+def test_forms_that_take_turns_are_not_recorded_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    cache = GraphCache("cpu", record=recorder)
+    for _ in range(20):
+        for key in range(graphs.MOST_GRAPHS + 4):
+            cache.run(key, lambda: None)
+    assert recorder.recorded == graphs.MOST_GRAPHS
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_and_is_told_once() -> None:
@@ -71,6 +85,24 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_is_told_once() -> None:
     assert "operation not permitted when stream is capturing." in told[0]
     assert "\n" not in told[0]
     assert not cache.active
+
+
+def test_a_graph_for_which_there_is_no_memory_leaves_the_others() -> None:
+    told: list[str] = []
+
+    def record(key: Any, work: Callable[[], None], _generators: Any) -> Callable[[], None]:
+        if key == "large":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return work
+
+    cache = GraphCache("cpu", report=told.append, record=record)
+    done: list[str] = []
+    for _ in range(6):
+        for key in ("small", "large"):
+            cache.run(key, lambda key=key: done.append(key))
+    assert len(done) == 12
+    assert cache.active
+    assert told == []
 
 
 def test_nothing_is_recorded_off_cuda() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from textual_inversion.errors import ConfigError
 from textual_inversion.settings.schedule import CosineSchedule, LearningRateSchedule
-from textual_inversion.settings.training import PRECISIONS, TrainingConfig
+from textual_inversion.settings.training import PRECISIONS, TrainingConfig, check_trained_together
 
 
 def config(**changes: Any) -> TrainingConfig:
@@ -78,16 +78,33 @@ def test_limits_are_written_out_and_huge_numbers_cut() -> None:
         ("classic", "0.01", 0.01, 0.01),
         ("classic", "0.01:5, 0.001", 0.01, 0.001),
         ("directional", "0.2:5, 0.02", 0.2, 0.02),
+        ("pulled", "0.01:-1", 0.01, 0.01),
     ],
 )
 def test_rates_as_written(method: str, written: str, first: float, tenth: float) -> None:
-    rates = config(method=method, learning_rate=written, steps=100).rates(0)
+    rates = config(method=method, learning_rate=written, steps=100).rates(0, 0.07)
     assert isinstance(rates, LearningRateSchedule)
     assert (rates.at(1), rates.at(10)) == (first, tenth)
 
 
-@pytest.mark.parametrize(("written", "peak"), [("auto", 0.03), (" AUTO ", 0.03), (0.1, 0.1), ("0.1", 0.1)])
+@pytest.mark.parametrize(("written", "peak"), [("auto", 0.0301), (" AUTO ", 0.0301), (0.1, 0.1), ("0.1", 0.1)])
 def test_a_single_rate_falls_but_in_classic_training(written: str | float, peak: float) -> None:
-    rates = config(learning_rate=written, steps=150).rates(50)
+    rates = config(learning_rate=written, steps=150).rates(50, 0.07)
     assert isinstance(rates, CosineSchedule)
-    assert (rates.peak, rates.first_step, rates.steps) == (peak, 50, 100)
+    assert (rates.peak, rates.first_step, rates.steps) == (pytest.approx(peak), 50, 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [({"name": "mine"}, "name"), ({"clip_skip": 2}, "clip_skip"), ({"precision": "bf16"}, "precision"), ({"device": "cpu"}, "device")],
+)
+def test_embeddings_that_are_trained_together_share_some_settings(changes: dict[str, Any], setting: str) -> None:
+    check_trained_together([config(), config(name="other", steps=7, batch_size=9, learning_rate="0.1")])
+    with pytest.raises(ConfigError) as caught:
+        check_trained_together([config(), config(**{"name": "other", **changes})])
+    assert caught.value.setting == setting
+
+
+def test_nothing_cannot_be_trained_together() -> None:
+    with pytest.raises(ConfigError):
+        check_trained_together([])

@@ -140,15 +140,15 @@ def test_full_size_activations_are_those_that_were_measured(tmp_path):
     fused = step_cost(file, (512, 512), torch.bfloat16, fused=True)
     both = step_cost(file, (512, 512), torch.bfloat16, fused=True, checkpointing=True)
     assert both.activations < 0.4 * fused.activations < 0.4 * 0.8 * cost.activations
-    assert both.memory(1, vae_stays=False) < fused.memory(1) < cost.memory(1) < 4 * 2**30  # on a card with 4 GB
+    assert both.memory(1) < fused.memory(1) < cost.memory(1) < 4 * 2**30  # on a card with 4 GB
 
 
 def test_time_and_memory_follow_the_batch():
     cost = StepCost(1e12, 3000, activations=1e9, weights=2e9, vae=0.3e9, encoding=5e8)
     assert DeviceSpeed(1e14, 5e-6).seconds(cost, 8) == pytest.approx(8 * 0.02 + 0.015)
     assert cost.memory(8) == pytest.approx(0.25 * 2**30 + 2.3e9 + 8 * 1.07e9)
-    assert cost.memory(8, vae_stays=False) == pytest.approx(cost.memory(8) - 0.3e9)
-    assert cost.memory(1) == pytest.approx(0.25 * 2**30 + 2.3e9 + 2e9)  # the peak is at the encoding
+    assert cost.training_memory(8, vae_stays=False) == pytest.approx(cost.memory(8) - 0.3e9)
+    assert cost.memory(1, 4) == pytest.approx(0.25 * 2**30 + 2.3e9 + 2e9)  # the peak is at the encoding
 
 
 def test_steps_of_the_embedding_count(config, folder, checkpoint):
@@ -160,9 +160,9 @@ def test_steps_of_the_embedding_count(config, folder, checkpoint):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"method": "directional", "learning_rate": "0.005"}, "is little for directional"),
-        ({"learning_rate": "0.3"}, "is much for pulled"),
-        ({"method": "classic", "learning_rate": "0.1"}, "is much for classic"),
+        ({"method": "directional", "learning_rate": "0.005"}, "is little for the method “directional”"),
+        ({"learning_rate": "0.3"}, "is much for the method “pulled”"),
+        ({"method": "classic", "learning_rate": "0.1"}, "is much for the method “classic”"),
         ({"learning_rate": "auto"}, ""),
         ({"method": "classic", "learning_rate": "0.005:50, 1e-3"}, ""),
     ],

@@ -172,6 +172,16 @@ def test_embeddings_trained_together_learn_as_each_alone(model, sizes):
         assert not torch.equal(trained.vectors, start)
 
 
+def test_prompts_of_another_length_do_not_share_a_pass(model):
+    """Chunks that only fill a prompt up would change what it means."""
+    configs = [config("one"), config("two", seed=2)]
+    makers = [maker(model, each, vectors_of(4), 2 * row) for row, each in enumerate(configs)]
+    makers[1].prompts.chunks += 1
+    step = TrainingStep(model, [vectors_of(4)] * 2, configs)
+    (passes,) = Stepper(step, makers).plan([{0: rates(0), 1: rates(0)}]).steps
+    assert sorted(each.members.chunks for each in passes) == [makers[0].prompts.chunks, makers[1].prompts.chunks]
+
+
 def test_an_embedding_that_has_ended_stays_as_it_is(model):
     configs = [config("one"), config("two", seed=2)]
     starts = [vectors_of(4), vectors_of(5)]

@@ -125,10 +125,8 @@ def values_of(options: argparse.Namespace, settings: type[Settings]) -> dict[str
 
 
 def sized(options: argparse.Namespace, config: _Config, native: int) -> _Config:
-    """The settings, with the checkpoint's native size for each side that was not given: its option is None, and it has its default."""
-    default = {each.name: each.default for each in settings_of(type(config)) if each.name in SIZE}
-    left = [name for name in SIZE if getattr(options, name) is None and getattr(config, name) == default[name]]
-    return replace(config, **dict.fromkeys(left, native))  # type: ignore[type-var]
+    """The settings, with the checkpoint's native size for each side that was not given."""
+    return replace(config, **{name: native for name in SIZE if getattr(options, name) is None})  # type: ignore[type-var]
 
 
 def check_pictures(folder: str) -> None:

@@ -134,6 +134,8 @@ class Report:
         elif isinstance(event, Stopped):
             self.bar.close()
             self.result.update(step=event.step, reason=event.reason, embedding=event.path)
+            if event.failed and self.prefix:  # of several; a single failure is what the command ends with
+                self.line(event.reason)
             if not event.failed:
                 self.line(f"{event.path}: step {event.step}, {event.reason}")
 

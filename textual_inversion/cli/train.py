@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,12 @@ from textual_inversion.cli.common import (
     embeddings_folder,
     load_model,
     option_help,
-    sized,
     tell,
     values_of,
 )
 from textual_inversion.cli.report import Report
-from textual_inversion.errors import ConfigError
-from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.errors import ConfigError, TrainingError
+from textual_inversion.settings.training import TrainingConfig, check_trained_together
 
 if TYPE_CHECKING:
     from textual_inversion.embedding import Embedding
@@ -61,7 +61,9 @@ def add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> Result:
-    configs = _configs(options)  # refuses bad settings before torch is imported
+    entries = _entries(options)  # refuses bad settings before torch is imported
+    configs = [entry.config for entry in entries]
+    check_trained_together(configs)
     for config in configs:
         check_pictures(config.images)
 
@@ -73,13 +75,18 @@ def _train(options: argparse.Namespace) -> Result:
     embeddings = [find_embedding(folder, config.name)[1] for config in configs]
     if options.check:
         native = checkpoint_facts(checkpoint_path(options)).picture_size
-        results = [_check(options, sized(options, config, native), each) for config, each in zip(configs, embeddings)]
+        results = [_check(options, entry.sized(native), each) for entry, each in zip(entries, embeddings)]
         return results[0] if len(results) == 1 else {"embeddings": results}
     model = load_model(options)
-    configs = [sized(options, config, model.default_size) for config in configs]
+    configs = [entry.sized(model.default_size) for entry in entries]
     with reports_of(configs, as_json=options.json) as reports:
         stop = reports[configs[0].name].interruptible()
-        train_together(configs, model, folder, listener=lambda name, event: reports[name](event), should_stop=stop)
+        try:
+            train_together(configs, model, folder, listener=lambda name, event: reports[name](event), should_stop=stop)
+        except TrainingError:
+            if len(configs) == 1:
+                raise
+            options.status = 1  # each report has said what happened to its embedding
     results = [report.result for report in reports.values()]
     return results[0] if len(results) == 1 else {"embeddings": results}
 
@@ -99,7 +106,19 @@ def reports_of(configs: Sequence[TrainingConfig], *, as_json: bool) -> Iterator[
             report.close()
 
 
-def _configs(options: argparse.Namespace) -> list[TrainingConfig]:
+@dataclass(frozen=True)
+class _Entry:
+    """The settings of one embedding, and the sides that are left to the checkpoint."""
+
+    config: TrainingConfig
+    native: tuple[str, ...]
+
+    def sized(self, native: int) -> TrainingConfig:
+        """The settings with the checkpoint's native size for each side that was not given."""
+        return replace(self.config, **dict.fromkeys(self.native, native))  # type: ignore[arg-type]
+
+
+def _entries(options: argparse.Namespace) -> list[_Entry]:
     """The settings of each embedding: from the list in a file, or for the names on the command line.
 
     Raises:
@@ -109,25 +128,26 @@ def _configs(options: argparse.Namespace) -> list[TrainingConfig]:
     if options.together:
         if options.name:
             raise ConfigError("Give the names on the command line or in the file of --together, not in both.", setting="name")
-        entries = _entries(Path(options.together).expanduser())
+        listed = _listed(Path(options.together).expanduser())
     elif not options.name:
         raise ConfigError("Which embedding is to be trained? Give its name, or a list with --together.", setting="name")
     else:
-        entries = [{"name": name} for name in options.name]
-    several = len(entries) > 1
-    configs = []
-    for entry in entries:
-        folder = options.images and (str(Path(options.images) / str(entry.get("name", ""))) if several else options.images)
+        listed = [{"name": name} for name in options.name]
+    several = len(listed) > 1
+    entries = []
+    for entry in listed:
+        folder = options.images and (str(Path(options.images) / str(entry["name"])) if several else options.images)
         values = {**shared, "images": folder, **entry}
         if not values["images"]:
-            raise ConfigError(f"Where are the pictures of {values.get('name', '')!r}? Give their folder with --images.", setting="images")
+            raise ConfigError(f"Where are the pictures of {entry['name']!r}? Give their folder with --images.", setting="images")
         if values.get("log_dir") and several and "log_dir" not in entry:
             values["log_dir"] = str(Path(values["log_dir"]) / str(values["name"]))
-        configs.append(TrainingConfig.from_dict(values))
-    return configs
+        entries.append(_Entry(TrainingConfig.from_dict(values), tuple(side for side in SIZE if side not in values)))
+    return entries
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
+def _listed(path: Path) -> list[dict[str, Any]]:
+    """The objects in the file of --together."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:

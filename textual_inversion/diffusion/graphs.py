@@ -16,7 +16,8 @@ Work = Callable[[], None]
 Record = Callable[[Hashable, Work, Sequence[torch.Generator]], Work]  # key, function, its generators -> its replay
 WARM_UP = 2  # calls before a function is recorded; they set up cuDNN, cuBLAS and Triton, and are calls like any other
 MOST_GRAPHS = 32
-_SHARE = 0.5  # of the memory that is free at the start, for the buffers of all graphs together
+_SHARE = 0.9  # of the memory that is free at the start, for the buffers of all graphs together
+_UNUSED = 4 * MOST_GRAPHS  # calls after which a graph may give way to another
 
 
 class GraphCache:
@@ -51,6 +52,9 @@ class GraphCache:
         self._record = record or self._recorder
         self._replays: OrderedDict[Hashable, Work] = OrderedDict()
         self._calls: dict[Hashable, int] = {}
+        self._used: dict[Hashable, int] = {}  # key -> number of the last call
+        self._refused: set[Hashable] = set()  # there was no memory for their graphs
+        self._clock = 0
 
     @property
     def active(self) -> bool:
@@ -66,8 +70,10 @@ class GraphCache:
         """
         if self._record is None:
             return function()
+        self._clock += 1
+        self._used[key] = self._clock
         replay = self._replays.get(key)
-        if replay is None and self._calls.get(key, 0) >= WARM_UP:
+        if replay is None and key not in self._refused and self._calls.get(key, 0) >= WARM_UP:
             replay = self._try_to_record(key, function, generators)
         if replay is None:
             self._calls[key] = self._calls.get(key, 0) + 1
@@ -84,10 +90,8 @@ class GraphCache:
 
     def _try_to_record(self, key: Hashable, function: Work, generators: Sequence[torch.Generator]) -> Work | None:
         assert self._record is not None
-        while self._replays and (len(self._replays) >= MOST_GRAPHS or (self._recorder and self._recorder.is_full)):
-            forgotten, _ = self._replays.popitem(last=False)
-            if self._recorder:
-                self._recorder.forget(forgotten)
+        if not self._has_room():
+            return None
         states = [generator.clone_state() for generator in generators] if self._recorder else []
         try:
             replay = self._record(key, function, generators)
@@ -96,11 +100,30 @@ class GraphCache:
                 generator.graphsafe_set_state(state)  # a recording that broke off leaves the generators in its middle
             cause = error.__context__ or error  # what ended the recording; the error itself only says that it was ended
             reason = str(cause).splitlines()[0].rstrip(".")
+            if isinstance(cause, torch.cuda.OutOfMemoryError):
+                self._refused.add(key)  # the graphs that are there go on
+                return None
         else:
             self._replays[key] = replay
             return replay
         self._give_up(reason)
         return None
+
+    def _has_room(self) -> bool:
+        """Whether one more graph may be recorded. The one used least recently gives way if it has not been used for long: recording takes
+        longer than many calls, so graphs that are in use are not exchanged for each other.
+        """
+        if self._recorder and self._recorder.is_full:
+            return False
+        if len(self._replays) < MOST_GRAPHS:
+            return True
+        oldest = next(iter(self._replays))
+        if self._clock - self._used[oldest] < _UNUSED:
+            return False
+        del self._replays[oldest]
+        if self._recorder:
+            self._recorder.forget(oldest)
+        return True
 
     def _give_up(self, reason: str) -> None:
         self.clear()

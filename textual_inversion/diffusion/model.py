@@ -87,6 +87,11 @@ class StableDiffusion:
         return float(norms[norms > 0.01 * norms.max()].mean())
 
     @property
+    def word_scale(self) -> float:
+        """Root of the mean square of the values in a row of the token table."""
+        return self.word_norm / float(self.conditioner.width**0.5)
+
+    @property
     def default_size(self) -> int:
         """Native picture side of the checkpoint in pixels."""
         return picture_size(self.unet.config.model_channels)

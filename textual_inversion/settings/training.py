@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -10,13 +11,15 @@ from typing import Any, ClassVar
 from textual_inversion.errors import ConfigError
 from textual_inversion.settings.generation import CLIP_SKIP, GUIDANCE, SAMPLER_STEPS, SAMPLERS, SEED, SIDE
 from textual_inversion.settings.schedule import CosineSchedule, LearningRateSchedule, Schedule
-from textual_inversion.settings.schema import Settings, colour, setting
+from textual_inversion.settings.schema import Settings, colour, setting, setting_of
 
 METHODS = ("pulled", "directional", "classic")
 CLIP_MODES = ("off", "value", "norm")
 AUTO = "auto"
-#: Method -> its learning rate where `auto` is given: radians for directional training, AdamW's rate for the others.
-LEARNING_RATES = {"pulled": 0.03, "directional": 0.4, "classic": 0.005}
+#: Method -> its learning rate where `auto` is given: a share of a usual value in the checkpoint's token table for `pulled`, so that a
+#: step means as much in every text encoder; radians for `directional`; AdamW's rate for `classic`.
+LEARNING_RATES = {"pulled": 0.43, "directional": 0.4, "classic": 0.005}
+_SHARED = ("clip_skip", "gradient_accumulation_steps", "gradient_checkpointing", "precision", "device")  # by embeddings trained together
 #: What a form begins with for checkpoints of full size; Directional Textual Inversion (arXiv 2512.13672) trains SDXL for 400 steps.
 FULL_SIZE = {"steps": 400, "preview_every": 50, "copy_every": 100}
 SAMPLING_METHODS = ("once", "deterministic", "random")
@@ -106,10 +109,10 @@ class TrainingConfig(Settings):
     learning_rate: str | float = _learning(
         AUTO,
         label="Embedding Learning rate",
-        hint="auto fits the method. Or a number, or stages: 0.03:100, 0.01",
+        hint="auto fits the method. Or a number, or stages: 0.005:300, 0.001",
         help="`auto`, a number, or A1111's schedule `0.005:100, 1e-3:1000, 1e-5` (rate:until step). Except for `classic` a single number"
-        " falls along a cosine to a tenth. `auto` is 0.03 for `pulled`, 0.4 (an angle in radians) for `directional`, 0.005 for `classic`."
-        " Higher learns faster and breaks sooner",
+        " falls along a cosine to a tenth. `auto` is 0.43 of a usual value in the token table for `pulled` (about 0.006 for SD1, 0.03 for"
+        " the tiny checkpoint), 0.4 (an angle in radians) for `directional`, 0.005 for `classic`. Higher learns faster and breaks sooner",
         metavar="RATE",
         rule=_schedule,
     )
@@ -424,13 +427,17 @@ class TrainingConfig(Settings):
         saved=False,
     )
 
-    def rates(self, first_step: int) -> Schedule:
-        """The learning rate of each step of a run that begins after `first_step`."""
+    def rates(self, first_step: int, word_scale: float) -> Schedule:
+        """The learning rate of each step of a run that begins after `first_step`.
+
+        Args:
+            word_scale: root of the mean square of the values in the checkpoint's token table.
+        """
         text = str(self.learning_rate).strip().lower()
         if text == AUTO:
-            text = str(LEARNING_RATES[self.method])
+            text = repr(LEARNING_RATES[self.method] * (word_scale if self.method == "pulled" else 1.0))
         written = LearningRateSchedule(text)
-        if self.method != "classic" and len(written.parts) == 1:
+        if self.method != "classic" and ":" not in text:
             return CosineSchedule(written.parts[0][0], first_step, self.steps)
         return written
 
@@ -441,3 +448,22 @@ class TrainingConfig(Settings):
             raise ConfigError(reason, setting="no_resize")
         if self.clip_mode != "off":
             LearningRateSchedule(self.clip_schedule, "clip schedule")
+
+
+def check_trained_together(configs: Sequence[TrainingConfig]) -> None:
+    """Check the settings of embeddings that are trained in one run.
+
+    Raises:
+        ConfigError: none, a name twice, or a setting that all share differs.
+    """
+    names = [config.name for config in configs]
+    if not names:
+        raise ConfigError("Give at least one embedding to train.", setting="name")
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise ConfigError(f"{twice!r} is given twice; each embedding can be trained once in a run.", setting="name")
+    for name in _SHARED:
+        values = list(dict.fromkeys(getattr(config, name) for config in configs))
+        if len(values) > 1:
+            label = setting_of(TrainingConfig, name).label
+            sentence = f"“{label}” is {values[0]!r} for one embedding and {values[1]!r} for another; give all the same."
+            raise ConfigError(sentence, setting=name)

@@ -52,16 +52,22 @@ class StepCost:
     vae: float
     encoding: float
 
-    def memory(self, batch_size: int, encoded_together: int = 4, *, vae_stays: bool = True) -> float:
-        """Bytes needed at the peak, while pictures are encoded or trained.
+    def training_memory(self, batch_size: int, *, vae_stays: bool = True) -> float:
+        """Bytes needed at the peak of a step.
 
         Args:
             batch_size: pictures in one pass.
-            encoded_together: pictures in one pass of the VAE.
             vae_stays: the VAE is on the device while it trains.
         """
-        training = self.weights + vae_stays * self.vae + batch_size * _MEASURED_OVER_COUNTED * self.activations
-        return _WORKSPACE + max(training, self.weights + self.vae + encoded_together * self.encoding)
+        return _WORKSPACE + self.weights + vae_stays * self.vae + batch_size * _MEASURED_OVER_COUNTED * self.activations
+
+    def memory(self, batch_size: int, encoded_together: int = 1) -> float:
+        """Bytes needed at the peak, while pictures are encoded or trained.
+
+        Args:
+            encoded_together: pictures in one pass of the VAE, which is made smaller where pictures are large.
+        """
+        return max(self.training_memory(batch_size), _WORKSPACE + self.weights + self.vae + encoded_together * self.encoding)
 
 
 @dataclass(frozen=True)

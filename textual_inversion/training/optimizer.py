@@ -56,7 +56,7 @@ class AdamW:
 
 
 class PulledAdamW(AdamW):
-    """AdamW that pulls the vectors back towards their first length after each step: times (first norm / norm) to the power 0.1.
+    """AdamW that pulls the vectors towards a length after each step: times (length / norm) to the power 0.1.
 
     Plain training lets the vectors grow to several times the length of real words, and prompts are followed less. The pull is that of
     diffusers' advanced DreamBooth script, which applies it to the spread of the values.
@@ -64,16 +64,16 @@ class PulledAdamW(AdamW):
 
     PULL = 0.1
 
-    def __init__(self, vectors: torch.Tensor, weight_decay: float = 0.0) -> None:
+    def __init__(self, vectors: torch.Tensor, lengths: torch.Tensor, weight_decay: float = 0.0) -> None:
         super().__init__(vectors, weight_decay)
-        self.norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)  # n 1
+        self.lengths = lengths  # n 1
 
     @torch.no_grad()
     def step(self, gradient: torch.Tensor) -> None:
         """Move the vectors along `gradient` [n, d], and pull them back; a gradient with NaN or infinity changes nothing."""
         super().step(gradient)
         norms = torch.linalg.vector_norm(self.vectors, dim=1, keepdim=True)
-        pulled = self.vectors * (self.norms / norms) ** self.PULL
+        pulled = self.vectors * (self.lengths / norms) ** self.PULL
         self.vectors.copy_(torch.where(torch.isfinite(gradient).all(), pulled, self.vectors))
 
 

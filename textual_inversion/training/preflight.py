@@ -17,7 +17,7 @@ from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt, count_t
 from textual_inversion.prompts.names import tag_of
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, read_template, template_folder
 from textual_inversion.prompts.tokenizer import default_tokenizer
-from textual_inversion.settings.training import LEARNING_RATES, TrainingConfig
+from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import counted
 from textual_inversion.training.data.encoding import list_pictures
 from textual_inversion.training.data.training_set import TrainingPicture, TrainingSet
@@ -26,7 +26,8 @@ _MOST_PROMPTS = 2000  # checked; a folder may have tens of thousands
 _NAMED = 3  # files named in one sentence
 _MUCH = 0.25  # cropped share of a picture from which a finding mentions it
 _FEW_PICTURES = 5
-_FAR = 8  # times the usual learning rate
+_USUAL_RATES = {"pulled": (0.001, 0.1), "directional": (0.03, 2.0), "classic": (0.0005, 0.05)}
+_USUAL_SCALE = 0.014  # of a value in CLIP-L's token table
 _RATES_LOOKED_AT = 1000  # steps
 
 
@@ -121,12 +122,13 @@ def preflight(config: TrainingConfig, num_vectors: int, checkpoint: Path | None 
 
 
 def _check_rate(config: TrainingConfig, first_step: int) -> Iterable[Finding]:
-    """A rate that belongs to the other method."""
-    rates, usual = config.rates(first_step), LEARNING_RATES[config.method]
-    highest = max(rates.at(step) for step in range(first_step + 1, min(config.steps, first_step + _RATES_LOOKED_AT) + 1))
-    if highest < usual / _FAR or highest > usual * _FAR:
-        much = "little" if highest < usual else "much"
-        yield Finding(HINT, f"A learning rate of {highest:g} is {much} for {config.method} training; “auto” takes {usual:g}.")
+    """A rate that belongs to another method."""
+    lowest, highest = _USUAL_RATES[config.method]
+    rates = config.rates(first_step, _USUAL_SCALE)
+    peak = max(rates.at(step) for step in range(first_step + 1, min(config.steps, first_step + _RATES_LOOKED_AT) + 1))
+    if not lowest <= peak <= highest:
+        much = "little" if peak < lowest else "much"
+        yield Finding(HINT, f"A learning rate of {peak:g} is {much} for the method “{config.method}”; “auto” fits it.")
 
 
 def _check_pictures(config: TrainingConfig, listed: TrainingSet, first_step: int) -> Iterable[Finding]:

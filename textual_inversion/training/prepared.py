@@ -33,6 +33,7 @@ class Prepared:
     listed: TrainingSet = field(init=False)
     prompts: PromptMaker = field(init=False)
     batches: BatchMaker = field(init=False)
+    is_started: bool = False
 
     def read(self, model: StableDiffusion, first_row: int) -> None:
         """Read the template and list the pictures.
@@ -54,17 +55,23 @@ class Prepared:
         try:
             data = encode_pictures(config, model, listed, self.listener, should_stop)
         except InterruptedEncodingError:
-            self.listener(Started(config.name, first_step, config.steps, len(listed.pictures), listed.skipped))
-            self.listener(Stopped(first_step, "interrupted", str(self.path)))
             return False
+        self.is_started = True
         self.listener(Started(config.name, first_step, config.steps, data.pictures, data.skipped))
         self.batches = BatchMaker(config, data.buckets, prompts, noise_device=model.device, repeats=data.repeats, first_step=first_step)
         data.buckets.clear()  # the batches have taken over what they need; with many pictures this frees gigabytes
         return True
 
+    def report_interrupt(self) -> None:
+        """Send the events of a run that was interrupted before its first step."""
+        first_step = self.embedding.provenance.step or 0
+        if not self.is_started:
+            self.listener(Started(self.config.name, first_step, self.config.steps, len(self.listed.pictures), self.listed.skipped))
+        self.listener(Stopped(first_step, "interrupted", str(self.path)))
+
     def start(self, model: StableDiffusion) -> torch.Tensor:
         """The vectors [n, d] that training starts from."""
         vectors = self.table.vectors
         if self.config.method != "classic":
-            return start_at_word_length(vectors, model.word_norm, self.config, is_new=not self.embedding.provenance.step)
+            return start_at_word_length(vectors, model.word_norm, self.config, is_new=self.embedding.provenance.step == 0)
         return vectors

@@ -45,7 +45,7 @@ class Run:
         self.ended = self._told_of_hash = False
         self.failure: TextualInversionError | None = None
         self.monitor = StepMonitor(trained, self.done, config.steps, "" if model.dtype == torch.float32 else " or precision fp32")
-        self._rates = config.rates(self.done)
+        self._rates = config.rates(self.done, model.word_scale)
         self._bounds = LearningRateSchedule(config.clip_schedule if config.clip_mode != "off" else 1.0)
         if config.save_optimizer and (note := load_optimizer(optimizer_file(prepared.path), trained.optimizer)):
             self.listener(Message(note))
@@ -119,8 +119,8 @@ class Run:
     def rescue(self) -> None:
         """Write the vectors after an error that nobody expected."""
         if not self.ended:
-            self.ended = True
             self._save_at_end()
+            self.recorder.close()
 
     def _current(self) -> Embedding:
         return self._embedding(self.done, self.trained.vectors)
@@ -132,9 +132,10 @@ class Run:
         return self.embedding.with_vectors(vectors, step=step, checkpoint_name=self.model.name, checkpoint_hash=checkpoint_hash)
 
     def _checkpoint_hash(self) -> str | None:
-        """The checkpoint's hash; None while it is still being computed, unless the run has ended, and where the file cannot be read."""
+        """The checkpoint's hash; None where the file cannot be read. While it is being computed, what the embedding said of it so far."""
         if not (self.ended or self._hash.done()):
-            return None
+            origin = self.embedding.provenance
+            return origin.checkpoint_hash if origin.checkpoint_name == self.model.name else None
         try:
             return self._hash.result()
         except OSError as error:

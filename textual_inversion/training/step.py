@@ -42,6 +42,7 @@ class TrainedVectors:
         vectors: fp32 [n, d]; changed in place.
         config: the settings of the update (accumulation, clipping, weight decay).
         dtype: compute type of the model.
+        word_norm: mean length of the checkpoint's own words.
 
     Attributes:
         loss: mean loss of the step under way, scalar.
@@ -51,10 +52,10 @@ class TrainedVectors:
         history: the vectors before each of these steps, [KEPT_STEPS, n, d].
     """
 
-    def __init__(self, vectors: torch.Tensor, config: TrainingConfig, dtype: torch.dtype) -> None:
+    def __init__(self, vectors: torch.Tensor, config: TrainingConfig, dtype: torch.dtype, word_norm: float) -> None:
         device = vectors.device
         self.vectors, self.config = vectors, config
-        self.optimizer = optimizer_of(vectors, config)
+        self.optimizer = optimizer_of(vectors, config, word_norm)
         self.scale = LossScale(dtype, device)
         self.loss, self.clip_bound = torch.zeros((), device=device), torch.ones((), device=device)
         self.gradient = torch.zeros_like(vectors)
@@ -125,7 +126,8 @@ class TrainingStep:
         rows = torch.cat([start.detach().to(model.device, torch.float32, copy=True) for start in starts])
         self.vectors = rows.requires_grad_(True)
         parts = self.vectors.detach().split([len(start) for start in starts])
-        self.trained = [TrainedVectors(part, each, model.dtype) for part, each in zip(parts, configs, strict=True)]
+        word_norm = model.word_norm
+        self.trained = [TrainedVectors(part, each, model.dtype, word_norm) for part, each in zip(parts, configs, strict=True)]
         self._first_slot = torch.zeros(1, dtype=torch.int64, device=model.device)
 
     def losses(self, batch: Batch) -> torch.Tensor:

@@ -23,6 +23,7 @@ from textual_inversion.training.data.batches import Batch, BatchMaker, NoiseDraw
 from textual_inversion.training.step import KEPT_STEPS, TrainingStep
 
 CHUNK_LENGTH = CHUNK_TOKENS + 2  # with the start and the end token
+_MOST_PASSES = 64  # for which room is made ahead
 
 
 class Members(NamedTuple):
@@ -101,7 +102,8 @@ class Stepper:
         rows = sum(maker.config.batch_size for maker in makers)
         chunks = max(maker.prompts.chunks for maker in makers)
         # room for the longest block, so that the buffers, which graphs read, need not move later
-        self._layout = _Layout(KEPT_STEPS * step.passes * len(makers), rows, rows * chunks * CHUNK_LENGTH, KEPT_STEPS, len(makers))
+        steps = max(1, min(KEPT_STEPS, _MOST_PASSES // step.passes))
+        self._layout = _Layout(steps * step.passes * len(makers), rows, rows * chunks * CHUNK_LENGTH, steps, len(makers))
         self._sent = torch.zeros(0, dtype=torch.int64, device=self.device)
         self._next_pass, self._next_step = (torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(2))
         self._plan = Plan([], [])
@@ -116,11 +118,14 @@ class Stepper:
         return plan
 
     def _plan_pass(self, active: list[int]) -> list[PlannedPass]:
-        """The next batch of every embedding; those whose latents have one shape share a pass."""
+        """The next batch of every embedding. Those whose latents have one shape and whose prompts are of one length share a pass:
+        chunks that only fill a prompt up would change what it means.
+        """
         batches = {number: self.makers[number].plan() for number in active}
         shapes: dict[tuple[int, ...], list[int]] = {}
         for number, batch in batches.items():
-            shapes.setdefault(self.makers[number].shape(batch.bucket)[1:], []).append(number)
+            shape = (*self.makers[number].shape(batch.bucket)[1:], batch.prompts.chunks)
+            shapes.setdefault(shape, []).append(number)
         return [_as_pass([(number, batches[number]) for number in numbers]) for numbers in shapes.values()]
 
     def load(self, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -13,8 +14,7 @@ from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import ConfigError, TrainingError
-from textual_inversion.settings.schema import setting_of
-from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.settings.training import TrainingConfig, check_trained_together
 from textual_inversion.text import counted
 from textual_inversion.training.embedding_file import find_embedding
 from textual_inversion.training.events import Event, Message
@@ -26,6 +26,7 @@ from textual_inversion.training.stepper import Plan, Stepper
 
 _READ_EVERY = {"cpu": 1}  # device -> steps between two readings of the losses; on all other devices:
 _READ_EVERY_ELSEWHERE = 10
+_MOST_PASSES = 64  # planned ahead
 
 
 def train(
@@ -73,7 +74,7 @@ def train_together(
     Each has its own pictures, template, schedule, batch size, log folder and end. Where one fails, the others go on.
 
     Args:
-        configs: one for each embedding; all have the same clip skip and number of gradient accumulation steps.
+        configs: one for each embedding; all have the same clip skip, gradient accumulation steps, checkpointing, precision and device.
         model, embeddings_dir, should_stop: as for `train`.
         listener: receives the name of the embedding and the event.
 
@@ -85,7 +86,7 @@ def train_together(
         TextualInversionError: as for `train`. A fault that shows before the first step ends all. Of the faults that show later, the
             first is raised when all others are done.
     """
-    _check_together(configs)
+    check_trained_together(configs)
     found = [_find(config, Path(embeddings_dir)) for config in configs]
     prepared = [Prepared(each, partial(listener, each.name), path, embedding) for each, (path, embedding) in zip(configs, found)]
     rows = 0
@@ -95,11 +96,14 @@ def train_together(
     _prepare_kernels(model, prepared[0].listener)
     plan = _fit(prepared, model)
     if not all(each.encode(model, should_stop) for each in prepared):
+        for each in prepared:
+            each.report_interrupt()
         return [each.embedding for each in prepared]
-    with fitted(model, plan):
+    with fitted(model, plan) as release:
         step = TrainingStep(model, [each.start(model) for each in prepared], [each.config for each in prepared])
         runs = [Run(each, step.trained[number], model) for number, each in enumerate(prepared)]
         stepper = Stepper(step, [each.batches for each in prepared], report=lambda sentence: runs[0].listener(Message(sentence)))
+        release.callback(stepper.graphs.clear)
         return _Loop(runs, stepper, should_stop).run()
 
 
@@ -117,25 +121,14 @@ def _fit(prepared: Sequence[Prepared], model: StableDiffusion) -> MemoryPlan:
     first = prepared[0]
     size = max((size for each in prepared for size in each.listed.sizes()), key=lambda size: size[0] * size[1])
     chunks = max(each.prompts.chunks for each in prepared)
-    batch = sum(each.config.batch_size for each in prepared)
-    plan, sentence = plan_memory(first.config.gradient_checkpointing, model, size, chunks, batch, may_split=len(prepared) == 1)
+    batch = sum(each.config.batch_size for each in prepared if size in each.listed.sizes())  # one pass has pictures of one size
+    parts = 1024 // first.config.gradient_accumulation_steps if len(prepared) == 1 else 1
+    plan, sentence = plan_memory(first.config.gradient_checkpointing, model, size, chunks, batch, most_parts=parts)
     if sentence:
         first.listener(Message(sentence))
     if plan.batch_size < batch:
         first.config = plan.applied_to(first.config)
     return plan
-
-
-def _check_together(configs: Sequence[TrainingConfig]) -> None:
-    names = [config.name for config in configs]
-    if twice := next((name for name in names if names.count(name) > 1), ""):
-        raise ConfigError(f"{twice!r} is there twice; each embedding can be trained once in a run.", setting="name")
-    for setting in ("clip_skip", "gradient_accumulation_steps"):
-        values = sorted({getattr(config, setting) for config in configs})
-        if len(values) > 1:
-            label = setting_of(TrainingConfig, setting).label
-            sentence = f"“{label}” is {values[0]} for one embedding and {values[-1]} for another; give all the same."
-            raise ConfigError(sentence, setting=setting)
 
 
 def _find(config: TrainingConfig, folder: Path) -> tuple[Path, Embedding]:
@@ -162,8 +155,9 @@ class _Loop:
 
     def __init__(self, runs: Sequence[Run], stepper: Stepper, should_stop: Callable[[], bool]) -> None:
         self.runs, self.stepper, self.should_stop = runs, stepper, should_stop
-        device = stepper.device.type
-        self.most_steps = _READ_EVERY.get(device, _READ_EVERY_ELSEWHERE)  # of a block
+        most = _READ_EVERY.get(stepper.device.type, _READ_EVERY_ELSEWHERE)
+        self.most_steps = max(1, min(most, _MOST_PASSES // stepper.step.passes))  # of a block
+        self.steps = 1  # of the next block, so that it lasts about a second: for so long nothing is saved, reported or interrupted
 
     def run(self) -> list[Embedding]:
         """Train to the end; what was learned is written whatever happens."""
@@ -183,6 +177,7 @@ class _Loop:
     def _steps(self) -> None:
         plan = self._plan()
         while plan:
+            begun = time.monotonic()
             self.stepper.load(plan)
             done, failure = self._do(plan)
             goes_on = done == len(plan)
@@ -191,6 +186,7 @@ class _Loop:
                 run.block_done([step[number] for step in plan.rates[:done]])
                 if not (goes_on or run.ended):
                     run.end("interrupted", failure)
+            self.steps = max(1, min(self.most_steps, int(len(plan) / max(1e-3, time.monotonic() - begun))))
             plan = following
 
     def _in(self, plan: Plan) -> list[tuple[int, Run]]:
@@ -202,7 +198,7 @@ class _Loop:
         active = {number: run for number, run in enumerate(self.runs) if not run.ended and run.done < run.config.steps}
         if not active:
             return None
-        count = min(self.most_steps, *(run.free_steps for run in active.values()))
+        count = min(self.steps, *(run.free_steps for run in active.values()))
         return self.stepper.plan([{number: run.rates(step) for number, run in active.items()} for step in range(1, count + 1)])
 
     def _do(self, plan: Plan) -> tuple[int, TrainingError | None]:

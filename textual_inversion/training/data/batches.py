@@ -260,10 +260,6 @@ class BatchMaker:
         """The latents' shape [b, c, h, w] in a batch of this bucket."""
         return (self.config.batch_size, *self._buckets[bucket].moments.mean.shape[1:])
 
-    def is_weighted(self, bucket: int) -> bool:
-        """Whether the places of this bucket's pictures have weights in the loss."""
-        return self._buckets[bucket].weights is not None
-
     def plan(self) -> PlannedBatch:
         """Choose the next batch."""
         number, shown = self.order.next_batch()
