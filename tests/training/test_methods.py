@@ -64,6 +64,14 @@ def test_a_pulled_step_that_is_not_finite_changes_nothing(bad: float) -> None:
     assert torch.equal(vectors, before)
 
 
+def test_a_rate_that_breaks_everything_is_seen() -> None:
+    vectors = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    optimizer = PulledAdamW(vectors, torch.ones(2, 1))
+    optimizer.learning_rate.fill_(1e38)
+    optimizer.step(torch.ones(2, 8))
+    assert vectors.abs().min() > 1e37  # not pulled to zero, where the loss would look fine
+
+
 def test_vectors_are_pulled_to_the_length_of_words_unless_theirs_is_their_own() -> None:
     """However often a run is interrupted and goes on, its vectors do not creep away; those of classic training keep their length."""
     near, long = torch.full((1, 4), 0.25), torch.full((1, 4), 2.0)  # lengths 0.5 and 4

@@ -24,7 +24,7 @@ NAME = "zorb"
 CONCEPT = Scene(shape="star", colour="purple", pattern="dotted", background="white")
 INITIALIZER_TEXT = "shape"
 NUM_VECTORS = 4
-STEPS = 150
+STEPS = 250
 PICTURES = Path(__file__).resolve().parents[1] / "assets" / "demo" / "pictures"
 _SHEET = 6  # pictures in a row of the sheet
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from textual_inversion.settings.training import TrainingConfig
 
 _PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
+_WORD_SCALE = 0.07  # of the tiny checkpoint's token table
 
 
 @dataclass
@@ -224,7 +225,7 @@ class FakeEngine(Engine):
         noise = random.Random(step * 7919 + config.seed).gauss(0, 0.018)
         loss = max(0.002, 0.06 + 0.11 * math.exp(-step / 60) + noise)
         rate = 1 / max(self.pace, 1e-3)
-        learning_rate = float(str(config.learning_rate).split(":")[0])
+        learning_rate = config.rates(first, _WORD_SCALE).at(step)
         return StepDone(step, loss, learning_rate, 0.4 + 0.1 * math.sqrt(step - first), rate, (config.steps - step) / rate)
 
     def _preview_and_copy(self, config: TrainingConfig, step: int, listener: Listener) -> None:

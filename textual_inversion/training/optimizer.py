@@ -74,7 +74,9 @@ class PulledAdamW(AdamW):
         super().step(gradient)
         norms = torch.linalg.vector_norm(self.vectors, dim=1, keepdim=True)
         pulled = self.vectors * (self.lengths / norms) ** self.PULL
-        self.vectors.copy_(torch.where(torch.isfinite(gradient).all(), pulled, self.vectors))
+        # a length that overflows is left, so that the loss shows it; its pull would be to zero
+        usable = torch.isfinite(gradient).all() & torch.isfinite(norms)
+        self.vectors.copy_(torch.where(usable, pulled, self.vectors))
 
 
 class SphericalAdam:
