@@ -60,7 +60,7 @@ class RandomPrompts:
     """Stands for a `PromptMaker`: every picture has one prompt of random tokens."""
 
     def __init__(self, sizes: Sizes, generator: torch.Generator, first_row: int) -> None:
-        self.captions = [""] * PICTURES
+        self.captions, self.chunks = [""] * PICTURES, 1
         self._prompts = [random_prompts(sizes, 1, generator, "cpu", first_row) for _ in self.captions]
 
     def batch(self, pictures: Sequence[int], rng: random.Random) -> TokenizedPrompts:

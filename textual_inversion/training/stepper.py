@@ -225,8 +225,8 @@ class _Layout:
     @classmethod
     def of(cls, plan: Plan, embeddings: int) -> _Layout:
         passes = [each for step in plan.steps for each in step]
-        tokens = max(each.prompts.tokens.ids.numel() for each in passes)
-        return cls(len(passes), max(len(each.rows) for each in passes), tokens, len(plan), embeddings)
+        tokens = max((each.prompts.tokens.ids.numel() for each in passes), default=0)
+        return cls(len(passes), max((len(each.rows) for each in passes), default=0), tokens, len(plan), embeddings)
 
     def widened(self, other: _Layout) -> _Layout:
         """The smallest layout that has room for both."""
