@@ -280,6 +280,8 @@ def test_every_requirement_is_pinned_for_every_python(launch: ModuleType) -> Non
         environment = {"python_version": python, "python_full_version": f"{python}.0"}
         for text in wanted:
             needed = markers.Requirement(text)
+            if needed.name == "triton":  # builds of PyTorch for CUDA name the version that they need; a pin could contradict it
+                continue
             named = [pin for pin in pins if pin.name.lower() == needed.name.lower()]
             found = [pin for pin in named if not pin.marker or pin.marker.evaluate(environment)]
             assert len(found) == 1, f"{needed.name} on Python {python}"

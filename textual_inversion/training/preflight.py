@@ -125,7 +125,8 @@ def _check_rate(config: TrainingConfig, first_step: int) -> Iterable[Finding]:
     """A rate that belongs to another method."""
     lowest, highest = _USUAL_RATES[config.method]
     rates = config.rates(first_step, _USUAL_SCALE)
-    peak = max(rates.at(step) for step in range(first_step + 1, min(config.steps, first_step + _RATES_LOOKED_AT) + 1))
+    last_step = max(first_step + 1, min(config.steps, first_step + _RATES_LOOKED_AT))
+    peak = max(rates.at(step) for step in range(first_step + 1, last_step + 1))
     if not lowest <= peak <= highest:
         much = "little" if peak < lowest else "much"
         yield Finding(HINT, f"A learning rate of {peak:g} is {much} for the method “{config.method}”; “auto” fits it.")
