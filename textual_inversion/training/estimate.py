@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from textual_inversion.diffusion import kernels
@@ -175,8 +175,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        inputs = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
-        for tensor in tree_leaves(result):
+        inputs = {tensor.untyped_storage()._cdata for tensor in tree_flatten((args, kwargs))[0] if isinstance(tensor, torch.Tensor)}
+        for tensor in tree_flatten(result)[0]:
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage(), inputs)
         return result
