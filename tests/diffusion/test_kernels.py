@@ -44,7 +44,7 @@ def test_in_the_interpreter() -> None:
     assert " passed" in done.stdout
 
 
-def compare(compute: Callable[..., tuple[torch.Tensor, ...]], *inputs: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+def assert_as_plain(compute: Callable[..., tuple[torch.Tensor, ...]], *inputs: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
     """Values, and gradients of every input, of the fused kernels in `dtype` against plain PyTorch in fp32 with the same numbers."""
     results = []
     for way, kind in (("plain", torch.float32), ("triton", dtype)):
@@ -80,12 +80,12 @@ def two_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_group_norm, "_MOST_BLOCKS", 2)
 
 
-def compare_group_norm(groups: int, channels: int, h: int, w: int, *, dtype: torch.dtype = torch.float32, b: int = 2) -> None:
+def assert_group_norm(groups: int, channels: int, h: int, w: int, *, dtype: torch.dtype = torch.float32, b: int = 2) -> None:
     norms = {kind: norm_of(nn.GroupNorm, groups, channels).to(kind) for kind in (torch.float32, dtype)}
     x, shift = a_map(b, channels, h, w), torch.randn(b, channels, generator=torch.Generator().manual_seed(5))
-    compare(lambda x: kernels.group_norm_of_residual(x, norms[x.dtype], silu=True), x, dtype=dtype)
-    compare(lambda x, shift: (kernels.group_norm(x, norms[x.dtype], silu=True, shift=shift),), x, shift, dtype=dtype)
-    compare(lambda x: (kernels.group_norm(x, norms[x.dtype]),), x, dtype=dtype)
+    assert_as_plain(lambda x: kernels.group_norm_of_residual(x, norms[x.dtype], silu=True), x, dtype=dtype)
+    assert_as_plain(lambda x, shift: (kernels.group_norm(x, norms[x.dtype], silu=True, shift=shift),), x, shift, dtype=dtype)
+    assert_as_plain(lambda x: (kernels.group_norm(x, norms[x.dtype]),), x, dtype=dtype)
 
 
 @interpreted
@@ -94,7 +94,7 @@ def test_group_norm_in_several_rounds(width: int, tile: int, monkeypatch: pytest
     from textual_inversion.diffusion.kernels import fused_group_norm
 
     monkeypatch.setattr(fused_group_norm, "_WHOLE_TILE", tile)
-    compare_group_norm(2, 2 * width, 5, 7)
+    assert_group_norm(2, 2 * width, 5, 7)
 
 
 WIDTHS = (10, 20, 30, 40, 60, 80)  # channels of a group; 32 groups of them are 320, 640, 960, 1280, 1920 and 2560 channels
@@ -104,14 +104,14 @@ HALVES = (torch.bfloat16, torch.float16)
 @interpreted
 @pytest.mark.parametrize("width", WIDTHS)
 def test_group_norm_of_small_maps(width: int) -> None:
-    compare_group_norm(4, 4 * width, 3, 5)
+    assert_group_norm(4, 4 * width, 3, 5)
 
 
 @interpreted
 @pytest.mark.usefixtures("two_kernels")
 @pytest.mark.parametrize("width", WIDTHS)
 def test_group_norm_of_large_maps(width: int) -> None:
-    compare_group_norm(4, 4 * width, 5, 7, b=1)  # 35 rows: two blocks of two tiles, the last one partly outside
+    assert_group_norm(4, 4 * width, 5, 7, b=1)  # 35 rows: two blocks of two tiles, the last one partly outside
 
 
 @interpreted
@@ -121,7 +121,7 @@ def test_group_norm_of_large_maps(width: int) -> None:
 def test_group_norm_of_32_groups(width: int, large: bool, request: pytest.FixtureRequest) -> None:
     if large:
         request.getfixturevalue("two_kernels")
-    compare_group_norm(32, 32 * width, 9, 7)
+    assert_group_norm(32, 32 * width, 9, 7)
 
 
 @interpreted
@@ -130,7 +130,7 @@ def test_group_norm_of_32_groups(width: int, large: bool, request: pytest.Fixtur
 def test_group_norm_of_odd_maps(groups: int, channels: int, h: int, w: int, large: bool, request: pytest.FixtureRequest) -> None:
     if large:
         request.getfixturevalue("two_kernels")
-    compare_group_norm(groups, channels, h, w, b=1)
+    assert_group_norm(groups, channels, h, w, b=1)
 
 
 @interpreted
@@ -139,7 +139,7 @@ def test_group_norm_of_odd_maps(groups: int, channels: int, h: int, w: int, larg
 def test_group_norm_in_half_precision(dtype: torch.dtype, large: bool, request: pytest.FixtureRequest) -> None:
     if large:
         request.getfixturevalue("two_kernels")
-    compare_group_norm(4, 40, 4, 5, dtype=dtype)
+    assert_group_norm(4, 40, 4, 5, dtype=dtype)
 
 
 @interpreted
@@ -161,7 +161,7 @@ def test_a_mean_far_above_the_deviation_keeps_its_digits(large: bool, request: p
 def test_sums_of_several_tiles_in_sequence_and_of_many_blocks() -> None:
     """A map of 2,400 rows: 50 blocks of 3 tiles, as large pictures have them."""
     norm = norm_of(nn.GroupNorm, 2, 32)
-    compare(lambda x: kernels.group_norm_of_residual(x, norm, silu=True), a_map(1, 32, 48, 50, mean=3.0))
+    assert_as_plain(lambda x: kernels.group_norm_of_residual(x, norm, silu=True), a_map(1, 32, 48, 50, mean=3.0))
 
 
 @interpreted
@@ -170,23 +170,23 @@ def test_sums_of_several_tiles_in_sequence_and_of_many_blocks() -> None:
 def test_add_layer_norm(width: int, dtype: torch.dtype) -> None:
     norms = {kind: norm_of(nn.LayerNorm, width).to(kind) for kind in (torch.float32, dtype)}
     x, delta = torch.randn(2, 5, width) * 3 + 10, torch.randn(2, 5, width)
-    compare(lambda x, delta: kernels.add_layer_norm(x, delta, norms[x.dtype]), x, delta, dtype=dtype)
-    compare(lambda x: kernels.add_layer_norm(x, None, norms[x.dtype]), x, dtype=dtype)
-    compare(lambda x, delta: (kernels.add_layer_norm(x, delta, norms[x.dtype])[1],), x, delta, dtype=dtype)
+    assert_as_plain(lambda x, delta: kernels.add_layer_norm(x, delta, norms[x.dtype]), x, delta, dtype=dtype)
+    assert_as_plain(lambda x: kernels.add_layer_norm(x, None, norms[x.dtype]), x, dtype=dtype)
+    assert_as_plain(lambda x, delta: (kernels.add_layer_norm(x, delta, norms[x.dtype])[1],), x, delta, dtype=dtype)
 
 
 @interpreted
 @pytest.mark.parametrize("width", [1280, 2560, 5120, 37])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 def test_geglu(width: int, dtype: torch.dtype) -> None:
-    compare(lambda h: (kernels.geglu(h),), torch.randn(2, 5, 2 * width) * 2, dtype=dtype)
+    assert_as_plain(lambda h: (kernels.geglu(h),), torch.randn(2, 5, 2 * width) * 2, dtype=dtype)
 
 
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 def test_activations(dtype: torch.dtype) -> None:
     x = torch.cat((torch.randn(2000) * 3, torch.tensor([0.0, -90.0, 90.0])))
-    compare(lambda x: (kernels.quick_gelu(x), kernels.gelu(x)), x, dtype=dtype)
+    assert_as_plain(lambda x: (kernels.quick_gelu(x), kernels.gelu(x)), x, dtype=dtype)
 
 
 @interpreted
@@ -194,8 +194,8 @@ def test_activations(dtype: torch.dtype) -> None:
 def test_additions_and_joins(channels: int) -> None:
     conv = nn.Conv2d(channels, channels, 1).requires_grad_(False)
     x, y = a_map(2, channels, 5, 7), a_map(2, channels, 5, 7, seed=1)
-    compare(lambda x, y: (kernels.add_convolution(x, y, conv),), x, y)
-    compare(lambda x, y: (kernels.join_channels(x, y),), x, a_map(2, 96, 5, 7))
+    assert_as_plain(lambda x, y: (kernels.add_convolution(x, y, conv),), x, y)
+    assert_as_plain(lambda x, y: (kernels.join_channels(x, y),), x, a_map(2, 96, 5, 7))
 
 
 @interpreted

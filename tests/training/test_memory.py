@@ -9,17 +9,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textual_inversion.training.estimate import StepCost
+from textual_inversion.training.estimate import MemoryCost
 from textual_inversion.training.memory import MemoryPlan, choose, fitted, vae_at_work
 from textual_inversion.training.trainer import train
 
 GIB = 2**30
-PLAIN = StepCost(1e12, 1000, activations=1 * GIB, weights=2 * GIB, vae=0.5 * GIB, encoding=0.1 * GIB)
+PLAIN = MemoryCost(activations=1 * GIB, weights=2 * GIB, vae=0.5 * GIB, encoding=0.1 * GIB)
 CHECKPOINTED = replace(PLAIN, activations=0.25 * GIB)
 
 
+def cost_of(checkpointing: bool) -> MemoryCost:
+    return CHECKPOINTED if checkpointing else PLAIN
+
+
 def chosen(batch: int, available: float, wish: str = "auto", **options: int) -> tuple[bool, bool, int]:
-    plan = choose(PLAIN, CHECKPOINTED, batch, available * GIB, wish, **options)
+    plan = choose(cost_of, batch, available * GIB, wish, **options)
     return plan.checkpointing, plan.vae_waits, plan.batch_size
 
 
@@ -32,6 +36,12 @@ def test_what_costs_least_time_comes_first() -> None:
     assert chosen(4, 1) == (True, True, 1)  # the smallest where nothing fits
 
 
+def test_what_does_not_matter_is_not_counted() -> None:
+    asked: list[bool] = []
+    choose(lambda checkpointing: asked.append(checkpointing) or PLAIN, 4, 20 * GIB)  # type: ignore[func-returns-value]
+    assert asked == [False]
+
+
 def test_the_users_wish_counts() -> None:
     assert chosen(4, 20, "on") == (True, True, 4)
     assert chosen(1, 3.4, "off") == (False, True, 1)
@@ -40,9 +50,9 @@ def test_the_users_wish_counts() -> None:
 
 @given(st.integers(1, 64), st.floats(0.1, 100))
 def test_a_plan_that_fits_is_taken_whenever_there_is_one(batch: int, available: float) -> None:
-    plan = choose(PLAIN, CHECKPOINTED, batch, available * GIB)
+    plan = choose(cost_of, batch, available * GIB)
     assert batch % plan.batch_size == 0
-    smallest = CHECKPOINTED.training_memory(1, vae_stays=False)
+    smallest = CHECKPOINTED.training(1, vae_stays=False)
     assert (plan.needed <= available * GIB) == (smallest <= available * GIB)
 
 

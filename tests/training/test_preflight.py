@@ -16,7 +16,7 @@ from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.embedding import Embedding
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.data.batches import Batch
-from textual_inversion.training.estimate import DeviceSpeed, StepCost, step_cost
+from textual_inversion.training.estimate import DeviceSpeed, MemoryCost, StepCost, step_cost
 from textual_inversion.training.preflight import FATAL, GOOD, HINT, PROBLEM, preflight
 from textual_inversion.training.step import TrainingStep
 
@@ -111,11 +111,11 @@ def test_the_count_is_that_of_a_real_step(model, checkpoint):
     counted = step_cost(CheckpointFile.open(checkpoint), (128, 64), torch.float32)
     assert counted.flops == pytest.approx(counter.get_total_flops(), rel=0.08)
     sizes = [sum(p.numel() * p.element_size() for p in part.parameters()) for part in (model.unet, model.text_encoder, model.vae)]
-    assert counted.weights == sizes[0] + sizes[1]
-    assert counted.vae == sizes[2]
+    assert counted.memory.weights == sizes[0] + sizes[1]
+    assert counted.memory.vae == sizes[2]
     larger = step_cost(CheckpointFile.open(checkpoint), (256, 128), torch.float32)
-    assert 2 < larger.activations / counted.activations < 6  # the text encoder's part stays
-    assert 3.9 < larger.encoding / counted.encoding < 4.1
+    assert 2 < larger.memory.activations / counted.memory.activations < 6  # the text encoder's part stays
+    assert 3.9 < larger.memory.encoding / counted.memory.encoding < 4.1
 
 
 def test_full_size_activations_are_those_that_were_measured(tmp_path):
@@ -135,20 +135,21 @@ def test_full_size_activations_are_those_that_were_measured(tmp_path):
     file = CheckpointFile(tmp_path / "sd15.safetensors", shapes)
     cost = step_cost(file, (512, 512), torch.bfloat16)
     assert cost.flops == pytest.approx(1.69e12, rel=0.02)
-    assert cost.activations == pytest.approx(0.78e9, rel=0.05)
-    assert cost.weights + cost.vae == pytest.approx(2.30e9, rel=0.03)
+    assert cost.memory.activations == pytest.approx(0.78e9, rel=0.05)
+    assert cost.memory.weights + cost.memory.vae == pytest.approx(2.30e9, rel=0.03)
     fused = step_cost(file, (512, 512), torch.bfloat16, fused=True)
     both = step_cost(file, (512, 512), torch.bfloat16, fused=True, checkpointing=True)
-    assert both.activations < 0.4 * fused.activations < 0.4 * 0.8 * cost.activations
-    assert both.memory(1) < fused.memory(1) < cost.memory(1) < 4 * 2**30  # on a card with 4 GB
+    memories = [each.memory for each in (both, fused, cost)]
+    assert memories[0].activations < 0.4 * memories[1].activations < 0.4 * 0.8 * memories[2].activations
+    assert memories[0].peak(1) < memories[1].peak(1) < memories[2].peak(1) < 4 * 2**30  # on a card with 4 GB
 
 
 def test_time_and_memory_follow_the_batch():
-    cost = StepCost(1e12, 3000, activations=1e9, weights=2e9, vae=0.3e9, encoding=5e8)
-    assert DeviceSpeed(1e14, 5e-6).seconds(cost, 8) == pytest.approx(8 * 0.02 + 0.015)
-    assert cost.memory(8) == pytest.approx(0.25 * 2**30 + 2.3e9 + 8 * 1.07e9)
-    assert cost.training_memory(8, vae_stays=False) == pytest.approx(cost.memory(8) - 0.3e9)
-    assert cost.memory(1, 4) == pytest.approx(0.25 * 2**30 + 2.3e9 + 2e9)  # the peak is at the encoding
+    memory = MemoryCost(activations=1e9, weights=2e9, vae=0.3e9, encoding=5e8)
+    assert DeviceSpeed(1e14, 5e-6).seconds(StepCost(1e12, 3000, memory), 8) == pytest.approx(8 * 0.02 + 0.015)
+    assert memory.peak(8) == pytest.approx(0.25 * 2**30 + 2.3e9 + 8 * 1.07e9)
+    assert memory.training(8, vae_stays=False) == pytest.approx(memory.peak(8) - 0.3e9)
+    assert memory.peak(1, 4) == pytest.approx(0.25 * 2**30 + 2.3e9 + 2e9)  # the peak is at the encoding
 
 
 def test_steps_of_the_embedding_count(config, folder, checkpoint):

@@ -119,9 +119,10 @@ class GuidedDenoiser:
         noise_level = torch.full((), sigma, device=x.device)
         scaled = (x / (noise_level**2 + 1).sqrt()).to(model.dtype)
         if self._input is None or self._output is None:
-            self._input = torch.cat((scaled, scaled))
+            self._input = scaled.repeat(2, 1, 1, 1)
             self._output = torch.zeros_like(self._input, dtype=torch.float32)
-        self._input.copy_(torch.cat((scaled, scaled)))
+        for half in self._input.chunk(2):
+            half.copy_(scaled)
         self._timesteps.copy_(model.schedule.timestep_of(noise_level).expand(len(self._timesteps)))
         self.graphs.run("unet", self._predict)
         negative, positive = self._output.chunk(2)

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,7 +80,7 @@ class StableDiffusion:
         """Text encoder -> width d of its token table. An embedding must have the same widths."""
         return {self.conditioner.encoder_name: self.conditioner.width}
 
-    @property
+    @cached_property
     def word_norm(self) -> float:
         """Mean length of the rows of the token table. Rows of words that a small checkpoint never learned are zeros and do not count."""
         norms = torch.linalg.vector_norm(self.text_encoder.token_table.float(), dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -10,8 +10,9 @@ import torch
 
 from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.model import StableDiffusion
+from textual_inversion.diffusion.vae import VAE
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.estimate import StepCost, step_cost
+from textual_inversion.training.estimate import MemoryCost, free_memory, memory_cost
 
 _GIB = 2**30
 
@@ -51,27 +52,28 @@ class MemoryPlan:
 
 
 def choose(
-    plain: StepCost, checkpointed: StepCost, batch_size: int, available: float, wish: str = "auto", *, most_parts: int = 1024
+    cost_of: Callable[[bool], MemoryCost], batch_size: int, available: float, wish: str = "auto", *, most_parts: int = 1024
 ) -> MemoryPlan:
     """The fastest plan that fits; the smallest one where none does.
 
     Args:
-        plain, checkpointed: the costs of a pass without and with checkpointing.
+        cost_of: without and with checkpointing -> the cost of a pass; asked for only where it matters, because it takes about a second.
         batch_size: pictures in one pass, as asked for.
         available: bytes that the run may take, the model included.
         wish: `on` or `off` where the user has decided about checkpointing; `auto` otherwise.
         most_parts: into how many passes the batch may be split.
     """
-    plans: list[MemoryPlan] = []
     sizes = [size for size in range(batch_size, 0, -1) if batch_size % size == 0 and batch_size // size <= most_parts]
-    for count in sizes:
-        if wish != "on":
-            plans += [MemoryPlan(plain.training_memory(count, vae_stays=stays), False, not stays, count) for stays in (True, False)]
-        if wish != "off":
-            plans.append(MemoryPlan(checkpointed.training_memory(count, vae_stays=False), True, True, count))
+    plans: list[MemoryPlan] = []
     # A smaller pass costs little where the card is busy with few pictures; checkpointing costs two fifths everywhere.
-    plans.sort(key=lambda plan: (plan.checkpointing, -plan.batch_size, plan.vae_waits))
-    return next((plan for plan in plans if plan.needed <= available), min(plans, key=lambda plan: plan.needed))
+    for checkpointing in {"on": (True,), "off": (False,)}.get(wish, (False, True)):
+        cost = cost_of(checkpointing)
+        for size in sizes:
+            for vae_stays in (False,) if checkpointing else (True, False):
+                plans.append(MemoryPlan(cost.training(size, vae_stays=vae_stays), checkpointing, not vae_stays, size))
+                if plans[-1].needed <= available:
+                    return plans[-1]
+    return min(plans, key=lambda plan: plan.needed)
 
 
 def plan_memory(
@@ -86,13 +88,18 @@ def plan_memory(
         batch_size: pictures in one pass, as asked for.
         most_parts: into how many passes the batch may be split.
     """
-    if model.device.type != "cuda":
+    free = free_memory(model.device)
+    if free is None:
         return MemoryPlan(0.0, wish == "on", False, batch_size), ""
-    free, _ = torch.cuda.mem_get_info(model.device)
     available = free + torch.cuda.memory_reserved(model.device)  # what the model has is counted as needed
     fused = not kernels.status(model.device)
-    costs = [step_cost(model.file, size, model.dtype, chunks, fused=fused, checkpointing=on) for on in (False, True)]
-    plan = choose(costs[0], costs[1], batch_size, available, wish, most_parts=most_parts)
+    plan = choose(
+        lambda checkpointing: memory_cost(model.file, size, model.dtype, chunks, fused=fused, checkpointing=checkpointing),
+        batch_size,
+        available,
+        wish,
+        most_parts=most_parts,
+    )
     return plan, plan.sentence(available, batch_size)
 
 
@@ -119,14 +126,17 @@ def vae_at_work(model: StableDiffusion) -> Iterator[None]:
     """Inside, the VAE is on the model's device."""
     device = model.vae.device
     try:
-        model.vae.to(model.device)
+        if device != model.device:
+            model.vae.to(model.device)
         yield
     finally:
         _move(model.vae, device)
 
 
-def _move(module: torch.nn.Module, device: torch.device) -> None:
-    """Move a module. Where the device has no room, the module stays where it is: what was learned is worth more."""
+def _move(module: VAE, device: torch.device) -> None:
+    """Move the VAE, if it is elsewhere. Where the device has no room, it stays where it is: what was learned is worth more."""
+    if module.device == device:
+        return
     if device.type == "cuda":
         torch.cuda.empty_cache()
     with suppress(torch.cuda.OutOfMemoryError):

@@ -244,7 +244,7 @@ def _estimate(config: TrainingConfig, listed: TrainingSet, chunks: int, checkpoi
         return _Cost(None, None, [])
     from textual_inversion.diffusion.checkpoint import CheckpointFile
     from textual_inversion.diffusion.model import best_device, check_device, compute_dtype, is_full_size
-    from textual_inversion.training.estimate import device_speed, step_cost
+    from textual_inversion.training.estimate import device_speed, free_memory, step_cost
 
     device = config.device or best_device()
     try:
@@ -262,20 +262,13 @@ def _estimate(config: TrainingConfig, listed: TrainingSet, chunks: int, checkpoi
     mean = sum(_area(size) * count for size, count in share.items()) / share.total() / _area(largest)
     passes = max(0, config.steps - first_step) * config.gradient_accumulation_steps
     seconds = passes * speed.seconds(cost, config.batch_size) * mean
-    memory = cost.memory(config.batch_size)
+    memory = cost.memory.peak(config.batch_size)
     figures = f"{_duration(seconds)} on {device} and {memory / 2**30:.1f} GB of its memory"
     findings = [Finding(GOOD, f"The steps take about {figures} (rough figures).")]
     if (free := free_memory(device)) is not None and free < memory:
         advice = "use a smaller batch size or size, or close other programs"
         findings.append(Finding(PROBLEM, f"Only {free / 2**30:.1f} GB are free on {device}; {advice}."))
     return _Cost(seconds, memory, findings)
-
-
-def free_memory(device: str) -> float | None:
-    """Bytes that are free on a CUDA device; None elsewhere."""
-    import torch
-
-    return float(torch.cuda.mem_get_info(device)[0]) if torch.device(device).type == "cuda" else None
 
 
 def _area(size: Size) -> int:

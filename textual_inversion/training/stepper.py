@@ -23,7 +23,7 @@ from textual_inversion.training.data.batches import Batch, BatchMaker, NoiseDraw
 from textual_inversion.training.step import KEPT_STEPS, TrainingStep
 
 CHUNK_LENGTH = CHUNK_TOKENS + 2  # with the start and the end token
-_MOST_PASSES = 64  # for which room is made ahead
+_MOST_PASSES = 64  # planned ahead
 
 
 class Members(NamedTuple):
@@ -86,6 +86,9 @@ class Stepper:
         makers: the batches of each embedding.
         report: receives a sentence where CUDA graphs cannot be used.
         graphs: records the passes; tests give their own.
+
+    Attributes:
+        most_steps: steps that a plan may have; for longer ones the buffers move.
     """
 
     def __init__(
@@ -102,8 +105,9 @@ class Stepper:
         rows = sum(maker.config.batch_size for maker in makers)
         chunks = max(maker.prompts.chunks for maker in makers)
         # room for the longest block, so that the buffers, which graphs read, need not move later
-        steps = max(1, min(KEPT_STEPS, _MOST_PASSES // step.passes))
-        self._layout = _Layout(steps * step.passes * len(makers), rows, rows * chunks * CHUNK_LENGTH, steps, len(makers))
+        self.most_steps = max(1, min(KEPT_STEPS, _MOST_PASSES // step.passes))
+        passes = self.most_steps * step.passes * len(makers)
+        self._layout = _Layout(passes, rows, rows * chunks * CHUNK_LENGTH, self.most_steps, len(makers))
         self._sent = torch.zeros(0, dtype=torch.int64, device=self.device)
         self._next_pass, self._next_step = (torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(2))
         self._plan = Plan([], [])

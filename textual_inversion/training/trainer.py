@@ -26,7 +26,6 @@ from textual_inversion.training.stepper import Plan, Stepper
 
 _READ_EVERY = {"cpu": 1}  # device -> steps between two readings of the losses; on all other devices:
 _READ_EVERY_ELSEWHERE = 10
-_MOST_PASSES = 64  # planned ahead
 
 
 def train(
@@ -156,7 +155,7 @@ class _Loop:
     def __init__(self, runs: Sequence[Run], stepper: Stepper, should_stop: Callable[[], bool]) -> None:
         self.runs, self.stepper, self.should_stop = runs, stepper, should_stop
         most = _READ_EVERY.get(stepper.device.type, _READ_EVERY_ELSEWHERE)
-        self.most_steps = max(1, min(most, _MOST_PASSES // stepper.step.passes))  # of a block
+        self.most_steps = min(most, stepper.most_steps)  # of a block
         self.steps = 1  # of the next block, so that it lasts about a second: for so long nothing is saved, reported or interrupted
 
     def run(self) -> list[Embedding]:
