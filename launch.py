@@ -29,6 +29,8 @@ DEFAULT_PORT = 7870
 TORCH = "2.13.0"
 #: PyTorch's own indexes, by build. PyPI has only CPU builds for Windows and only CUDA builds for Linux.
 PYTORCH_INDEX = {"cpu": "https://download.pytorch.org/whl/cpu", "cuda": "https://download.pytorch.org/whl/cu130"}
+# files side by side, each file in one process, because its tests share a server
+ALL_TESTS = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
 GIGABYTES = {"cpu": 3, "cuda": 10}  # what an installation takes, downloads included
 
 DISK_ERRORS = ("no space left on device", "errno 28", "not enough space on the disk", "winerror 112", "disk quota exceeded")
@@ -432,7 +434,7 @@ def run(arguments: "list[str]") -> int:
     if command == "test":
         ensure_environment(["test"])
         os.chdir(ROOT)
-        return start(["-m", "pytest", *rest])
+        return start(["-m", "pytest", *(rest or ALL_TESTS)])
     if command == "serve":
         options = serve_arguments(rest)
         check_port("0.0.0.0" if options.listen else "127.0.0.1", options.port)

@@ -19,6 +19,8 @@ for name, value in {
     "DO_NOT_TRACK": "1",
 }.items():
     os.environ.setdefault(name, value)
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side would get in each other's way with several threads each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A slow machine is no failure; pytest-timeout catches what hangs.
 settings.register_profile("project", deadline=None)

@@ -352,6 +352,16 @@ def test_second_start_asks_nobody(launch: ModuleType, monkeypatch: pytest.Monkey
     assert launch.is_ready("another key", []) is False
 
 
+def test_all_tests_run_side_by_side_and_chosen_ones_as_asked(launch: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(launch, "ensure_environment", lambda extras: None)
+    monkeypatch.setattr(launch.os, "chdir", lambda folder: None)
+    monkeypatch.setattr(launch, "start", lambda arguments: started.append(arguments) or 0)
+    for rest in ([], ["-k", "prompts"]):
+        assert launch.run(["test", *rest]) == 0
+    assert started == [["-m", "pytest", *launch.ALL_TESTS], ["-m", "pytest", "-k", "prompts"]]
+
+
 def test_tests_are_installed_only_when_asked_for(launch: ModuleType) -> None:
     stamp(launch, key="k", extras=[])
     assert launch.is_ready("k", [])

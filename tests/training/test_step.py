@@ -84,6 +84,26 @@ def test_losses_and_vectors_are_those_of_diffusers(model: StableDiffusion) -> No
     assert apart(step.vectors - VECTORS, theirs - VECTORS) < 1e-2  # AdamW divides small gradients by their size, errors with them
 
 
+def test_the_logarithm_counts_each_row_by_its_share(model: StableDiffusion) -> None:
+    """The gradient is the mean of the rows' own gradients, each divided by the row's loss; the loss that is reported stays the mean."""
+    step = TrainingStep(model, VECTORS, config(method="pulled", loss_type="log"))
+    batch = batch_for(model)
+    losses = step.losses(batch)
+    gradients = [torch.autograd.grad(loss, step.vectors, retain_graph=True)[0] / loss.detach() for loss in losses]
+    step.accumulate(batch)
+    assert apart(step.trained[0].gradient, (gradients[0] + gradients[1]) / 2) < 1e-5
+    assert float(step.trained[0].loss) == pytest.approx(float(losses.detach().mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize(("method", "loss_type"), [("classic", "log"), ("pulled", "mse")])
+def test_the_mean_squared_error_is_minimised_as_it_is(model: StableDiffusion, method: str, loss_type: str) -> None:
+    step = TrainingStep(model, VECTORS, config(method=method, loss_type=loss_type))
+    batch = batch_for(model)
+    (expected,) = torch.autograd.grad(step.loss(batch), step.vectors)
+    step.accumulate(batch)
+    assert apart(step.trained[0].gradient, expected) < 1e-6
+
+
 def test_accumulated_batches_are_one_larger_batch(model: StableDiffusion) -> None:
     whole = batch_for(model, prompts=("a photo of mine", "mine on grass"))
     halves = [

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from textual_inversion.settings.schema import Settings, setting
 
 MAX_VECTORS = 75  # one chunk of a prompt
+AUTO = "auto"
+AUTO_VECTORS = 4  # where neither a number nor words are given
+
+
+def wants_search(initializer_text: str | None) -> bool:
+    """Whether training is to find the words that the embedding starts from."""
+    return (initializer_text or "").strip().lower() == AUTO
+
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,9 @@ class NewEmbedding(Settings):
     initializer_text: str = setting(
         "*",
         label="Initialization text",
-        hint="Words to start from. Few and related: “girl” for a character, “tree” for a tree; every further word teaches something too.",
-        help="words whose vectors it starts from, such as 'cat'; empty = zeros",
+        hint="Words to start from: “girl” for a character, “tree” for a tree. auto = training finds words that describe the pictures.",
+        help="words whose vectors it starts from, such as 'cat'; `auto` = words that describe the pictures, which training finds before"
+        " its first step; empty = zeros",
         option="init",
         saved=False,
     )
@@ -40,7 +49,7 @@ class NewEmbedding(Settings):
         label="Number of vectors per token",
         title="Number of vectors per token",
         hint="1–4 for simple things, 8–16 for complex characters. Each takes one of a prompt’s 75 places. auto = one for each word above.",
-        help="how many vectors: {range}, or `auto` for one for each token of the words",
+        help="how many vectors: {range}, or `auto` for one for each token of the words, 4 where those are `auto` too",
         option="vectors",
         metavar="N",
     )

@@ -13,6 +13,7 @@ from textual_inversion.settings.generation import CLIP_SKIP, GUIDANCE, SAMPLER_S
 from textual_inversion.settings.schedule import CosineSchedule, LearningRateSchedule, Schedule
 from textual_inversion.settings.schema import Settings, colour, setting, setting_of
 
+LOSS_TYPES = ("log", "mse")
 METHODS = ("pulled", "directional", "classic")
 CLIP_MODES = ("off", "value", "norm")
 AUTO = "auto"
@@ -124,6 +125,15 @@ class TrainingConfig(Settings):
         label="Length of the vectors",
         hint="1 is that of real words; classic ignores it.",
         help="length of new vectors as a multiple of the mean of the checkpoint's own words ({range}); `classic` ignores it",
+    )
+    loss_type: str = _learning(
+        "log",
+        choices=LOSS_TYPES,
+        before="clip_mode",
+        label="Loss",
+        hint="log: every noise level counts alike. mse: little noise counts most. classic ignores it.",
+        help="`log` is the logarithm of each picture's mean squared error, so that every noise level counts alike; `mse` is that error"
+        " itself, to which pictures with little noise give most. `classic` always uses `mse`",
     )
     prior: float = _learning(
         0.0,

@@ -16,8 +16,9 @@ from textual_inversion.embedding import Embedding, Provenance, check_name
 from textual_inversion.errors import ConfigError, EmbeddingError, InvalidNameError, NameTakenError, TextualInversionError
 from textual_inversion.files import FileStamp, os_error_words
 from textual_inversion.prompts.tokenizer import default_tokenizer
-from textual_inversion.settings.creation import MAX_VECTORS
+from textual_inversion.settings.creation import AUTO_VECTORS, MAX_VECTORS, wants_search
 
+_UNTIL_FOUND = "*"  # A1111's own first word
 _WRITTEN = (".safetensors", ".pt")  # the first one counts where both are there
 #: The clause for users about an embedding for which `starts_from_zeros` is true.
 STARTS_FROM_ZEROS = "this checkpoint knows none of these words, so it starts from zeros: other words would help"
@@ -28,7 +29,7 @@ def initial_vectors(table: torch.Tensor, initializer_text: str, num_vectors: int
 
     Args:
         table: [l, d], with CLIP's vocabulary.
-        initializer_text: words such as `cat`; empty = zeros.
+        initializer_text: words such as `cat`; empty = zeros; `auto` = the words that training will find, until then those of `*`.
         num_vectors: 1 to 75, or `auto` for as many as the text has tokens. With more vectors than tokens the tokens repeat,
             with fewer the last ones are left out.
 
@@ -38,8 +39,9 @@ def initial_vectors(table: torch.Tensor, initializer_text: str, num_vectors: int
     Raises:
         ConfigError: a count outside 1 to 75.
     """
-    tokens = default_tokenizer().encode(initializer_text)
-    count = _count(num_vectors, len(tokens))
+    searches = wants_search(initializer_text)
+    tokens = default_tokenizer().encode(_UNTIL_FOUND if searches else initializer_text)
+    count = _count(num_vectors, AUTO_VECTORS if searches else len(tokens))
     if not tokens:
         return torch.zeros(count, table.shape[1])
     rows = torch.tensor([tokens[index % len(tokens)] for index in range(count)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,17 +12,30 @@ from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, read_template, template_folder
+from textual_inversion.settings.creation import wants_search
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.data.batches import BatchMaker, PromptMaker
 from textual_inversion.training.data.encoding import InterruptedEncodingError, encode_pictures, list_pictures
 from textual_inversion.training.data.training_set import TrainingSet
-from textual_inversion.training.events import Event, Started, Stopped
+from textual_inversion.training.embedding_file import GuardedFile
+from textual_inversion.training.events import Event, Message, Started, Stopped
+from textual_inversion.training.initial_words import WordSearch
 from textual_inversion.training.methods import start_at_word_length
+
+_PASSES_OF_A_STEP = 3  # the cost of a step in forward passes
+_SEARCH_SHARE = 0.2  # of the run's cost that looking for words may add
+_LEAST_ROWS, _MOST_FIXED = 8, 24  # that words are compared by
+_ROWS_OF_A_PLACE = 10  # forward passes for each of these rows: the gradient, the words tried, and a part of the first noun's search
+_MOST_ROWS = 4000
 
 
 @dataclass
 class Prepared:
-    """An embedding and, once prepared, the data to train it on."""
+    """An embedding and, once prepared, the data to train it on.
+
+    Attributes:
+        file: the embedding's file, guarded from when it was read.
+    """
 
     config: TrainingConfig
     listener: Callable[[Event], None]
@@ -34,6 +47,9 @@ class Prepared:
     prompts: PromptMaker = field(init=False)
     batches: BatchMaker = field(init=False)
     is_started: bool = False
+
+    def __post_init__(self) -> None:
+        self.file = GuardedFile(self.path, self.embedding)
 
     def read(self, model: StableDiffusion, first_row: int) -> None:
         """Read the template and list the pictures.
@@ -61,6 +77,31 @@ class Prepared:
         self.batches = BatchMaker(config, data.buckets, prompts, noise_device=model.device, repeats=data.repeats, first_step=first_step)
         data.buckets.clear()  # the batches have taken over what they need; with many pictures this frees gigabytes
         return True
+
+    def find_words(self, model: StableDiffusion, should_stop: Callable[[], bool]) -> None:
+        """Choose the words that the embedding starts from, where it was created to have them found and has had no steps."""
+        origin, encoder = self.embedding.provenance, model.conditioner.encoder_name
+        if origin.step != 0 or not wants_search(origin.initializer_text):
+            return
+        self.listener(Message("Looking for words that describe the pictures"))
+        config, count = self.config, self.embedding.num_vectors
+        rows = config.batch_size * config.gradient_accumulation_steps * config.steps * _PASSES_OF_A_STEP
+        left = min(max(int(_SEARCH_SHARE * rows), count * _LEAST_ROWS * _ROWS_OF_A_PLACE), _MOST_ROWS)
+        fixed = self.batches.fixed(min(max(left // (count * _ROWS_OF_A_PLACE), _LEAST_ROWS), _MOST_FIXED))
+        first_row = self.table.offsets[config.name]
+        search = WordSearch(model, fixed, count, first_row=first_row, clip_skip=config.clip_skip, rows_left=left, should_stop=should_stop)
+        words = search.run()
+        if not words:
+            self.listener(Message("No words were found, because the checkpoint knows none of those that the search begins with."))
+            return
+        text = " ".join(words)
+        self.embedding = replace(
+            self.embedding,
+            vectors={**self.embedding.vectors, encoder: search.vectors_of(words)},
+            provenance=replace(origin, initializer_text=text),
+        )
+        self.table = replace(self.table, vectors=self.embedding.vectors[encoder].to(model.device))
+        self.listener(Message(f"It starts from the words “{text}”."))
 
     def report_interrupt(self) -> None:
         """Send the events of a run that was interrupted before its first step."""

@@ -14,7 +14,6 @@ from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError, NonFiniteLossError, TextualInversionError, TrainingError, ZeroGradientError
 from textual_inversion.files import os_error_text
 from textual_inversion.settings.schedule import LearningRateSchedule
-from textual_inversion.training.embedding_file import GuardedFile
 from textual_inversion.training.events import Message, StepDone, Stopped
 from textual_inversion.training.prepared import Prepared
 from textual_inversion.training.recorder import Recorder
@@ -40,7 +39,7 @@ class Run:
     def __init__(self, prepared: Prepared, trained: TrainedVectors, model: StableDiffusion) -> None:
         config, self.listener, self.embedding = prepared.config, prepared.listener, prepared.embedding
         self.config, self.trained, self.model = config, trained, model
-        self.file = GuardedFile(prepared.path, prepared.embedding)
+        self.file = prepared.file
         self.done = self.embedding.provenance.step or 0
         self.ended = self._told_of_hash = False
         self.failure: TextualInversionError | None = None

@@ -18,6 +18,7 @@ from textual_inversion.training.data.batches import Batch
 from textual_inversion.training.methods import optimizer_of
 from textual_inversion.training.optimizer import LossScale, clip_gradient
 
+_LEAST_LOSS = 1e-12  # a loss of 0 has no logarithm
 KEPT_STEPS = 16  # steps whose numbers stay on the device until they are read
 
 
@@ -67,6 +68,16 @@ class TrainedVectors:
         """The rate of the step under way, a scalar."""
         return self.optimizer.learning_rate
 
+    def objective(self, losses: torch.Tensor) -> torch.Tensor:
+        """What is minimised, a scalar, by the mean squared error of each row [b]: its mean, or the mean of its logarithm.
+
+        The logarithm counts every row by the share of its error that goes away. The mean counts little but the rows with little noise,
+        whose errors and gradients are up to a hundred times larger.
+        """
+        if self.config.loss_type == "log" and self.config.method != "classic":
+            return losses.clamp(min=_LEAST_LOSS).log().mean()
+        return losses.mean()
+
     @torch.no_grad()
     def add(self, loss: torch.Tensor, gradient: torch.Tensor) -> None:
         """Add one pass: its loss, and its gradient [n, d] times the loss scale."""
@@ -97,6 +108,20 @@ class TrainedVectors:
     def before(self, slot: int) -> torch.Tensor:
         """A copy of the vectors [n, d] before the step in `slot`, on the CPU."""
         return self.history[slot].to("cpu", copy=True)
+
+
+def row_errors(model: StableDiffusion, batch: Batch, vectors: torch.Tensor, clip_skip: int) -> torch.Tensor:
+    """The mean squared error of the prediction for each row (arXiv 2112.10752, eq. 2), weighted by place, fp32 [b].
+
+    Args:
+        vectors: fp32 [n, d]; the result is differentiable in them.
+    """
+    noisy = model.schedule.mix(batch.latents, batch.noise, batch.timesteps)
+    context = model.conditioner.encode(batch.prompts, vectors, clip_skip)
+    predicted = model.unet(noisy.to(model.dtype), batch.timesteps, context)
+    target = model.prediction.target(model.schedule, batch.latents, batch.noise, batch.timesteps)
+    errors = (predicted.float() - target).square()  # b c h w
+    return (errors if batch.weights is None else errors * batch.weights).mean(dim=(1, 2, 3))
 
 
 class TrainingStep:
@@ -131,17 +156,11 @@ class TrainingStep:
         self._first_slot = torch.zeros(1, dtype=torch.int64, device=model.device)
 
     def losses(self, batch: Batch) -> torch.Tensor:
-        """The objective of each row: the mean squared error of the prediction (arXiv 2112.10752, eq. 2), weighted by place, fp32 [b]."""
-        model, schedule = self.model, self.model.schedule
-        noisy = schedule.mix(batch.latents, batch.noise, batch.timesteps)
-        context = model.conditioner.encode(batch.prompts, self.vectors, self.clip_skip)
-        predicted = model.unet(noisy.to(model.dtype), batch.timesteps, context)
-        target = model.prediction.target(schedule, batch.latents, batch.noise, batch.timesteps)
-        errors = (predicted.float() - target).square()  # b c h w
-        return (errors if batch.weights is None else errors * batch.weights).mean(dim=(1, 2, 3))
+        """The mean squared error of each row, fp32 [b]."""
+        return row_errors(self.model, batch, self.vectors, self.clip_skip)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """The mean objective of a batch, a scalar."""
+        """The mean squared error of a batch, a scalar."""
         return self.losses(batch).mean()
 
     def accumulate(self, batch: Batch, rows: Sequence[tuple[int, int]] = ()) -> None:
@@ -152,12 +171,12 @@ class TrainingStep:
             rows: (embedding, number of rows) of the batch's rows in their order; empty = all are the first embedding's.
         """
         rows = rows or [(0, len(batch.latents))]
-        losses = [part.mean() for part in self.losses(batch).split([count for _, count in rows])]
-        scaled = [loss * self.trained[number].scale.factor for (number, _), loss in zip(rows, losses)]
+        losses = self.losses(batch).split([count for _, count in rows])
+        scaled = [self.trained[number].objective(loss) * self.trained[number].scale.factor for (number, _), loss in zip(rows, losses)]
         (gradient,) = torch.autograd.grad(scaled, self.vectors)
         gradients = gradient.split([len(each.vectors) for each in self.trained])
         for (number, _), loss in zip(rows, losses):
-            self.trained[number].add(loss, gradients[number])
+            self.trained[number].add(loss.mean(), gradients[number])
 
     def run(self, next_batch: Callable[[], Batch], learning_rate: float, clip_bound: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Do one whole step of a single embedding, with batches that are there already.

@@ -98,6 +98,8 @@ def train_together(
         for each in prepared:
             each.report_interrupt()
         return [each.embedding for each in prepared]
+    for each in prepared:
+        each.find_words(model, should_stop)
     with fitted(model, plan) as release:
         step = TrainingStep(model, [each.start(model) for each in prepared], [each.config for each in prepared])
         runs = [Run(each, step.trained[number], model) for number, each in enumerate(prepared)]

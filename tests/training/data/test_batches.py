@@ -127,3 +127,28 @@ def test_a_caption_is_left_out_as_often_as_asked(model, maker):
     assert without == pytest.approx(200, abs=40)
     assert sum(text.startswith(f"a <{NAME}>, kept") for text in texts) == 400 - without
     assert {f"a <{NAME}>, kept, c, b", f"a <{NAME}>, kept"} <= set(texts)
+
+
+@pytest.mark.parametrize("method", ["pulled", "classic"])
+def test_fixed_batches_are_always_the_same_and_take_nothing_from_training(maker, method: str):
+    undisturbed, disturbed = maker(method=method), maker(method=method)
+    first = disturbed.fixed(7)
+    assert sum(len(batch.latents) for batch in first) == 8
+    strata = sorted(int(time) ** 2 * 8 // 1000**2 for batch in first for time in batch.timesteps)
+    assert len(set(strata)) >= 7  # the timesteps cover the whole range; rounding down may move one into the stratum below
+    disturbed.next()
+    for one, other in zip(first, disturbed.fixed(7)):
+        assert torch.equal(one.noise, other.noise)
+        assert torch.equal(one.latents, other.latents)
+        assert torch.equal(one.timesteps, other.timesteps)
+        assert torch.equal(one.prompts.tokens.ids, other.prompts.tokens.ids)
+    again = maker(method=method)
+    again.fixed(7)
+    for _ in range(4):
+        assert torch.equal(undisturbed.next().noise, again.next().noise)
+
+
+def test_fixed_batches_are_those_of_other_seeds_too(maker):
+    """So that runs can be compared with each other; only latents that are sampled once depend on the seed."""
+    one, other = (maker(seed=seed, latent_sampling="deterministic").fixed(4) for seed in (1, 2))
+    assert all(torch.equal(a.latents, b.latents) and torch.equal(a.noise, b.noise) for a, b in zip(one, other))

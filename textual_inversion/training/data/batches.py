@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -95,6 +96,7 @@ class BucketOrder:
 
 
 _MOST_PROMPTS, _LONGEST = 4096, 64
+_FIXED_SEED = 2**62  # no run has it
 _SEEDS_APART = 2**33 + 1  # more than the difference of any two seeds that a person can give
 
 
@@ -235,12 +237,26 @@ class BatchMaker:
         # latents that are sampled once are the same in all runs; a resumed run draws new numbers for everything else
         self.generator = torch.Generator(self.noise_device).manual_seed(config.seed + 1)
         self._buckets = [_Bucket(self._presample(bucket.moments), bucket, repeats) for bucket in buckets]
-        seed = config.seed + first_step * _SEEDS_APART
-        self.order = BucketOrder([len(bucket.shown) for bucket in self._buckets], config.batch_size, torch.Generator().manual_seed(seed))
+        self._begin(config.seed + first_step * _SEEDS_APART, config.batch_size * config.gradient_accumulation_steps, config.method)
+
+    def _begin(self, seed: int, rows: int, method: str) -> None:
+        """Begin all streams of random numbers anew; timesteps cover the whole range within so many rows."""
+        sizes = [len(bucket.shown) for bucket in self._buckets]
+        self.order = BucketOrder(sizes, self.config.batch_size, torch.Generator().manual_seed(seed))
         self.rng = random.Random(seed)
         self.generator = torch.Generator(self.noise_device).manual_seed(seed + 2)
-        rows = config.batch_size * config.gradient_accumulation_steps
-        self._timesteps = StratifiedTimesteps(rows, random.Random(seed + 3)) if config.method != "classic" else None
+        self._timesteps = StratifiedTimesteps(rows, random.Random(seed + 3)) if method != "classic" else None
+
+    def fixed(self, rows: int) -> list[Batch]:
+        """Batches with at least so many rows in all, to compare vectors by; the same ones whenever this is called.
+
+        They show the pictures, prompts and sizes that training shows, with timesteps that cover the whole range, and take nothing from
+        the random numbers of training.
+        """
+        count = -(-rows // self.config.batch_size)
+        twin = copy(self)
+        twin._begin(_FIXED_SEED, count * self.config.batch_size, "")
+        return [twin.next() for _ in range(count)]
 
     def _normal(self, shape: Sequence[int]) -> torch.Tensor:
         return torch.randn(tuple(shape), generator=self.generator, device=self.noise_device).to(self.device)

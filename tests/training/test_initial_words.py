@@ -1,0 +1,112 @@
+"""The search for words that describe the pictures, on the drawn world, whose true words are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from textual_inversion import formats
+from textual_inversion.demo.run import PICTURES
+from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
+from textual_inversion.errors import ConfigError
+from textual_inversion.prompts.tokenizer import default_tokenizer
+from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.training.embedding_file import create_embedding
+from textual_inversion.training.events import Event, Message
+from textual_inversion.training.initial_words import WordSearch
+from textual_inversion.training.prepared import Prepared
+from textual_inversion.training.trainer import train, train_together
+
+NAME = "zorb"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> StableDiffusion:
+    return load_checkpoint(device="cpu", precision="fp32")
+
+
+def prepared(model: StableDiffusion, folder: Path, words: str = "auto", vectors: int | str = "auto", first_row: int = 0) -> Prepared:
+    path = create_embedding(model, NAME, words, vectors, folder)
+    config = TrainingConfig(NAME, str(PICTURES), width=128, height=128, steps=150)
+    each = Prepared(config, lambda event: None, path, formats.load(path))
+    each.read(model, first_row)
+    assert each.encode(model, lambda: False)
+    return each
+
+
+def found(each: Prepared, model: StableDiffusion, **changes: object) -> list[str]:
+    options: dict[str, object] = {"rows_left": 500, "first_row": each.table.offsets[NAME]}
+    return WordSearch(model, each.batches.fixed(12), each.embedding.num_vectors, **{**options, **changes}).run()  # type: ignore[arg-type]
+
+
+def test_it_finds_what_the_pictures_show(tiny: StableDiffusion, tmp_path: Path) -> None:
+    """They show a purple dotted star."""
+    words = found(prepared(tiny, tmp_path), tiny)
+    assert len(words) == 4
+    assert len({"purple", "dotted", "star"} & set(words)) >= 2, words
+
+
+def test_other_embeddings_of_the_run_change_nothing(tiny: StableDiffusion, tmp_path: Path) -> None:
+    alone, behind = prepared(tiny, tmp_path / "a", vectors=2), prepared(tiny, tmp_path / "b", vectors=2, first_row=5)
+    assert found(alone, tiny, rows_left=200) == found(behind, tiny, rows_left=200)
+
+
+def test_every_word_is_one_token_with_a_vector_of_its_own(tiny: StableDiffusion, tmp_path: Path) -> None:
+    each = prepared(tiny, tmp_path, vectors=2)
+    search = WordSearch(tiny, each.batches.fixed(8), 2, rows_left=100)
+    words = search.run()
+    rows = [row for word in words for row in default_tokenizer().encode(word)]
+    assert len(rows) == 2
+    assert torch.equal(search.vectors_of(words), tiny.text_encoder.token_table[torch.tensor(rows)].float())
+
+
+def test_a_search_that_is_stopped_gives_the_words_it_has(tiny: StableDiffusion, tmp_path: Path) -> None:
+    each = prepared(tiny, tmp_path, vectors=3)
+    words = found(each, tiny, should_stop=lambda: True)
+    assert len(words) == 3
+    assert len(set(words)) == 1  # the first noun
+
+
+def test_a_checkpoint_without_words_finds_none(tiny: StableDiffusion, tmp_path: Path) -> None:
+    each = prepared(tiny, tmp_path)
+    search = WordSearch(tiny, each.batches.fixed(8), 4)
+    search.table = torch.zeros_like(search.table)
+    assert search.run() == []
+
+
+def test_a_run_finds_its_words_and_says_so(tiny: StableDiffusion, tmp_path: Path) -> None:
+    each = prepared(tiny, tmp_path)
+    events: list[Event] = []
+    trained = train(replace(each.config, steps=3), tiny, tmp_path, listener=events.append)
+    words = trained.provenance.initializer_text
+    assert words is not None
+    assert words != "auto"
+    assert any(words in event.text for event in events if isinstance(event, Message))
+    assert formats.load(each.path).provenance.initializer_text == words
+    events.clear()
+    train(replace(each.config, steps=4), tiny, tmp_path, listener=events.append)  # the words stay
+    assert not any("words" in event.text for event in events if isinstance(event, Message))
+
+
+def test_words_that_were_given_stay(tiny: StableDiffusion, tmp_path: Path) -> None:
+    each = prepared(tiny, tmp_path, words="shape", vectors=2)
+    assert train(replace(each.config, steps=1), tiny, tmp_path).provenance.initializer_text == "shape"
+
+
+def test_each_of_several_finds_its_own(tiny: StableDiffusion, tmp_path: Path) -> None:
+    configs = []
+    for name in ("one", "two"):
+        create_embedding(tiny, name, "Auto ", 2, tmp_path)
+        configs.append(TrainingConfig(name, str(PICTURES), width=128, height=128, steps=2, batch_size=2))
+    together = train_together(configs, tiny, tmp_path)
+    assert together[0].provenance.initializer_text == together[1].provenance.initializer_text != "auto"
+
+
+def test_auto_words_have_four_vectors_unless_a_number_is_given(tiny: StableDiffusion, tmp_path: Path) -> None:
+    assert formats.load(create_embedding(tiny, "a", "auto", "auto", tmp_path)).num_vectors == 4
+    assert formats.load(create_embedding(tiny, "b", "AUTO", 7, tmp_path)).num_vectors == 7
+    with pytest.raises(ConfigError):
+        create_embedding(tiny, "c", "auto", "many", tmp_path)

@@ -1,0 +1,144 @@
+"""Finds the words of the checkpoint's own vocabulary that describe the pictures best, for an embedding to start from.
+
+Words are chosen by the loss on batches that stay the same, each row as a share of its loss with the first words: so a row with much
+noise, whose loss is small, counts as much as any other. A gradient picks the words that are tried (AutoPrompt, arXiv 2010.15980).
+Legend: b rows of all batches, n vectors, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+
+from textual_inversion.diffusion.model import StableDiffusion
+from textual_inversion.prompts.tokenizer import default_tokenizer
+from textual_inversion.training.data.batches import Batch
+from textual_inversion.training.step import row_errors
+
+_FIRST_WORDS = ("shape", "object", "person", "man", "woman", "animal", "dog", "cat", "car", "building", "landscape", "food", "toy", "style")
+_TRIED = 4  # words tried at each place
+_LEAST_NORM = 0.3  # times the mean length of words; a shorter row was hardly ever trained
+_SHORTEST = 3  # letters of a word
+#: Forward passes of one row that a backward pass costs beside its forward pass.
+_BACKWARD = 2
+
+
+class WordSearch:
+    """Searches the words for the vectors of one embedding.
+
+    Args:
+        batches: b rows in all; their prompts name the embedding's vectors as rows `first_row` to `first_row` + n - 1.
+        count: n.
+        should_stop: asked before every pass; the best words so far are kept.
+
+    Attributes:
+        rows_left: forward passes of one row that may still be done; a search that has begun a place finishes it.
+    """
+
+    def __init__(
+        self,
+        model: StableDiffusion,
+        batches: Sequence[Batch],
+        count: int,
+        *,
+        first_row: int = 0,
+        clip_skip: int = 1,
+        rows_left: int = 1000,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.model, self.batches, self.count = model, batches, count
+        self.first_row, self.clip_skip, self.rows_left, self.should_stop = first_row, clip_skip, rows_left, should_stop
+        self.table = model.text_encoder.token_table
+        self.tokenizer = default_tokenizer()
+        self.reference = torch.ones((), device=model.device)  # losses [b] with the first words
+
+    def run(self) -> list[str]:
+        """The words that were found, one for each vector; none where the checkpoint knows no word to begin with."""
+        ids = self._first()
+        if not ids:
+            return []
+        best, unchanged, place = 1.0, 0, 0
+        while unchanged < self.count and self.rows_left > 0 and not self.should_stop():
+            found, loss = self._improve(ids, place, best)
+            unchanged = unchanged + 1 if found == ids else 0
+            ids, best, place = found, loss, (place + 1) % self.count
+        return [self.tokenizer.word(index) for index in ids]
+
+    def vectors_of(self, words: Sequence[str]) -> torch.Tensor:
+        """The vectors of found words, fp32 [n, d] on the CPU."""
+        return self._vectors([self.tokenizer.encode(word)[0] for word in words]).cpu()
+
+    def _first(self) -> list[int]:
+        """One noun for all places: the one that fits best."""
+        known = [ids[0] for word in _FIRST_WORDS if len(ids := self.tokenizer.encode(word)) == 1 and ids[0] in self._vocabulary_set]
+        losses = {index: self._losses([index] * self.count) for index in known}
+        if not losses:
+            return []
+        # the logarithm gives each row the same say, whatever its noise
+        best = min(losses, key=lambda index: float(losses[index].log().mean()))
+        self.reference = losses[best]
+        return [best] * self.count
+
+    def _improve(self, ids: list[int], place: int, best: float) -> tuple[list[int], float]:
+        """The words with the best one at a place, and their loss."""
+        vectors = self._vectors(ids)
+        slope = self._gradient(vectors)[place]
+        promised = (self.table[self._vocabulary].float() - vectors[place]) @ slope  # change of the loss, to first order
+        chosen = ids
+        for index in self._vocabulary[promised.argsort()[: _TRIED + 1]].tolist():
+            if index == ids[place] or self.should_stop():
+                continue
+            tried = [*ids[:place], index, *ids[place + 1 :]]
+            loss = float((self._losses(tried) / self.reference).mean())
+            if loss < best:
+                chosen, best = tried, loss
+        return chosen, best
+
+    @cached_property
+    def _vocabulary(self) -> torch.Tensor:
+        """Ids of the words that may be chosen: whole, of plain letters, and known to the checkpoint."""
+        norms = torch.linalg.vector_norm(self.table.float(), dim=1).tolist()
+        least = _LEAST_NORM * self.model.word_norm
+        known = [index for index, norm in enumerate(norms) if norm > least and _is_word(self.tokenizer.vocabulary[index])]
+        return torch.tensor(known, device=self.table.device)
+
+    @cached_property
+    def _vocabulary_set(self) -> set[int]:
+        return set(self._vocabulary.tolist())
+
+    def _vectors(self, ids: Sequence[int]) -> torch.Tensor:
+        """The table's rows of words, fp32 [n, d]."""
+        return self.table.detach()[torch.tensor(ids, device=self.table.device)].float()
+
+    @torch.no_grad()
+    def _losses(self, ids: Sequence[int]) -> torch.Tensor:
+        """The loss of each row with these words, [b]."""
+        vectors = self._padded(self._vectors(ids))
+        return torch.cat([self._row_errors(batch, vectors) for batch in self.batches])
+
+    def _gradient(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The gradient of the relative loss, [n, d]."""
+        leaf = self._padded(vectors).requires_grad_(True)
+        total, begin = torch.zeros_like(leaf), 0
+        for batch in self.batches:
+            losses = self._row_errors(batch, leaf)
+            reference = self.reference[begin : begin + len(losses)]
+            (gradient,) = torch.autograd.grad((losses / reference).sum(), leaf)
+            total, begin = total + gradient, begin + len(losses)
+            self.rows_left -= _BACKWARD * len(losses)
+        return total[self.first_row :] / begin
+
+    def _row_errors(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        self.rows_left -= len(batch.latents)
+        return row_errors(self.model, batch, vectors, self.clip_skip)
+
+    def _padded(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The vectors behind the rows of other embeddings."""
+        return torch.cat([vectors.new_zeros(self.first_row, vectors.shape[1]), vectors]).detach()
+
+
+def _is_word(token: str) -> bool:
+    word = token.removesuffix("</w>")
+    return word != token and word.isascii() and word.isalpha() and len(word) >= _SHORTEST
