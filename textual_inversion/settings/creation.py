@@ -16,7 +16,6 @@ def wants_search(initializer_text: str | None) -> bool:
     return (initializer_text or "").strip().lower() == AUTO
 
 
-
 @dataclass(frozen=True)
 class NewEmbedding(Settings):
     """What Create asks for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ FULL_SIZE = {"steps": 400, "preview_every": 50, "copy_every": 100}
 SAMPLING_METHODS = ("once", "deterministic", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
+EVALUATION_ROWS = 16  # pictures of an evaluation, each with noise of its own
+_EVALUATION_SHARE = 0.05  # of the time that evaluations may take
+_PASSES_OF_A_STEP = 3  # the cost of a step in forward passes
 _CHANCE: dict[str, Any] = {"minimum": 0, "maximum": 1, "step": 0.05}
 _EVERY: dict[str, Any] = {"minimum": 0, "maximum": 1_000_000}
 
@@ -125,6 +129,25 @@ class TrainingConfig(Settings):
         label="Length of the vectors",
         hint="1 is that of real words; classic ignores it.",
         help="length of new vectors as a multiple of the mean of the checkpoint's own words ({range}); `classic` ignores it",
+    )
+    evaluate_every: int | str = _learning(
+        AUTO,
+        minimum=0,
+        maximum=1_000_000,
+        word=AUTO,
+        before="clip_mode",
+        label="Evaluate every N steps",
+        hint="On pictures, noise and prompts that stay the same. auto: as often as takes a twentieth of the time; 0 = never.",
+        help="steps between two evaluations on pictures, noise and prompts that stay the same; `auto` = so many that they take a"
+        " twentieth of the time, 0 = none",
+        metavar="N",
+    )
+    early_stop: bool = _learning(
+        False,
+        before="clip_mode",
+        label="Stop when nothing more is learned",
+        hint="Judged by the evaluation; the steps above are the most. classic ignores it.",
+        help="end before `steps` when the evaluation falls no more; `classic` ignores it",
     )
     loss_type: str = _learning(
         "log",
@@ -450,6 +473,14 @@ class TrainingConfig(Settings):
         if self.method != "classic" and ":" not in text:
             return CosineSchedule(written.parts[0][0], first_step, self.steps)
         return written
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Steps between two evaluations; 0 = none. Where that is left to `auto`, evaluations take a twentieth of the time at most."""
+        if self.evaluate_every != AUTO:
+            return int(self.evaluate_every)
+        cost = EVALUATION_ROWS / _PASSES_OF_A_STEP / (self.batch_size * self.gradient_accumulation_steps)
+        return math.ceil(cost / _EVALUATION_SHARE)
 
     def check_together(self) -> None:
         """Refuse two ways of sizing pictures at once, and a clipping bound that is needed and does not parse."""

@@ -36,6 +36,17 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """The vectors were measured on batches that stay the same. `loss` is the geometric mean of the rows' mean squared errors,
+    `best_step` the step at which it was lowest so far.
+    """
+
+    step: int
+    loss: float
+    best_step: int
+
+
+@dataclass(frozen=True)
 class PreviewDrawn:
     """A preview picture was written to `path`."""
 
@@ -66,4 +77,4 @@ class Stopped:
     failed: bool = False
 
 
-Event = Started | Message | StepDone | PreviewDrawn | CopySaved | Stopped
+Event = Started | Message | StepDone | Evaluated | PreviewDrawn | CopySaved | Stopped

@@ -25,10 +25,11 @@ from textual_inversion.prompts.names import tag_of
 from textual_inversion.prompts.templates import fill
 from textual_inversion.settings.generation import GenerationSettings
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.events import CopySaved, Event, Message, PreviewDrawn, StepDone
+from textual_inversion.training.events import CopySaved, Evaluated, Event, Message, PreviewDrawn, StepDone
 from textual_inversion.training.memory import vae_at_work
 
 CSV_COLUMNS = ("step", "loss", "learning_rate", "vector_norm", "steps_per_second")
+EVALUATION_COLUMNS = ("step", "loss")
 Listener = Callable[[Event], None]
 
 
@@ -62,15 +63,23 @@ class Recorder:
         self._report_copies()
         every = self.config.csv_every
         rows = [[getattr(event, column) for column in CSV_COLUMNS] for event in events if every and event.step % every == 0]
-        if self.folder is None or not rows:
+        if rows:
+            self._append("loss.csv", "The loss table", CSV_COLUMNS, rows)
+
+    def evaluation(self, event: Evaluated) -> None:
+        """Append a row to the table of evaluations."""
+        self._append("evaluation.csv", "The table of evaluations", EVALUATION_COLUMNS, [[event.step, event.loss]])
+
+    def _append(self, file_name: str, what: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        if self.folder is None:
             return
-        path = self.folder / "loss.csv"
-        with self._report_errors("The loss table"):
+        path = self.folder / file_name
+        with self._report_errors(what):
             is_new = not path.exists()
             with path.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 if is_new:
-                    writer.writerow(CSV_COLUMNS)
+                    writer.writerow(columns)
                 writer.writerows(rows)
 
     def copy(self, embedding: Embedding, step: int) -> None:

@@ -14,7 +14,8 @@ from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError, NonFiniteLossError, TextualInversionError, TrainingError, ZeroGradientError
 from textual_inversion.files import os_error_text
 from textual_inversion.settings.schedule import LearningRateSchedule
-from textual_inversion.training.events import Message, StepDone, Stopped
+from textual_inversion.training.evaluation import Curve, Evaluation
+from textual_inversion.training.events import Evaluated, Message, StepDone, Stopped
 from textual_inversion.training.prepared import Prepared
 from textual_inversion.training.recorder import Recorder
 from textual_inversion.training.state import load_optimizer, optimizer_file, save_optimizer
@@ -36,11 +37,12 @@ class Run:
         failure: why it failed.
     """
 
-    def __init__(self, prepared: Prepared, trained: TrainedVectors, model: StableDiffusion) -> None:
+    def __init__(self, prepared: Prepared, trained: TrainedVectors, model: StableDiffusion, evaluation: Evaluation | None = None) -> None:
         config, self.listener, self.embedding = prepared.config, prepared.listener, prepared.embedding
         self.config, self.trained, self.model = config, trained, model
         self.file = prepared.file
         self.done = self.embedding.provenance.step or 0
+        self.evaluation, self.curve, self._best = evaluation, Curve(), trained.vectors.clone()
         self.ended = self._told_of_hash = False
         self.failure: TextualInversionError | None = None
         self.monitor = StepMonitor(trained, self.done, config.steps, "" if model.dtype == torch.float32 else " or precision fp32")
@@ -56,9 +58,10 @@ class Run:
 
     @property
     def free_steps(self) -> int:
-        """Steps until the run ends, or a copy or a preview is due."""
+        """Steps until the run ends, or a copy, a preview or an evaluation is due."""
         stops = [self.config.steps - self.done]
-        stops += [every - self.done % every for every in (self.config.copy_every, self.config.preview_every) if every]
+        intervals = (self.config.copy_every, self.config.preview_every, self.config.evaluation_interval)
+        stops += [every - self.done % every for every in intervals if every]
         return min(stops)
 
     def rates(self, ahead: int) -> Rates:
@@ -67,8 +70,9 @@ class Run:
         return Rates(self._rates.at(number), self._bounds.at(number))
 
     def begin(self) -> None:
-        """Write the file for the first time, and start the clock."""
+        """Write the file for the first time, measure where training starts, and start the clock."""
         self._save()
+        self._evaluate()
         self._saved_at = self.monitor.start()
 
     def block_done(self, rates: Sequence[Rates]) -> None:
@@ -76,6 +80,8 @@ class Run:
         if problem := self._report(rates):
             return self.end(failure=problem)
         begun = time.monotonic()
+        if rates and (_is_due(self.config.evaluation_interval, self.done) or self.done == self.config.steps):
+            self._evaluate()
         if rates and _is_due(self.config.copy_every, self.done):
             self.recorder.copy(self._current(), self.done)
         if rates and _is_due(self.config.preview_every, self.done):
@@ -87,8 +93,36 @@ class Run:
                 self.listener(Message(str(error)))
             self._saved_at = time.monotonic()
         self.monitor.paused += time.monotonic() - begun  # files do not count as training
-        if self.done == self.config.steps:
+        if self.done == self.config.steps or self._has_learned_all():
+            self._keep_best()
             self.end("finished")
+
+    def _evaluate(self) -> None:
+        """Measure the vectors on the fixed batches."""
+        if self.evaluation is None:
+            return
+        loss = self.evaluation.measure()
+        if self.curve.add(self.done, loss):
+            self._best.copy_(self.trained.vectors)
+        event = Evaluated(self.done, loss, self.curve.best[0])
+        self.recorder.evaluation(event)
+        self.listener(event)
+
+    def _has_learned_all(self) -> bool:
+        """Whether further steps would not make the vectors better; says so."""
+        if not (self.config.early_stop and self.config.method != "classic" and self.curve.is_flat):
+            return False
+        self.listener(
+            Message(f"It has learned what it can at step {self.done} of {self.config.steps}; the fixed evaluation falls no more.")
+        )
+        return True
+
+    def _keep_best(self) -> None:
+        """Go back to the vectors that did best, where the last ones are clearly worse."""
+        if self.curve.points and self.curve.has_risen:
+            self.trained.vectors.copy_(self._best)
+            step = self.curve.best[0]
+            self.listener(Message(f"The vectors of step {step} are kept, because the evaluation was best there."))
 
     def _report(self, rates: Sequence[Rates]) -> TrainingError | None:
         """Report the last steps; the reason why training cannot continue, with the last good vectors restored."""

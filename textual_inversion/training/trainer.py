@@ -14,9 +14,10 @@ from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import ConfigError, TrainingError
-from textual_inversion.settings.training import TrainingConfig, check_trained_together
+from textual_inversion.settings.training import EVALUATION_ROWS, TrainingConfig, check_trained_together
 from textual_inversion.text import counted
 from textual_inversion.training.embedding_file import find_embedding
+from textual_inversion.training.evaluation import Evaluation
 from textual_inversion.training.events import Event, Message
 from textual_inversion.training.memory import MemoryPlan, fitted, plan_memory
 from textual_inversion.training.prepared import Prepared
@@ -98,14 +99,20 @@ def train_together(
         for each in prepared:
             each.report_interrupt()
         return [each.embedding for each in prepared]
-    for each in prepared:
-        each.find_words(model, should_stop)
     with fitted(model, plan) as release:
+        for each in prepared:
+            each.find_words(model, should_stop)
         step = TrainingStep(model, [each.start(model) for each in prepared], [each.config for each in prepared])
-        runs = [Run(each, step.trained[number], model) for number, each in enumerate(prepared)]
-        stepper = Stepper(step, [each.batches for each in prepared], report=lambda sentence: runs[0].listener(Message(sentence)))
+        stepper = Stepper(step, [each.batches for each in prepared], report=lambda sentence: prepared[0].listener(Message(sentence)))
+        runs = [Run(each, step.trained[number], model, _evaluation(each, step, number, stepper)) for number, each in enumerate(prepared)]
         release.callback(stepper.graphs.clear)
         return _Loop(runs, stepper, should_stop).run()
+
+
+def _evaluation(prepared: Prepared, step: TrainingStep, number: int, stepper: Stepper) -> Evaluation | None:
+    """What measures an embedding on fixed batches; None where the settings want no evaluation."""
+    every = prepared.config.evaluation_interval
+    return Evaluation(step, number, prepared.batches.fixed(EVALUATION_ROWS), stepper.graphs) if every else None
 
 
 def _prepare_kernels(model: StableDiffusion, listener: Callable[[Event], None]) -> None:
@@ -187,6 +194,8 @@ class _Loop:
                 run.block_done([step[number] for step in plan.rates[:done]])
                 if not (goes_on or run.ended):
                     run.end("interrupted", failure)
+            if all(run.ended for run in self.runs):
+                return
             self.steps = max(1, min(self.most_steps, int(len(plan) / max(1e-3, time.monotonic() - begun))))
             plan = following
 

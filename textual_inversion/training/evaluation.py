@@ -1,0 +1,123 @@
+"""Measures what was learned on batches that stay the same, and tells when a run has learned all it can.
+
+The loss of single steps says little: it depends far more on the noise of each step than on the vectors. On fixed pictures, prompts,
+noise and timesteps it depends on the vectors alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+
+from textual_inversion.diffusion.clip import TokenBatch
+from textual_inversion.diffusion.graphs import GraphCache
+from textual_inversion.training.data.batches import Batch
+from textual_inversion.training.step import TrainingStep, row_errors
+
+_CLEARLY = 0.02  # share of a loss above which a difference counts
+
+
+class Evaluation:
+    """The loss of one embedding on fixed batches.
+
+    Args:
+        step: the model and all vectors.
+        number: of the embedding.
+        batches: its fixed batches.
+        graphs: records the passes.
+    """
+
+    def __init__(self, step: TrainingStep, number: int, batches: Sequence[Batch], graphs: GraphCache) -> None:
+        self.step, self.number, self.batches, self.graphs = step, number, batches, graphs
+        self._slots: dict[Hashable, _Slot] = {}
+
+    def measure(self) -> float:
+        """The geometric mean of the rows' losses, in which every row counts by the share that goes away. Waits for the device."""
+        losses = []
+        for batch in self.batches:
+            key = _form(batch)
+            if key not in self._slots:
+                self._slots[key] = _Slot(_clone(batch), torch.zeros(len(batch.latents), device=batch.latents.device))
+            slot = self._slots[key]
+            _fill(slot.batch, batch)
+            self.graphs.run(("evaluation", self.number, key), partial(self._pass, slot))
+            losses.append(slot.losses.clone())
+        return math.exp(float(torch.cat(losses).log().mean()))
+
+    @torch.no_grad()
+    def _pass(self, slot: _Slot) -> None:
+        slot.losses.copy_(row_errors(self.step.model, slot.batch, self.step.vectors, self.step.clip_skip))
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Tensors of a pass that stay where they are, as a CUDA graph needs them."""
+
+    batch: Batch
+    losses: torch.Tensor
+
+
+def _parts(batch: Batch) -> list[torch.Tensor]:
+    prompts = batch.prompts
+    parts = [batch.latents, batch.noise, batch.timesteps, prompts.tokens.ids, prompts.tokens.index, prompts.tokens.mask]
+    return [*parts, *(part for part in (batch.weights, prompts.weights) if part is not None)]
+
+
+def _form(batch: Batch) -> Hashable:
+    """With the same form, a pass has the same kernels."""
+    present = (batch.weights is not None, batch.prompts.weights is not None, batch.prompts.chunks)
+    return (*present, *(tuple(part.shape) for part in _parts(batch)))
+
+
+def _clone(batch: Batch) -> Batch:
+    prompts = batch.prompts
+    tokens = TokenBatch(prompts.tokens.ids.clone(), prompts.tokens.index.clone(), prompts.tokens.mask.clone())
+    return Batch(
+        batch.latents.clone(),
+        batch.noise.clone(),
+        batch.timesteps.clone(),
+        replace(prompts, tokens=tokens, weights=None if prompts.weights is None else prompts.weights.clone()),
+        None if batch.weights is None else batch.weights.clone(),
+    )
+
+
+def _fill(slot: Batch, batch: Batch) -> None:
+    for old, new in zip(_parts(slot), _parts(batch), strict=True):
+        old.copy_(new)
+
+
+@dataclass
+class Curve:
+    """The evaluations of a run, and the rule that ends it.
+
+    Attributes:
+        points: (step, loss) in the order of the steps.
+        best: (step, loss) of the lowest loss.
+    """
+
+    points: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """(step, loss) of the lowest loss."""
+        return min(self.points, key=lambda point: point[1])
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the loss has not fallen for long enough that it will not fall any more."""
+        return False
+
+    @property
+    def has_risen(self) -> bool:
+        """Whether the last loss is clearly above the lowest."""
+        return self.points[-1][1] > self.best[1] * (1 + _CLEARLY)
+
+    def add(self, step: int, loss: float) -> bool:
+        """Add an evaluation; returns whether it is the best so far."""
+        is_best = math.isfinite(loss) and (not self.points or loss < self.best[1])
+        self.points.append((step, loss))
+        return is_best
