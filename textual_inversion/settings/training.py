@@ -135,6 +135,7 @@ class TrainingConfig(Settings):
         minimum=0,
         maximum=1_000_000,
         word=AUTO,
+        offered=(AUTO, "0", "10", "25", "50", "100"),
         before="clip_mode",
         label="Evaluate every N steps",
         hint="On pictures, noise and prompts that stay the same. auto: as often as takes a twentieth of the time; 0 = never.",

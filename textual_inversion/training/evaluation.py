@@ -114,7 +114,7 @@ class Curve:
     @property
     def has_risen(self) -> bool:
         """Whether the last loss is clearly above the lowest."""
-        return self.points[-1][1] > self.best[1] * (1 + _CLEARLY)
+        return not self.points[-1][1] <= self.best[1] * (1 + _CLEARLY)  # NaN is worse, too
 
     def add(self, step: int, loss: float) -> bool:
         """Add an evaluation; returns whether it is the best so far."""

@@ -1,0 +1,121 @@
+"""The evaluation on batches that stay the same, its curve, and how a run uses them."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from textual_inversion import formats
+from textual_inversion.demo.run import PICTURES
+from textual_inversion.diffusion.graphs import GraphCache
+from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
+from textual_inversion.settings.training import EVALUATION_ROWS, TrainingConfig
+from textual_inversion.training.embedding_file import create_embedding
+from textual_inversion.training.evaluation import Curve, Evaluation
+from textual_inversion.training.events import Evaluated, Event, Message
+from textual_inversion.training.prepared import Prepared
+from textual_inversion.training.step import TrainingStep
+from textual_inversion.training.trainer import train
+
+NAME = "zorb"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> StableDiffusion:
+    return load_checkpoint(device="cpu", precision="fp32")
+
+
+@pytest.fixture
+def config(tiny: StableDiffusion, tmp_path: Path) -> TrainingConfig:
+    create_embedding(tiny, NAME, "shape", 2, tmp_path)
+    return TrainingConfig(NAME, str(PICTURES), width=64, height=64, steps=6, batch_size=2, log_dir=str(tmp_path / "log"))
+
+
+def prepared(config: TrainingConfig, model: StableDiffusion, folder: Path) -> Prepared:
+    each = Prepared(config, lambda event: None, folder / f"{NAME}.safetensors", formats.load(folder / f"{NAME}.safetensors"))
+    each.read(model, 0)
+    assert each.encode(model, lambda: False)
+    return each
+
+
+def test_it_is_the_geometric_mean_of_the_losses(tiny: StableDiffusion, config: TrainingConfig, tmp_path: Path) -> None:
+    each = prepared(config, tiny, tmp_path)
+    step = TrainingStep(tiny, each.table.vectors, config)
+    batches = each.batches.fixed(EVALUATION_ROWS)
+    evaluation = Evaluation(step, 0, batches, GraphCache("cpu"))
+    with torch.no_grad():
+        losses = torch.cat([step.losses(batch) for batch in batches])
+    assert len(losses) == EVALUATION_ROWS
+    expected = math.exp(float(losses.log().mean()))
+    assert evaluation.measure() == pytest.approx(expected, rel=1e-5)
+    assert evaluation.measure() == evaluation.measure()
+    with torch.no_grad():
+        step.vectors.mul_(3)
+    assert evaluation.measure() != pytest.approx(expected, rel=1e-5)
+
+
+def test_a_recorded_evaluation_is_the_same(tiny: StableDiffusion, config: TrainingConfig, tmp_path: Path) -> None:
+    """A recording repeats the kernels on the same tensors: only what is copied into them can differ between batches."""
+    each = prepared(config, tiny, tmp_path)
+    step = TrainingStep(tiny, each.table.vectors, config)
+    plain, recorded = (
+        Evaluation(step, 0, each.batches.fixed(EVALUATION_ROWS), graphs)
+        for graphs in (GraphCache("cpu"), GraphCache("cpu", record=lambda key, function, generators: function))
+    )
+    for _ in range(3):
+        assert recorded.measure() == plain.measure()
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "every", "expected"), [(4, 1, "auto", 27), (8, 1, "auto", 14), (1, 4, "auto", 27)])
+def test_evaluations_take_a_twentieth_of_the_time(batch: int, accumulation: int, every: str, expected: int) -> None:
+    config = TrainingConfig("x", "y", batch_size=batch, gradient_accumulation_steps=accumulation, evaluate_every=every)
+    assert config.evaluation_interval == expected
+    forward, steps = EVALUATION_ROWS, 3 * batch * accumulation * expected
+    assert forward / steps <= 0.05
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_run_keeps_its_curve(tiny: StableDiffusion, config: TrainingConfig, tmp_path: Path, every: int) -> None:
+    events: list[Event] = []
+    train(replace(config, evaluate_every=every), tiny, tmp_path, listener=events.append)
+    measured = [event for event in events if isinstance(event, Evaluated)]
+    assert [event.step for event in measured] == ([0, 2, 4, 6] if every else [])
+    table = tmp_path / "log" / "evaluation.csv"
+    assert table.exists() == bool(every)
+    if every:
+        rows = list(csv.DictReader(table.open(encoding="utf-8")))
+        assert [(int(row["step"]), float(row["loss"])) for row in rows] == [(event.step, event.loss) for event in measured]
+
+
+def test_evaluations_change_nothing_in_what_is_learned(tiny: StableDiffusion, config: TrainingConfig, tmp_path: Path) -> None:
+    vectors = []
+    for every in (0, 1):
+        create_embedding(tiny, NAME, "shape", 2, tmp_path, overwrite=True)
+        vectors.append(train(replace(config, evaluate_every=every), tiny, tmp_path).vectors["clip_l"])
+    assert torch.equal(*vectors)
+
+
+def test_the_best_vectors_are_kept(tiny: StableDiffusion, config: TrainingConfig, tmp_path: Path) -> None:
+    """The words fit the pictures; a rate that is far too high spoils the vectors in its first step."""
+    create_embedding(tiny, NAME, "purple dotted star", 3, tmp_path, overwrite=True)
+    events: list[Event] = []
+    spoiled = replace(config, evaluate_every=1, learning_rate=3.0, steps=3, width=128, height=128)
+    before = formats.load(tmp_path / f"{NAME}.safetensors")
+    after = train(spoiled, tiny, tmp_path, listener=events.append)
+    curve = [(event.step, event.loss) for event in events if isinstance(event, Evaluated)]
+    best = min(curve, key=lambda point: point[1])[0]
+    assert best == 0, curve
+    assert curve[-1][1] > 1.02 * curve[0][1], curve
+    assert any("step 0 are kept" in event.text for event in events if isinstance(event, Message))
+    torch.testing.assert_close(torch.nn.functional.cosine_similarity(after.vectors["clip_l"], before.vectors["clip_l"]), torch.ones(3))
+
+
+def test_a_curve_knows_its_best() -> None:
+    curve = Curve()
+    assert [curve.add(*point) for point in ((0, 0.5), (10, 0.4), (20, 0.45), (30, float("nan")))] == [True, True, False, False]
+    assert curve.best == (10, 0.4)
