@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from textual_inversion.app.job import JobKind, JobRunningError, Listener, ShouldStop, user_message
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError
-from textual_inversion.settings.creation import NewEmbedding
+from textual_inversion.settings.creation import AUTO_VECTORS, NewEmbedding, wants_search
 from textual_inversion.settings.schema import Setting, cleaned, folder_text, setting_of, settings_of
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message
@@ -92,7 +92,8 @@ class Actions:
         card = self.card(new.name)
         vectors = f" with {card.description.vectors}" if card else ""
         blank = f" {STARTS_FROM_ZEROS[0].upper()}{STARTS_FROM_ZEROS[1:]}." if starts_from_zeros(path, new.initializer_text) else ""
-        return Outcome(f"“{new.name}” is there{vectors}; the Train tab has it selected.{blank}", name=new.name)
+        words = " Training begins with a search for words that describe the pictures." if wants_search(new.initializer_text) else ""
+        return Outcome(f"“{new.name}” is there{vectors}; the Train tab has it selected.{words}{blank}", name=new.name)
 
     @answered
     def train(self, values: Mapping[str, Any], new_values: Mapping[str, Any]) -> Outcome:
@@ -120,8 +121,7 @@ class Actions:
             reason = f"{config.name!r} is at step {card.description.step} already; raise Max steps above that to go on."
             raise ConfigError(reason, setting="steps")
         self.engine.job.start(JobKind.TRAIN, config.name, partial(self._train, config, new), Path(config.log_dir))
-        origin = f"“{new.initializer_text}”" if new and new.initializer_text else "zeros"
-        return Outcome(f"“{config.name}” did not exist and is created first, from {origin}." if new else "", name=config.name)
+        return Outcome(f"“{config.name}” did not exist and is created first, from {new.origin}." if new else "", name=config.name)
 
     def check(self, values: Mapping[str, Any], new_values: Mapping[str, Any]) -> Preflight:
         """Check what Train would do with these values. The check takes seconds and loads no checkpoint."""
@@ -204,6 +204,8 @@ def _vectors(new: NewEmbedding | None) -> int:
 
     if new is None or new.num_vectors != "auto":
         return int(new.num_vectors) if new else 1
+    if wants_search(new.initializer_text):
+        return AUTO_VECTORS
     return max(1, len(default_tokenizer().encode(new.initializer_text)))
 
 

@@ -59,3 +59,10 @@ class NewEmbedding(Settings):
         help="begin anew if the name is taken, by a .pt or .bin too; what that embedding has learned is lost",
         saved=False,
     )
+
+    @property
+    def origin(self) -> str:
+        """What it starts from, for a sentence."""
+        if wants_search(self.initializer_text):
+            return "words that training finds"
+        return f"“{self.initializer_text}”" if self.initializer_text else "zeros"

@@ -116,7 +116,7 @@ def create_embedding(
 
 def starts_from_zeros(path: Path, initializer_text: str) -> bool:
     """Whether the new embedding in the file `path` holds zeros only, although it was given words to start from."""
-    if not initializer_text:
+    if not initializer_text or wants_search(initializer_text):
         return False
     try:
         return not any(bool(rows.any()) for rows in formats.load(path).vectors.values())
