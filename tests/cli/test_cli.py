@@ -165,6 +165,13 @@ def test_create_says_that_the_checkpoint_knows_none_of_the_words(capsys, tmp_pat
         assert ("knows none of these words" in capsys.readouterr().out) is told
 
 
+def test_create_says_that_training_finds_the_words(capsys, tmp_path):
+    assert main(["create", "x", "--init", "auto", "--embeddings", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "4 vectors from words that training finds" in told
+    assert "knows none" not in told
+
+
 @pytest.mark.parametrize(
     ("name", "tensors", "words"),
     [

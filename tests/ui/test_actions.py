@@ -47,6 +47,17 @@ def test_the_first_click_on_train_works_when_nothing_was_created(engine: FakeEng
     assert actions.names() == ["my-concept"]
 
 
+def test_words_that_training_finds_are_announced(engine: FakeEngine) -> None:
+    actions = Actions(engine)
+    created = actions.create(new_values(engine, name="cat", initializer_text="auto"))
+    assert "4 vectors" in created.text
+    assert "search for words" in created.text
+    assert "search" not in actions.create(new_values(engine, name="dog", initializer_text="automobile")).text
+    started = actions.train(train_values(engine, name="bird"), new_values(engine, initializer_text="Auto"))
+    assert "from words that training finds" in started.text
+    assert engine.job.wait(20)
+
+
 def test_create_train_interrupt_and_go_on(engine: FakeEngine) -> None:
     actions = Actions(engine)
     engine.pace = 0.01

@@ -18,7 +18,7 @@ from textual_inversion.app.port import Checkpoint, Folders, Host, Suggestions, T
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import DatasetError, EmbeddingError, InvalidNameError, NameTakenError
 from textual_inversion.files import replace_file
-from textual_inversion.settings.creation import NewEmbedding
+from textual_inversion.settings.creation import AUTO_VECTORS, NewEmbedding, wants_search
 from textual_inversion.training.events import CopySaved, Message, PreviewDrawn, Started, StepDone, Stopped
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ class FakeEngine(Engine):
         path = self._path(new.name)
         if path.exists() and not new.overwrite:
             raise NameTakenError(f"An embedding named {new.name!r} exists; choose another name, or allow overwriting.")
-        count = len(new.initializer_text.split()) if new.num_vectors == "auto" else int(new.num_vectors)
+        words = AUTO_VECTORS if wants_search(new.initializer_text) else len(new.initializer_text.split())
+        count = words if new.num_vectors == "auto" else int(new.num_vectors)
         if not 1 <= count <= 75:
             raise EmbeddingError(f"{count} vectors per token were asked for; 1 to 75 can be had.")
         _write(path, {"vectors": count, "step": 0, "size": self.picture_size()})
