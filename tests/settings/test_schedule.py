@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textual_inversion.errors import ConfigError
-from textual_inversion.settings.schedule import CosineSchedule, LearningRateSchedule
+from textual_inversion.settings.schedule import CoolDown, CosineSchedule, LearningRateSchedule
 
 RATES = st.floats(1e-9, 10, allow_subnormal=False)
 
@@ -88,3 +88,18 @@ def test_a_cosine_warms_up_and_falls_to_a_tenth(first_step: int, steps: int) -> 
     assert rates[: schedule.warm_up] == sorted(rates[: schedule.warm_up])
     if steps > 1:
         assert rates[-1] == pytest.approx(0.005)
+
+
+def test_an_interrupted_cosine_goes_on_where_it_stood() -> None:
+    whole, rest = CosineSchedule(0.05, 0, 400), CosineSchedule(0.05, 150, 400)
+    assert rest.at(151) < whole.at(151) / 5  # a short warm-up, because the optimizer begins anew
+    assert [rest.at(step) for step in range(161, 401)] == [whole.at(step) for step in range(161, 401)]
+
+
+@given(st.integers(0, 5000), st.integers(1, 500))
+def test_a_cool_down_falls_from_where_it_begins(begin: int, steps: int) -> None:
+    schedule = CoolDown(0.04, 0.005, begin, begin + steps)
+    rates = [schedule.at(begin + number) for number in range(1, steps + 1)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] < 0.04
+    assert rates[-1] == pytest.approx(0.005)

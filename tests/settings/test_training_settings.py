@@ -91,7 +91,7 @@ def test_rates_as_written(method: str, written: str, first: float, tenth: float)
 def test_a_single_rate_falls_but_in_classic_training(written: str | float, peak: float) -> None:
     rates = config(learning_rate=written, steps=150).rates(50, 0.07)
     assert isinstance(rates, CosineSchedule)
-    assert (rates.peak, rates.first_step, rates.steps) == (pytest.approx(peak), 50, 100)
+    assert (rates.peak, rates.first_step, rates.last_step) == (pytest.approx(peak), 50, 150)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
 from textual_inversion.settings.training import EVALUATION_ROWS, TrainingConfig
 from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.evaluation import Curve, Evaluation
-from textual_inversion.training.events import Evaluated, Event, Message
+from textual_inversion.training.events import Evaluated, Event, Message, StepDone
 from textual_inversion.training.prepared import Prepared
 from textual_inversion.training.step import TrainingStep
 from textual_inversion.training.trainer import train
@@ -113,6 +113,70 @@ def test_the_best_vectors_are_kept(tiny: StableDiffusion, config: TrainingConfig
     assert curve[-1][1] > 1.02 * curve[0][1], curve
     assert any("step 0 are kept" in event.text for event in events if isinstance(event, Message))
     torch.testing.assert_close(torch.nn.functional.cosine_similarity(after.vectors["clip_l"], before.vectors["clip_l"]), torch.ones(3))
+
+
+def curve_of(loss, last: int, every: int = 10) -> Curve:
+    """The curve of a function of the step, up to step `last`."""
+    curve = Curve()
+    for step in range(0, last + 1, every):
+        curve.add(step, loss(step))
+    return curve
+
+
+def flat_at(loss, most: int = 1000) -> int:
+    """The first step at which the curve is flat."""
+    return next((last for last in range(0, most, 10) if curve_of(loss, last).is_flat), most)
+
+
+def test_a_curve_that_has_fallen_and_stays_is_flat() -> None:
+    def learned_at_80(step: int) -> float:
+        return 0.02 * math.exp(-0.6 * min(step, 80) / 80)
+
+    assert 100 <= flat_at(learned_at_80) <= 140
+
+
+def test_a_plateau_before_anything_is_learned_is_not_flat() -> None:
+    """The vectors first have to find what the pictures show; the loss falls a little at once, and much later."""
+
+    def late(step: int) -> float:
+        return 0.02 * (0.97 if step < 150 else 0.5)
+
+    assert not curve_of(late, 140).is_flat
+    assert flat_at(late) > 200
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda step: 0.02, lambda step: 0.02 * 0.998**step, lambda step: 0.02 if step < 50 else float("nan"), lambda step: 0.02 + step / 1e4],
+    ids=["constant", "falling", "not finite", "rising"],
+)
+def test_other_curves_are_never_flat(loss) -> None:
+    assert flat_at(loss) == 1000
+
+
+def test_a_run_cools_down_where_its_curve_is_flat(
+    tiny: StableDiffusion, config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Curve, "is_flat", property(lambda curve: curve.points[-1][0] >= 4))
+    events: list[Event] = []
+    stopping = replace(config, evaluate_every=2, early_stop=True, steps=40, learning_rate=0.01)
+    learned = train(stopping, tiny, tmp_path, listener=events.append)
+    assert learned.provenance.step == 14  # ten more steps
+    rates = [event.learning_rate for event in events if isinstance(event, StepDone)]
+    assert rates[-1] == pytest.approx(0.001)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert any("ends at step 14 of 40" in event.text for event in events if isinstance(event, Message))
+    going_on = train(replace(stopping, early_stop=False, steps=16), tiny, tmp_path)
+    assert going_on.provenance.step == 16
+
+
+@pytest.mark.parametrize("changes", [{"early_stop": False}, {"method": "classic", "learning_rate": 0.001}])
+def test_a_run_that_does_not_want_to_stop_does_all_steps(
+    tiny: StableDiffusion, config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    monkeypatch.setattr(Curve, "is_flat", True)
+    stopping = replace(config, **{"evaluate_every": 2, "early_stop": True, "steps": 16, **changes})
+    assert train(stopping, tiny, tmp_path).provenance.step == 16
 
 
 def test_a_curve_knows_its_best() -> None:

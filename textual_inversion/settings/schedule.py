@@ -60,7 +60,9 @@ class LearningRateSchedule:
 
 
 class CosineSchedule:
-    """A rate that rises to its peak in a short warm-up and then falls along half a cosine (arXiv 1608.03983, eq. 5) to a tenth of it.
+    """A rate that falls along half a cosine (arXiv 1608.03983, eq. 5) from its peak to a tenth of it, with a short warm-up before.
+
+    The cosine spans all steps of the embedding: a run that was interrupted goes on where it stood, after a warm-up of its own.
 
     Args:
         peak: the highest rate.
@@ -72,15 +74,26 @@ class CosineSchedule:
     MOST_WARM_UP = 10  # steps
 
     def __init__(self, peak: float, first_step: int, last_step: int) -> None:
-        self.peak, self.first_step, self.steps = peak, first_step, max(1, last_step - first_step)
-        self.warm_up = min(self.MOST_WARM_UP, self.steps // 10)
+        self.peak, self.first_step, self.last_step = peak, first_step, last_step
+        self.warm_up = min(self.MOST_WARM_UP, (last_step - first_step) // 10)
 
     def at(self, step: int) -> float:
         """The rate of optimizer step `step`; the first step of the run is `first_step` + 1."""
-        done = step - self.first_step - 1
-        rise = min(1.0, (done + 1) / (self.warm_up + 1))
-        share = min(1.0, done / max(1, self.steps - 1))
+        rise = min(1.0, (step - self.first_step) / (self.warm_up + 1))
+        share = min(1.0, (step - 1) / max(1, self.last_step - 1))
         return self.peak * rise * (self.FLOOR + (1 - self.FLOOR) * (1 + math.cos(math.pi * share)) / 2)
 
 
-Schedule = LearningRateSchedule | CosineSchedule
+class CoolDown:
+    """A rate that falls along half a cosine from `start` at step `begin` to `end` at step `last_step`."""
+
+    def __init__(self, start: float, end: float, begin: int, last_step: int) -> None:
+        self.start, self.end, self.begin, self.steps = start, min(start, end), begin, max(1, last_step - begin)
+
+    def at(self, step: int) -> float:
+        """The rate of optimizer step `step`, above `begin`."""
+        share = min(1.0, (step - self.begin) / self.steps)
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * share)) / 2
+
+
+Schedule = LearningRateSchedule | CosineSchedule | CoolDown

@@ -19,6 +19,15 @@ from textual_inversion.training.data.batches import Batch
 from textual_inversion.training.step import TrainingStep, row_errors
 
 _CLEARLY = 0.02  # share of a loss above which a difference counts
+_LEAST_STEPS, _LEAST_POINTS = 60, 2  # before a curve is called flat; points of its last third
+_LEAST_FALL = 0.05  # of the logarithm of the loss: less than a word that has begun to be learned
+_FLAT = 0.1  # the last third's share of the fall before it
+_COOL_DOWN = 0.2  # of the steps so far
+
+
+def cool_down_steps(done: int) -> int:
+    """Steps over which the rate falls to its lowest once nothing more is learned."""
+    return max(10, int(_COOL_DOWN * done))
 
 
 class Evaluation:
@@ -108,8 +117,18 @@ class Curve:
 
     @property
     def is_flat(self) -> bool:
-        """Whether the loss has not fallen for long enough that it will not fall any more."""
-        return False
+        """Whether the last third of the steps has brought next to nothing beside the steps before.
+
+        A plateau at the beginning, before the vectors have found what the pictures show, does not count.
+        """
+        first, last = self.points[0][0], self.points[-1][0]
+        border = last - (last - first) / 3
+        before = [loss for step, loss in self.points if step <= border]
+        after = [loss for step, loss in self.points if step > border]
+        if last - first < _LEAST_STEPS or len(after) < _LEAST_POINTS or not all(map(math.isfinite, before + after)):
+            return False
+        fall, recent = math.log(self.points[0][1] / min(before)), math.log(min(before) / min(after))
+        return fall > _LEAST_FALL and recent < _FLAT * fall
 
     @property
     def has_risen(self) -> bool:

@@ -13,8 +13,8 @@ from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError, NonFiniteLossError, TextualInversionError, TrainingError, ZeroGradientError
 from textual_inversion.files import os_error_text
-from textual_inversion.settings.schedule import LearningRateSchedule
-from textual_inversion.training.evaluation import Curve, Evaluation
+from textual_inversion.settings.schedule import CoolDown, LearningRateSchedule, Schedule
+from textual_inversion.training.evaluation import Curve, Evaluation, cool_down_steps
 from textual_inversion.training.events import Evaluated, Message, StepDone, Stopped
 from textual_inversion.training.prepared import Prepared
 from textual_inversion.training.recorder import Recorder
@@ -41,12 +41,12 @@ class Run:
         config, self.listener, self.embedding = prepared.config, prepared.listener, prepared.embedding
         self.config, self.trained, self.model = config, trained, model
         self.file = prepared.file
-        self.done = self.embedding.provenance.step or 0
+        self.done, self.last_step = self.embedding.provenance.step or 0, config.steps
         self.evaluation, self.curve, self._best = evaluation, Curve(), trained.vectors.clone()
         self.ended = self._told_of_hash = False
         self.failure: TextualInversionError | None = None
         self.monitor = StepMonitor(trained, self.done, config.steps, "" if model.dtype == torch.float32 else " or precision fp32")
-        self._rates = config.rates(self.done, model.word_scale)
+        self._rates: Schedule = config.rates(self.done, model.word_scale)
         self._bounds = LearningRateSchedule(config.clip_schedule if config.clip_mode != "off" else 1.0)
         if config.save_optimizer and (note := load_optimizer(optimizer_file(prepared.path), trained.optimizer)):
             self.listener(Message(note))
@@ -59,7 +59,7 @@ class Run:
     @property
     def free_steps(self) -> int:
         """Steps until the run ends, or a copy, a preview or an evaluation is due."""
-        stops = [self.config.steps - self.done]
+        stops = [self.last_step - self.done]
         intervals = (self.config.copy_every, self.config.preview_every, self.config.evaluation_interval)
         stops += [every - self.done % every for every in intervals if every]
         return min(stops)
@@ -80,7 +80,7 @@ class Run:
         if problem := self._report(rates):
             return self.end(failure=problem)
         begun = time.monotonic()
-        if rates and (_is_due(self.config.evaluation_interval, self.done) or self.done == self.config.steps):
+        if rates and (_is_due(self.config.evaluation_interval, self.done) or self.done == self.last_step):
             self._evaluate()
         if rates and _is_due(self.config.copy_every, self.done):
             self.recorder.copy(self._current(), self.done)
@@ -93,9 +93,11 @@ class Run:
                 self.listener(Message(str(error)))
             self._saved_at = time.monotonic()
         self.monitor.paused += time.monotonic() - begun  # files do not count as training
-        if self.done == self.config.steps or self._has_learned_all():
+        if self.done >= self.last_step:
             self._keep_best()
             self.end("finished")
+        elif self.config.early_stop and self.config.method != "classic" and self.curve.is_flat and not self._is_cooling:
+            self._cool_down()
 
     def _evaluate(self) -> None:
         """Measure the vectors on the fixed batches."""
@@ -108,14 +110,17 @@ class Run:
         self.recorder.evaluation(event)
         self.listener(event)
 
-    def _has_learned_all(self) -> bool:
-        """Whether further steps would not make the vectors better; says so."""
-        if not (self.config.early_stop and self.config.method != "classic" and self.curve.is_flat):
-            return False
-        self.listener(
-            Message(f"It has learned what it can at step {self.done} of {self.config.steps}; the fixed evaluation falls no more.")
-        )
-        return True
+    @property
+    def _is_cooling(self) -> bool:
+        return isinstance(self._rates, CoolDown)
+
+    def _cool_down(self) -> None:
+        """Let the rate fall over a few more steps, and end there: further steps would not make the vectors better."""
+        rate = self._rates.at(self.done + 1)
+        self.last_step = min(self.config.steps, self.done + cool_down_steps(self.done))
+        self.monitor.last_step = self.last_step
+        self._rates = CoolDown(rate, self._rates.at(self.config.steps), self.done, self.last_step)
+        self.listener(Message(f"Nothing more is learned; the run ends at step {self.last_step} of {self.config.steps}."))
 
     def _keep_best(self) -> None:
         """Go back to the vectors that did best, where the last ones are clearly worse."""

@@ -205,7 +205,7 @@ class _Loop:
 
     def _plan(self) -> Plan | None:
         """The next block: as many steps as may pass until a run needs the processor; None when all runs have ended."""
-        active = {number: run for number, run in enumerate(self.runs) if not run.ended and run.done < run.config.steps}
+        active = {number: run for number, run in enumerate(self.runs) if not run.ended and run.done < run.last_step}
         if not active:
             return None
         count = min(self.steps, *(run.free_steps for run in active.values()))
