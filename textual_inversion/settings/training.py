@@ -20,7 +20,7 @@ CLIP_MODES = ("off", "value", "norm")
 AUTO = "auto"
 #: Method -> its learning rate where `auto` is given: a share of a usual value in the checkpoint's token table for `pulled`, so that a
 #: step means as much in every text encoder; radians for `directional`; AdamW's rate for `classic`.
-LEARNING_RATES = {"pulled": 0.43, "directional": 0.4, "classic": 0.005}
+LEARNING_RATES = {"pulled": 0.7, "directional": 0.4, "classic": 0.005}
 _SHARED = ("clip_skip", "gradient_accumulation_steps", "gradient_checkpointing", "precision", "device")  # by embeddings trained together
 #: What a form begins with for checkpoints of full size; Directional Textual Inversion (arXiv 2512.13672) trains SDXL for 400 steps.
 FULL_SIZE = {"steps": 400, "preview_every": 50, "copy_every": 100}
@@ -116,7 +116,7 @@ class TrainingConfig(Settings):
         label="Embedding Learning rate",
         hint="auto fits the method. Or a number, or stages: 0.005:300, 0.001",
         help="`auto`, a number, or A1111's schedule `0.005:100, 1e-3:1000, 1e-5` (rate:until step). Except for `classic` a single number"
-        " falls along a cosine to a tenth. `auto` is 0.43 of a usual value in the token table for `pulled` (about 0.006 for SD1, 0.03 for"
+        " falls along a cosine to a tenth. `auto` is 0.7 of a usual value in the token table for `pulled` (about 0.01 for SD1, 0.05 for"
         " the tiny checkpoint), 0.4 (an angle in radians) for `directional`, 0.005 for `classic`. Higher learns faster and breaks sooner",
         metavar="RATE",
         rule=_schedule,
@@ -157,7 +157,7 @@ class TrainingConfig(Settings):
         label="Loss",
         hint="log: every noise level counts alike. mse: little noise counts most. classic ignores it.",
         help="`log` is the logarithm of each picture's mean squared error, so that every noise level counts alike; `mse` is that error"
-        " itself, to which pictures with little noise give most. `classic` always uses `mse`",
+        " itself, to which pictures with little noise give most, so that more are drawn with much noise. `classic` always uses `mse`",
     )
     prior: float = _learning(
         0.0,

@@ -237,15 +237,16 @@ class BatchMaker:
         # latents that are sampled once are the same in all runs; a resumed run draws new numbers for everything else
         self.generator = torch.Generator(self.noise_device).manual_seed(config.seed + 1)
         self._buckets = [_Bucket(self._presample(bucket.moments), bucket, repeats) for bucket in buckets]
-        self._begin(config.seed + first_step * _SEEDS_APART, config.batch_size * config.gradient_accumulation_steps, config.method)
+        rows = config.batch_size * config.gradient_accumulation_steps if config.method != "classic" else 0
+        self._begin(config.seed + first_step * _SEEDS_APART, rows, favours_noise=config.loss_type == "mse")
 
-    def _begin(self, seed: int, rows: int, method: str) -> None:
-        """Begin all streams of random numbers anew; timesteps cover the whole range within so many rows."""
+    def _begin(self, seed: int, rows: int, *, favours_noise: bool = False) -> None:
+        """Begin all streams of random numbers anew; timesteps cover the whole range within so many rows, or with 0 are left to chance."""
         sizes = [len(bucket.shown) for bucket in self._buckets]
         self.order = BucketOrder(sizes, self.config.batch_size, torch.Generator().manual_seed(seed))
         self.rng = random.Random(seed)
         self.generator = torch.Generator(self.noise_device).manual_seed(seed + 2)
-        self._timesteps = StratifiedTimesteps(rows, random.Random(seed + 3)) if method != "classic" else None
+        self._timesteps = StratifiedTimesteps(rows, random.Random(seed + 3), favours_noise=favours_noise) if rows else None
 
     def fixed(self, rows: int) -> list[Batch]:
         """Batches with at least so many rows in all, to compare vectors by; the same ones whenever this is called.
@@ -255,7 +256,7 @@ class BatchMaker:
         """
         count = -(-rows // self.config.batch_size)
         twin = copy(self)
-        twin._begin(_FIXED_SEED, count * self.config.batch_size, "")
+        twin._begin(_FIXED_SEED, count * self.config.batch_size)
         return [twin.next() for _ in range(count)]
 
     def _normal(self, shape: Sequence[int]) -> torch.Tensor:
