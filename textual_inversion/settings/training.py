@@ -28,6 +28,7 @@ SAMPLING_METHODS = ("once", "deterministic", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 EVALUATION_ROWS = 16  # pictures of an evaluation, each with noise of its own
+_SEARCH_STEP, _LEAST_STEPS_OF_A_SEARCH, _LEAST_SEARCH_ROWS = 50, 60, 8
 _EVALUATION_SHARE = 0.05  # of the time that evaluations may take
 _PASSES_OF_A_STEP = 3  # the cost of a step in forward passes
 _CHANCE: dict[str, Any] = {"minimum": 0, "maximum": 1, "step": 0.05}
@@ -149,6 +150,14 @@ class TrainingConfig(Settings):
         label="Stop when nothing more is learned",
         hint="Judged by the evaluation; the steps above are the most. classic ignores it.",
         help="end before `steps` when the evaluation falls no more; `classic` ignores it",
+    )
+    vocabulary_search: bool = _learning(
+        True,
+        before="clip_mode",
+        label="Look for words on the way",
+        hint="Early in the run, vectors become words of the checkpoint where those fit the pictures much better. classic ignores it.",
+        help="after 50 steps at most, replace vectors by words of the checkpoint where those fit the pictures much better;"
+        " not in runs under 60 steps; `classic` ignores it",
     )
     loss_type: str = _learning(
         "log",
@@ -482,6 +491,27 @@ class TrainingConfig(Settings):
             return int(self.evaluate_every)
         cost = EVALUATION_ROWS / _PASSES_OF_A_STEP / (self.batch_size * self.gradient_accumulation_steps)
         return math.ceil(cost / _EVALUATION_SHARE)
+
+    def search_step(self, first_step: int) -> int:
+        """The step of a run after `first_step` at which it looks for words; 0 = it does not."""
+        step = first_step + min(_SEARCH_STEP, (self.steps - first_step) // 3)
+        wanted = self.vocabulary_search and self.method != "classic" and first_step == 0
+        return step if wanted and self.steps >= _LEAST_STEPS_OF_A_SEARCH else 0
+
+    @property
+    def search_rows(self) -> int:
+        """Fixed pictures by which words are compared; fewer in a short run."""
+        return max(_LEAST_SEARCH_ROWS, min(EVALUATION_ROWS, self._rows // 50))
+
+    @property
+    def search_budget(self) -> int:
+        """Forward passes of one picture that a search may take: a third of what the steps take."""
+        return self._rows * _PASSES_OF_A_STEP // 3
+
+    @property
+    def _rows(self) -> int:
+        """Pictures in all steps together."""
+        return self.steps * self.batch_size * self.gradient_accumulation_steps
 
     def check_together(self) -> None:
         """Refuse two ways of sizing pictures at once, and a clipping bound that is needed and does not parse."""

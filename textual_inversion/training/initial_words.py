@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.prompts.tokenizer import default_tokenizer
@@ -18,7 +19,8 @@ from textual_inversion.training.data.batches import Batch
 from textual_inversion.training.step import row_errors
 
 _FIRST_WORDS = ("shape", "object", "person", "man", "woman", "animal", "dog", "cat", "car", "building", "landscape", "food", "toy", "style")
-_TRIED = 4  # words tried at each place
+_TRIED, _TRIED_LATER = 4, 6  # words tried at each place, before and after vectors have begun to learn
+_MUCH_BETTER = 0.9  # share of the loss that a word must leave to replace what was learned
 _LEAST_NORM = 0.3  # times the mean length of words; a shorter row was hardly ever trained
 _SHORTEST = 3  # letters of a word
 #: Forward passes of one row that a backward pass costs beside its forward pass.
@@ -66,6 +68,38 @@ class WordSearch:
             ids, best, place = found, loss, (place + 1) % self.count
         return [self.tokenizer.word(index) for index in ids]
 
+    def refine(self, vectors: torch.Tensor) -> list[tuple[int, str]]:
+        """Replace vectors that have begun to learn by words, of the same length, where those fit the pictures much better.
+
+        What a vector has learned so far tells a gradient far more than a noun does: it proposes words that the start could not. So
+        vectors leave a wrong direction that small steps would not.
+
+        Args:
+            vectors: fp32 [n, d], changed in place.
+
+        Returns:
+            (vector, word) of those that were replaced.
+        """
+        replaced: list[tuple[int, str]] = []
+        self.reference = self._losses_of(vectors)
+        best = 1.0
+        for place in range(self.count):
+            if self.rows_left <= 0 or self.should_stop():
+                break
+            words = F.normalize(self.table.detach()[self._vocabulary].float(), dim=1) * torch.linalg.vector_norm(vectors[place])
+            promised = (words - vectors[place]) @ self._gradient(vectors)[place]
+            chosen = None
+            for number in promised.argsort()[:_TRIED_LATER].tolist():
+                tried = vectors.clone()
+                tried[place] = words[number]
+                loss = float((self._losses_of(tried) / self.reference).log().mean().exp())
+                if loss < _MUCH_BETTER * best if chosen is None else loss < best:
+                    chosen, best = number, loss
+            if chosen is not None:
+                vectors[place] = words[chosen]
+                replaced.append((place, self.tokenizer.word(int(self._vocabulary[chosen]))))
+        return replaced
+
     def vectors_of(self, words: Sequence[str]) -> torch.Tensor:
         """The vectors of found words, fp32 [n, d] on the CPU."""
         return self._vectors([self.tokenizer.encode(word)[0] for word in words]).cpu()
@@ -112,11 +146,15 @@ class WordSearch:
         """The table's rows of words, fp32 [n, d]."""
         return self.table.detach()[torch.tensor(ids, device=self.table.device)].float()
 
-    @torch.no_grad()
     def _losses(self, ids: Sequence[int]) -> torch.Tensor:
         """The loss of each row with these words, [b]."""
-        vectors = self._padded(self._vectors(ids))
-        return torch.cat([self._row_errors(batch, vectors) for batch in self.batches])
+        return self._losses_of(self._vectors(ids))
+
+    @torch.no_grad()
+    def _losses_of(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The loss of each row with vectors [n, d], [b]."""
+        padded = self._padded(vectors)
+        return torch.cat([self._row_errors(batch, padded) for batch in self.batches])
 
     def _gradient(self, vectors: torch.Tensor) -> torch.Tensor:
         """The gradient of the relative loss, [n, d]."""

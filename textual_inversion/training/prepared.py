@@ -87,9 +87,8 @@ class Prepared:
         config, count = self.config, self.embedding.num_vectors
         rows = config.batch_size * config.gradient_accumulation_steps * config.steps * _PASSES_OF_A_STEP
         left = min(max(int(_SEARCH_SHARE * rows), count * _LEAST_ROWS * _ROWS_OF_A_PLACE), _MOST_ROWS)
-        fixed = self.batches.fixed(min(max(left // (count * _ROWS_OF_A_PLACE), _LEAST_ROWS), _MOST_FIXED))
-        first_row = self.table.offsets[config.name]
-        search = WordSearch(model, fixed, count, first_row=first_row, clip_skip=config.clip_skip, rows_left=left, should_stop=should_stop)
+        fixed = min(max(left // (count * _ROWS_OF_A_PLACE), _LEAST_ROWS), _MOST_FIXED)
+        search = self.word_search(model, fixed, left, should_stop)
         words = search.run()
         if not words:
             self.listener(Message("No words were found, because the checkpoint knows none of those that the search begins with."))
@@ -102,6 +101,18 @@ class Prepared:
         )
         self.table = replace(self.table, vectors=self.embedding.vectors[encoder].to(model.device))
         self.listener(Message(f"It starts from the words “{text}”."))
+
+    def word_search(self, model: StableDiffusion, rows: int, rows_left: int, should_stop: Callable[[], bool]) -> WordSearch:
+        """A search for words, compared by so many rows."""
+        return WordSearch(
+            model,
+            self.batches.fixed(rows),
+            self.embedding.num_vectors,
+            first_row=self.table.offsets[self.config.name],
+            clip_skip=self.config.clip_skip,
+            rows_left=rows_left,
+            should_stop=should_stop,
+        )
 
     def report_interrupt(self) -> None:
         """Send the events of a run that was interrupted before its first step."""

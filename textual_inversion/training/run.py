@@ -46,6 +46,9 @@ class Run:
         self.ended = self._told_of_hash = False
         self.failure: TextualInversionError | None = None
         self.monitor = StepMonitor(trained, self.done, config.steps, "" if model.dtype == torch.float32 else " or precision fp32")
+        self._search_step = config.search_step(self.done)
+        if self._search_step:
+            self._words = prepared.word_search(model, config.search_rows, config.search_budget, lambda: False)
         self._rates: Schedule = config.rates(self.done, model.word_scale)
         self._bounds = LearningRateSchedule(config.clip_schedule if config.clip_mode != "off" else 1.0)
         if config.save_optimizer and (note := load_optimizer(optimizer_file(prepared.path), trained.optimizer)):
@@ -60,6 +63,7 @@ class Run:
     def free_steps(self) -> int:
         """Steps until the run ends, or a copy, a preview or an evaluation is due."""
         stops = [self.last_step - self.done]
+        stops += [self._search_step - self.done] if self._search_step > self.done else []
         intervals = (self.config.copy_every, self.config.preview_every, self.config.evaluation_interval)
         stops += [every - self.done % every for every in intervals if every]
         return min(stops)
@@ -80,6 +84,8 @@ class Run:
         if problem := self._report(rates):
             return self.end(failure=problem)
         begun = time.monotonic()
+        if rates and self.done == self._search_step:
+            self._search_words()
         if rates and (_is_due(self.config.evaluation_interval, self.done) or self.done == self.last_step):
             self._evaluate()
         if rates and _is_due(self.config.copy_every, self.done):
@@ -98,6 +104,14 @@ class Run:
             self.end("finished")
         elif self.config.early_stop and self.config.method != "classic" and self.curve.is_flat and not self._is_cooling:
             self._cool_down()
+
+    def _search_words(self) -> None:
+        """Replace vectors by words of the checkpoint where those fit the pictures much better."""
+        replaced = self._words.refine(self.trained.vectors)
+        if replaced:
+            self.trained.forget([row for row, _ in replaced])
+            shown = ", ".join(f"{row + 1} “{word}”" for row, word in replaced)
+            self.listener(Message(f"Words that fit the pictures better took the place of vectors, which learn on from there: {shown}."))
 
     def _evaluate(self) -> None:
         """Measure the vectors on the fixed batches."""

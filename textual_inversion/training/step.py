@@ -86,6 +86,12 @@ class TrainedVectors:
         self.gradient.add_(gradient / (passes * self.scale.factor))
 
     @torch.no_grad()
+    def forget(self, rows: Sequence[int]) -> None:
+        """Begin the optimizer's moments of some vectors anew: these were replaced."""
+        for moment in (self.optimizer.mean, self.optimizer.square):
+            moment[list(rows)] = 0
+
+    @torch.no_grad()
     def update(self, slot: torch.Tensor) -> None:
         """Move the vectors along the gradient of all passes, and note the numbers.
 
