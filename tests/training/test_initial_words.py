@@ -18,6 +18,7 @@ from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.events import Event, Message
 from textual_inversion.training.initial_words import WordSearch
 from textual_inversion.training.prepared import Prepared
+from textual_inversion.training.step import TrainedVectors
 from textual_inversion.training.trainer import train, train_together
 
 NAME = "zorb"
@@ -110,3 +111,93 @@ def test_auto_words_have_four_vectors_unless_a_number_is_given(tiny: StableDiffu
     assert formats.load(create_embedding(tiny, "b", "AUTO", 7, tmp_path)).num_vectors == 7
     with pytest.raises(ConfigError):
         create_embedding(tiny, "c", "auto", "many", tmp_path)
+
+
+def stuck_vectors(model: StableDiffusion) -> torch.Tensor:
+    """Vectors that have learned colour and pattern, but took a wrong turn with the shape."""
+    rows = [default_tokenizer().encode(word)[0] for word in ("purple", "dotted", "circle")]
+    return model.text_encoder.token_table[torch.tensor(rows)].float()
+
+
+def test_a_vector_that_took_a_wrong_turn_becomes_the_right_word(tiny: StableDiffusion, tmp_path: Path) -> None:
+    each = prepared(tiny, tmp_path, words="shape", vectors=3)
+    vectors = stuck_vectors(tiny)
+    before = vectors.clone()
+    replaced = each.word_search(tiny, 16, 10_000, lambda: False).refine(vectors)
+    assert "star" in dict(replaced).values()
+    for row, _ in replaced:
+        assert float(vectors[row].norm()) == pytest.approx(float(before[row].norm()), rel=1e-5)
+    kept = [row for row in range(3) if row not in dict(replaced)]
+    assert torch.equal(vectors[kept], before[kept])
+    search = each.word_search(tiny, 16, 0, lambda: False)
+    assert (search._losses_of(vectors) / search._losses_of(before)).log().mean().exp() < 0.9
+
+
+def test_vectors_that_fit_stay(tiny: StableDiffusion, tmp_path: Path) -> None:
+    each = prepared(tiny, tmp_path, words="purple dotted star", vectors=3)
+    vectors = each.table.vectors.clone()
+    assert each.word_search(tiny, 16, 10_000, lambda: False).refine(vectors) == []
+    assert torch.equal(vectors, each.table.vectors)
+
+
+@pytest.mark.parametrize("how", ["no budget", "stopped"])
+def test_a_search_on_the_way_can_be_cut_short(tiny: StableDiffusion, tmp_path: Path, how: str) -> None:
+    each = prepared(tiny, tmp_path, words="shape", vectors=3)
+    search = each.word_search(tiny, 8, 0 if how == "no budget" else 1000, lambda: how == "stopped")
+    assert search.refine(stuck_vectors(tiny)) == []
+
+
+def test_a_run_looks_for_words_once(tiny: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors that are replaced change in the file, start without momentum, and the run says which words they became."""
+    each = prepared(tiny, tmp_path, words="shape", vectors=3)
+    asked: list[int] = []
+
+    def refine(self: WordSearch, vectors: torch.Tensor) -> list[tuple[int, str]]:
+        asked.append(self.rows_left)
+        vectors[1] = 0.25
+        return [(1, "star")]
+
+    monkeypatch.setattr(WordSearch, "refine", refine)
+    events: list[Event] = []
+    config = replace(each.config, steps=60, batch_size=1, width=64, height=64)
+    train(config, tiny, tmp_path, listener=events.append)
+    assert len(asked) == 1
+    assert any("2 “star”" in event.text for event in events if isinstance(event, Message))
+    train(replace(config, steps=130), tiny, tmp_path)  # a run that goes on does not look again
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "first_step", "expected"),
+    [
+        ({"steps": 400}, 0, 50),
+        ({"steps": 90}, 0, 30),
+        ({"steps": 59}, 0, 0),
+        ({"steps": 400}, 100, 0),
+        ({"steps": 400, "method": "classic"}, 0, 0),
+        ({"steps": 400, "method": "directional"}, 0, 50),
+        ({"steps": 400, "vocabulary_search": False}, 0, 0),
+    ],
+)
+def test_when_a_run_looks_for_words(changes: dict[str, object], first_step: int, expected: int) -> None:
+    assert TrainingConfig("x", "y", **changes).search_step(first_step) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(60, 1), (150, 4), (400, 1), (400, 8)])
+def test_a_search_takes_a_third_of_the_run_at_most(steps: int, batch: int) -> None:
+    config = TrainingConfig("x", "y", steps=steps, batch_size=batch)
+    assert 8 <= config.search_rows <= 16
+    assert config.search_budget <= steps * batch
+
+
+@pytest.mark.parametrize("method", ["pulled", "directional"])
+def test_a_replaced_vector_has_no_momentum(tiny: StableDiffusion, method: str) -> None:
+    vectors = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 0.07
+    trained = TrainedVectors(vectors, TrainingConfig("x", "y", method=method), torch.float32, tiny.word_norm)
+    trained.learning_rate.fill_(0.01)
+    trained.gradient.copy_(torch.ones(3, 64).cumsum(1))
+    trained.update(torch.zeros(1, dtype=torch.int64))
+    trained.forget([1])
+    assert not trained.optimizer.mean[1].any()
+    assert not trained.optimizer.square[1].any()
+    assert trained.optimizer.mean[[0, 2]].any(dim=1).all()
