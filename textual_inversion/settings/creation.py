@@ -47,7 +47,7 @@ class NewEmbedding(Settings):
         offered=("auto", "1", "2", "3", "4", "6", "8", "12", "16"),
         label="Number of vectors per token",
         title="Number of vectors per token",
-        hint="1–4 for simple things, 8–16 for complex characters. Each takes one of a prompt’s 75 places. auto = one for each word above.",
+        hint="1–4 for simple things, 8–16 for complex characters. Each takes one of a prompt’s 75 places. auto: one for each word, or 4.",
         help="how many vectors: {range}, or `auto` for one for each token of the words, 4 where those are `auto` too",
         option="vectors",
         metavar="N",

@@ -23,7 +23,7 @@ class LearningRateSchedule:
 
     def __init__(self, text: str | float, what: str = "learning rate") -> None:
         self.text = str(text).strip()
-        self._setting = what.replace(" ", "_")
+        self._what, self._setting = what, what.replace(" ", "_")
         self.parts: list[tuple[float, float]] = []  # (rate, last step it holds for)
         pieces = [piece.strip() for piece in self.text.split(",") if piece.strip()]
         if not pieces:
@@ -38,7 +38,8 @@ class LearningRateSchedule:
             rate = float(rate_text)
             limit = math.inf if not limit_text.strip() or int(limit_text) == -1 else int(limit_text)
         except ValueError:
-            raise self._error(piece, "expected RATE or RATE:STEP") from None
+            expected = "auto, RATE or RATE:STEP" if self._what == "learning rate" else "RATE or RATE:STEP"
+            raise self._error(piece, f"expected {expected}") from None
         if not math.isfinite(rate) or rate <= 0:
             raise self._error(piece, "the rate must be above 0")
         if self.parts and self.parts[-1][1] == math.inf:
@@ -48,7 +49,8 @@ class LearningRateSchedule:
         return rate, limit
 
     def _error(self, piece: str, reason: str) -> ConfigError:
-        message = f"Cannot read {piece!r} in the schedule {self.text!r}: {reason}, as in '0.005:100, 1e-3:1000, 1e-5'."
+        where = "" if piece == self.text else f" in {self.text!r}"
+        message = f"The {self._what} {piece!r}{where} cannot be used: {reason}, as in '0.005:100, 1e-3:1000, 1e-5'."
         return ConfigError(message, setting=self._setting)
 
     def at(self, step: int) -> float:

@@ -147,17 +147,18 @@ class Setting:
         return text if self.verbatim else text.strip()
 
     def _clean_number(self, value: Any) -> Any:
+        other = f", or {self.word}" if self.word else ""
         if self.word and (value := str(value or "").strip().lower()) == self.word:
             return value
         try:
             number = float(value)
         except (TypeError, ValueError):
             shown = "empty" if value in (None, "") else repr(value)
-            raise ConfigError(f"{self.label} is {shown}; it must be a number.", setting=self.name) from None
+            raise ConfigError(f"{self.label} is {shown}; it must be a number{other}.", setting=self.name) from None
         if self.type is float:
             return number
         if not number.is_integer():
-            raise ConfigError(f"{self.label} is {value!r}; it must be a whole number.", setting=self.name)
+            raise ConfigError(f"{self.label} is {value!r}; it must be a whole number{other}.", setting=self.name)
         return int(number)
 
 

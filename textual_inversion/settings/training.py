@@ -100,7 +100,7 @@ class TrainingConfig(Settings):
         minimum=1,
         maximum=1_000_000,
         label="Max steps",
-        hint="In all, those of earlier runs included. 400 are enough for vectors kept at the length of words; classic takes thousands.",
+        hint="Earlier runs included. 400 are enough; classic takes thousands.",
         help="train until the embedding's own step reaches this number (optimizer steps, {minimum} or more)",
         saved=False,
     )
@@ -108,7 +108,7 @@ class TrainingConfig(Settings):
         "pulled",
         choices=METHODS,
         label="Training method",
-        hint="pulled: in a fifth of the steps. directional: turns the vectors only. classic: as the WebUI's own trainer.",
+        hint="pulled: vectors stay as long as words, a fifth of the steps. directional: they only turn. classic: A1111's own.",
         help="`pulled` is AdamW that keeps the vectors near the length of real words, so that fewer steps are needed and prompts are"
         " followed; `directional` (arXiv 2512.13672) turns the vectors and keeps their length; `classic` is A1111's AdamW",
     )
@@ -139,7 +139,8 @@ class TrainingConfig(Settings):
         offered=(AUTO, "0", "10", "25", "50", "100"),
         before="clip_mode",
         label="Evaluate every N steps",
-        hint="On pictures, noise and prompts that stay the same. auto: as often as takes a twentieth of the time; 0 = never.",
+        title="Evaluate every N steps",
+        hint="On pictures, noise and prompts that stay the same. auto: for a twentieth of the time; 0 = never.",
         help="steps between two evaluations on pictures, noise and prompts that stay the same; `auto` = so many that they take a"
         " twentieth of the time, 0 = none",
         metavar="N",
@@ -148,7 +149,7 @@ class TrainingConfig(Settings):
         False,
         before="clip_mode",
         label="Stop when nothing more is learned",
-        hint="Judged by the evaluation; the steps above are the most. classic ignores it.",
+        hint="Judged by the evaluation; Max steps stays the most. classic ignores it.",
         help="end before `steps` when the evaluation falls no more; `classic` ignores it",
     )
     vocabulary_search: bool = _learning(
@@ -156,7 +157,7 @@ class TrainingConfig(Settings):
         before="clip_mode",
         label="Look for words on the way",
         hint="Early in the run, vectors become words of the checkpoint where those fit the pictures much better. classic ignores it.",
-        help="after 50 steps at most, replace vectors by words of the checkpoint where those fit the pictures much better;"
+        help="after a third of the steps, 50 at most, replace vectors by words of the checkpoint where those fit the pictures much better;"
         " not in runs under 60 steps; `classic` ignores it",
     )
     loss_type: str = _learning(

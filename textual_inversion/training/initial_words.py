@@ -19,6 +19,27 @@ from textual_inversion.training.data.batches import Batch
 from textual_inversion.training.step import row_errors
 
 _FIRST_WORDS = ("shape", "object", "person", "man", "woman", "animal", "dog", "cat", "car", "building", "landscape", "food", "toy", "style")
+#: Words without a meaning of their own.
+_EMPTY_WORDS = {
+    "all",
+    "and",
+    "are",
+    "but",
+    "for",
+    "from",
+    "has",
+    "had",
+    "into",
+    "its",
+    "not",
+    "over",
+    "than",
+    "that",
+    "the",
+    "this",
+    "was",
+    "with",
+}
 _TRIED, _TRIED_LATER = 4, 6  # words tried at each place, before and after vectors have begun to learn
 _MUCH_BETTER = 0.9  # share of the loss that a word must leave to replace what was learned
 _LEAST_NORM = 0.3  # times the mean length of words; a shorter row was hardly ever trained
@@ -179,4 +200,4 @@ class WordSearch:
 
 def _is_word(token: str) -> bool:
     word = token.removesuffix("</w>")
-    return word != token and word.isascii() and word.isalpha() and len(word) >= _SHORTEST
+    return word != token and word.isascii() and word.isalpha() and len(word) >= _SHORTEST and word not in _EMPTY_WORDS
