@@ -165,6 +165,18 @@ def test_create_says_that_the_checkpoint_knows_none_of_the_words(capsys, tmp_pat
         assert ("knows none of these words" in capsys.readouterr().out) is told
 
 
+@pytest.mark.parametrize(
+    ("given", "accepted"), [("auto", True), ("10", True), ("0", True), ("-1", False), ("often", False), ("2.5", False)]
+)
+def test_a_word_or_a_number_is_taken_as_such(capsys, place, pictures, given, accepted):
+    assert main(["create", "x", *place]) == 0
+    train = ["train", "x", "--images", str(pictures), "--steps", "1", "--width", "64", "--height", "64", *place]
+    status = main([*train, f"--evaluate-every={given}"])
+    told = capsys.readouterr()
+    assert (status == 0) is accepted, told
+    assert ("Evaluate every N steps is" in told.err) is not accepted
+
+
 def test_create_says_that_training_finds_the_words(capsys, tmp_path):
     assert main(["create", "x", "--init", "auto", "--embeddings", str(tmp_path)]) == 0
     told = capsys.readouterr().out

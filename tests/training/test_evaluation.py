@@ -14,12 +14,14 @@ from textual_inversion import formats
 from textual_inversion.demo.run import PICTURES
 from textual_inversion.diffusion.graphs import GraphCache
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
+from textual_inversion.errors import ConfigError
 from textual_inversion.settings.training import EVALUATION_ROWS, TrainingConfig
 from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.evaluation import Curve, Evaluation
 from textual_inversion.training.events import Evaluated, Event, Message, StepDone
 from textual_inversion.training.prepared import Prepared
-from textual_inversion.training.step import TrainingStep
+from textual_inversion.training.state import load_optimizer, optimizer_file
+from textual_inversion.training.step import TrainedVectors, TrainingStep
 from textual_inversion.training.trainer import train
 
 NAME = "zorb"
@@ -71,11 +73,14 @@ def test_a_recorded_evaluation_is_the_same(tiny: StableDiffusion, config: Traini
         assert recorded.measure() == plain.measure()
 
 
-@pytest.mark.parametrize(("batch", "accumulation", "every", "expected"), [(4, 1, "auto", 27), (8, 1, "auto", 14), (1, 4, "auto", 27)])
-def test_evaluations_take_a_twentieth_of_the_time(batch: int, accumulation: int, every: str, expected: int) -> None:
-    config = TrainingConfig("x", "y", batch_size=batch, gradient_accumulation_steps=accumulation, evaluate_every=every)
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "expected"),
+    [(4, 1, 27), (8, 1, 14), (1, 4, 27), (32, 1, 7), (128, 1, 7)],
+)
+def test_evaluations_take_a_twentieth_of_the_time(batch: int, accumulation: int, expected: int) -> None:
+    config = TrainingConfig("x", "y", batch_size=batch, gradient_accumulation_steps=accumulation)
     assert config.evaluation_interval == expected
-    forward, steps = EVALUATION_ROWS, 3 * batch * accumulation * expected
+    forward, steps = -(-EVALUATION_ROWS // batch) * batch, 3 * batch * accumulation * expected
     assert forward / steps <= 0.05
 
 
@@ -113,6 +118,14 @@ def test_the_best_vectors_are_kept(tiny: StableDiffusion, config: TrainingConfig
     assert curve[-1][1] > 1.02 * curve[0][1], curve
     assert any("step 0 are kept" in event.text for event in events if isinstance(event, Message))
     torch.testing.assert_close(torch.nn.functional.cosine_similarity(after.vectors["clip_l"], before.vectors["clip_l"]), torch.ones(3))
+
+
+def test_a_run_that_may_end_early_is_measured_often_enough_for_that() -> None:
+    assert TrainingConfig("x", "y", batch_size=1, steps=400).evaluation_interval == 107
+    assert TrainingConfig("x", "y", batch_size=1, steps=400, early_stop=True).evaluation_interval == 33
+    with pytest.raises(ConfigError, match="nothing tells when to stop"):
+        TrainingConfig("x", "y", early_stop=True, evaluate_every=0)
+    assert not Curve().is_flat
 
 
 def curve_of(loss, last: int, every: int = 10) -> Curve:
@@ -183,3 +196,23 @@ def test_a_curve_knows_its_best() -> None:
     curve = Curve()
     assert [curve.add(*point) for point in ((0, 0.5), (10, 0.4), (20, 0.45), (30, float("nan")))] == [True, True, False, False]
     assert curve.best == (10, 0.4)
+    assert curve.has_risen
+
+
+def test_losses_that_are_not_finite_are_no_measure() -> None:
+    curve = Curve()
+    assert [curve.add(0, float("nan")), curve.add(10, 0.4)] == [False, True]
+    assert curve.best == (10, 0.4)
+    assert not curve.has_risen
+    never = Curve()
+    never.add(0, float("nan"))
+    assert not never.has_risen
+
+
+def test_the_best_vectors_keep_the_optimizers_state_of_their_step(tiny: StableDiffusion, config: TrainingConfig, tmp_path: Path) -> None:
+    create_embedding(tiny, NAME, "purple dotted star", 3, tmp_path, overwrite=True)
+    spoiled = replace(config, evaluate_every=1, learning_rate=3.0, steps=3, width=128, height=128, save_optimizer=True)
+    kept = train(spoiled, tiny, tmp_path).vectors["clip_l"]
+    trained = TrainedVectors(kept, spoiled, torch.float32, tiny.word_norm)
+    assert load_optimizer(optimizer_file(tmp_path / f"{NAME}.safetensors"), trained.optimizer) == ""
+    assert float(trained.optimizer.steps) == 0  # of step 0, whose vectors are kept

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -113,9 +114,17 @@ def add_setting(group: Any, setting: Setting, text: str, *, native: bool = False
         text = f"{text}; default: what the checkpoint was made for"
         group.add_argument(flag, dest=setting.name, type=setting.type, metavar=shown, help=text)
     else:
-        kind = str if setting.word else setting.type
+        kind = partial(_number_or_text, setting.type) if setting.word else setting.type
         text = with_default(text, setting.default)
         group.add_argument(flag, dest=setting.name, type=kind, default=setting.default, metavar=shown, help=text)
+
+
+def _number_or_text(kind: type, text: str) -> Any:
+    """A number, or the text where it is none: a word that the setting takes, or what the setting will refuse."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text.strip().lower()
 
 
 def values_of(options: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Setting:
 
     def _clean_number(self, value: Any) -> Any:
         other = f", or {self.word}" if self.word else ""
-        if self.word and (value := str(value or "").strip().lower()) == self.word:
+        if self.word and (value := "" if value is None else str(value).strip().lower()) == self.word:
             return value
         try:
             number = float(value)

@@ -29,6 +29,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 EVALUATION_ROWS = 16  # pictures of an evaluation, each with noise of its own
 _SEARCH_STEP, _LEAST_STEPS_OF_A_SEARCH, _LEAST_SEARCH_ROWS = 50, 60, 8
+_LEAST_EVALUATIONS = 12  # in a run that may end early by them
 _EVALUATION_SHARE = 0.05  # of the time that evaluations may take
 _PASSES_OF_A_STEP = 3  # the cost of a step in forward passes
 _CHANCE: dict[str, Any] = {"minimum": 0, "maximum": 1, "step": 0.05}
@@ -141,8 +142,8 @@ class TrainingConfig(Settings):
         label="Evaluate every N steps",
         title="Evaluate every N steps",
         hint="On pictures, noise and prompts that stay the same. auto: for a twentieth of the time; 0 = never.",
-        help="steps between two evaluations on pictures, noise and prompts that stay the same; `auto` = so many that they take a"
-        " twentieth of the time, 0 = none",
+        help="steps between two evaluations on pictures, noise and prompts that stay the same; `auto` takes at most a"
+        " twentieth of the time for them, 0 = none",
         metavar="N",
     )
     early_stop: bool = _learning(
@@ -490,14 +491,19 @@ class TrainingConfig(Settings):
         """Steps between two evaluations; 0 = none. Where that is left to `auto`, evaluations take a twentieth of the time at most."""
         if self.evaluate_every != AUTO:
             return int(self.evaluate_every)
-        cost = EVALUATION_ROWS / _PASSES_OF_A_STEP / (self.batch_size * self.gradient_accumulation_steps)
-        return math.ceil(cost / _EVALUATION_SHARE)
+        rows = math.ceil(EVALUATION_ROWS / self.batch_size) * self.batch_size  # whole batches
+        cost = rows / _PASSES_OF_A_STEP / (self.batch_size * self.gradient_accumulation_steps)
+        every = math.ceil(cost / _EVALUATION_SHARE)
+        return max(1, min(every, self.steps // _LEAST_EVALUATIONS)) if self.early_stop else every
 
-    def search_step(self, first_step: int) -> int:
-        """The step of a run after `first_step` at which it looks for words; 0 = it does not."""
-        step = first_step + min(_SEARCH_STEP, (self.steps - first_step) // 3)
-        wanted = self.vocabulary_search and self.method != "classic" and first_step == 0
-        return step if wanted and self.steps >= _LEAST_STEPS_OF_A_SEARCH else 0
+    def search_step(self, first_step: int | None) -> int:
+        """The step at which a run that begins after `first_step` looks for words; 0 = it does not.
+
+        A word whose steps are not known (None) was learned elsewhere, and stays as it is.
+        """
+        step = min(_SEARCH_STEP, self.steps // 3)
+        wanted = self.vocabulary_search and self.method != "classic" and self.steps >= _LEAST_STEPS_OF_A_SEARCH
+        return step if wanted and first_step is not None and first_step < step else 0
 
     @property
     def search_rows(self) -> int:
@@ -516,6 +522,9 @@ class TrainingConfig(Settings):
 
     def check_together(self) -> None:
         """Refuse two ways of sizing pictures at once, and a clipping bound that is needed and does not parse."""
+        if self.early_stop and self.evaluate_every == 0:
+            reason = "Without evaluations nothing tells when to stop; evaluate every few steps, or do not stop early."
+            raise ConfigError(reason, setting="evaluate_every")
         if self.buckets and self.no_resize:
             reason = "Buckets resize pictures and “no resize” keeps their size; choose one of the two."
             raise ConfigError(reason, setting="no_resize")

@@ -16,7 +16,7 @@ import torch
 from textual_inversion.diffusion.clip import TokenBatch
 from textual_inversion.diffusion.graphs import GraphCache
 from textual_inversion.training.data.batches import Batch
-from textual_inversion.training.step import TrainingStep, row_errors
+from textual_inversion.training.step import LEAST_LOSS, TrainingStep, row_errors
 
 _CLEARLY = 0.02  # share of a loss above which a difference counts
 _LEAST_STEPS, _LEAST_POINTS = 60, 2  # before a curve is called flat; points of its last third
@@ -55,7 +55,7 @@ class Evaluation:
             _fill(slot.batch, batch)
             self.graphs.run(("evaluation", self.number, key), partial(self._pass, slot))
             losses.append(slot.losses.clone())
-        return math.exp(float(torch.cat(losses).log().mean()))
+        return math.exp(float(torch.cat(losses).clamp(min=LEAST_LOSS).log().mean()))
 
     @torch.no_grad()
     def _pass(self, slot: _Slot) -> None:
@@ -112,8 +112,8 @@ class Curve:
 
     @property
     def best(self) -> tuple[int, float]:
-        """(step, loss) of the lowest loss."""
-        return min(self.points, key=lambda point: point[1])
+        """(step, loss) of the lowest loss; with no finite loss the first one."""
+        return min((point for point in self.points if math.isfinite(point[1])), key=lambda point: point[1], default=self.points[0])
 
     @property
     def is_flat(self) -> bool:
@@ -121,6 +121,8 @@ class Curve:
 
         A plateau at the beginning, before the vectors have found what the pictures show, does not count.
         """
+        if not self.points:
+            return False
         first, last = self.points[0][0], self.points[-1][0]
         border = last - (last - first) / 3
         before = [loss for step, loss in self.points if step <= border]
@@ -133,10 +135,11 @@ class Curve:
     @property
     def has_risen(self) -> bool:
         """Whether the last loss is clearly above the lowest."""
-        return not self.points[-1][1] <= self.best[1] * (1 + _CLEARLY)  # NaN is worse, too
+        lowest = self.best[1]
+        return math.isfinite(lowest) and not self.points[-1][1] <= lowest * (1 + _CLEARLY)  # NaN is worse, too
 
     def add(self, step: int, loss: float) -> bool:
         """Add an evaluation; returns whether it is the best so far."""
-        is_best = math.isfinite(loss) and (not self.points or loss < self.best[1])
+        is_best = math.isfinite(loss) and (not self.points or not loss >= self.best[1])
         self.points.append((step, loss))
         return is_best

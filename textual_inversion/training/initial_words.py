@@ -1,4 +1,4 @@
-"""Finds the words of the checkpoint's own vocabulary that describe the pictures best, for an embedding to start from.
+"""Finds words of the checkpoint's own vocabulary that describe the pictures: to start from, and early in a run.
 
 Words are chosen by the loss on batches that stay the same, each row as a share of its loss with the first words: so a row with much
 noise, whose loss is small, counts as much as any other. A gradient picks the words that are tried (AutoPrompt, arXiv 2010.15980).
@@ -46,6 +46,7 @@ _LEAST_NORM = 0.3  # times the mean length of words; a shorter row was hardly ev
 _SHORTEST = 3  # letters of a word
 #: Forward passes of one row that a backward pass costs beside its forward pass.
 _BACKWARD = 2
+_HALF_SCALE = 1024.0  # of the loss in fp16, whose gradients would vanish
 
 
 class WordSearch:
@@ -54,10 +55,11 @@ class WordSearch:
     Args:
         batches: b rows in all; their prompts name the embedding's vectors as rows `first_row` to `first_row` + n - 1.
         count: n.
-        should_stop: asked before every pass; the best words so far are kept.
+        should_stop: asked before each word is tried; the best words so far are kept.
 
     Attributes:
-        rows_left: forward passes of one row that may still be done; a search that has begun a place finishes it.
+        rows_left: forward passes of one row that may still be done. A place is begun only where it can be finished; the nouns to begin
+            with are compared in any case.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class WordSearch:
         if not ids:
             return []
         best, unchanged, place = 1.0, 0, 0
-        while unchanged < self.count and self.rows_left > 0 and not self.should_stop():
+        while unchanged < self.count and self._can_afford(_TRIED) and not self.should_stop():
             found, loss = self._improve(ids, place, best)
             unchanged = unchanged + 1 if found == ids else 0
             ids, best, place = found, loss, (place + 1) % self.count
@@ -105,12 +107,17 @@ class WordSearch:
         self.reference = self._losses_of(vectors)
         best = 1.0
         for place in range(self.count):
-            if self.rows_left <= 0 or self.should_stop():
+            if not self._can_afford(_TRIED_LATER) or self.should_stop():
                 break
+            slope = self._gradient(vectors)[place]
+            if not bool(torch.isfinite(slope).all()):
+                continue
             words = F.normalize(self.table.detach()[self._vocabulary].float(), dim=1) * torch.linalg.vector_norm(vectors[place])
-            promised = (words - vectors[place]) @ self._gradient(vectors)[place]
+            promised = (words - vectors[place]) @ slope
             chosen = None
             for number in promised.argsort()[:_TRIED_LATER].tolist():
+                if self.should_stop():
+                    break
                 tried = vectors.clone()
                 tried[place] = words[number]
                 loss = float((self._losses_of(tried) / self.reference).log().mean().exp())
@@ -151,6 +158,10 @@ class WordSearch:
                 chosen, best = tried, loss
         return chosen, best
 
+    def _can_afford(self, words: int) -> bool:
+        """Whether a gradient and so many words tried are left."""
+        return self.rows_left >= (1 + _BACKWARD + words) * sum(len(batch.latents) for batch in self.batches)
+
     @cached_property
     def _vocabulary(self) -> torch.Tensor:
         """Ids of the words that may be chosen: whole, of plain letters, and known to the checkpoint."""
@@ -184,8 +195,9 @@ class WordSearch:
         for batch in self.batches:
             losses = self._row_errors(batch, leaf)
             reference = self.reference[begin : begin + len(losses)]
-            (gradient,) = torch.autograd.grad((losses / reference).sum(), leaf)
-            total, begin = total + gradient, begin + len(losses)
+            scale = _HALF_SCALE if self.model.dtype == torch.float16 else 1.0
+            (gradient,) = torch.autograd.grad((losses / reference).sum() * scale, leaf)
+            total, begin = total + gradient / scale, begin + len(losses)
             self.rows_left -= _BACKWARD * len(losses)
         return total[self.first_row :] / begin
 

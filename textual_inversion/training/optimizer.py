@@ -45,6 +45,11 @@ class AdamW:
         for tensor, new in ((self.mean, mean), (self.square, square), (self.vectors, moved)):
             tensor.copy_(torch.where(usable, new, tensor))
 
+    @torch.no_grad()
+    def forget(self, rows: list[int]) -> None:
+        """Take the momentum from rows that were replaced. The second moment stays: the gradient is about as large as before."""
+        self.mean[rows] = 0
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Copies of the steps and of the two moments."""
         return {key: getattr(self, key).detach().clone() for key in ("steps", "mean", "square")}
@@ -128,6 +133,12 @@ class SphericalAdam:
         turned = F.normalize(directions - self.learning_rate * corrected / spread, dim=1)
         for tensor, new in ((self.mean, _tangent(mean, turned)), (self.square, square), (self.vectors, turned * self.norms)):
             tensor.copy_(torch.where(seen, new, tensor))
+
+    @torch.no_grad()
+    def forget(self, rows: list[int]) -> None:
+        """Take the momentum from rows that were replaced; the prior pulls towards their new directions."""
+        self.mean[rows] = 0
+        self.first[rows] = F.normalize(self.vectors[rows], dim=1)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Copies of the steps and of the two moments as AdamW has them, by the vectors [n, d], so that either can go on from it."""

@@ -86,10 +86,16 @@ class Prepared:
         self.listener(Message("Looking for words that describe the pictures"))
         config, count = self.config, self.embedding.num_vectors
         rows = config.batch_size * config.gradient_accumulation_steps * config.steps * _PASSES_OF_A_STEP
-        left = min(max(int(_SEARCH_SHARE * rows), count * _LEAST_ROWS * _ROWS_OF_A_PLACE), _MOST_ROWS)
+        left = min(int(_SEARCH_SHARE * rows), _MOST_ROWS)
         fixed = min(max(left // (count * _ROWS_OF_A_PLACE), _LEAST_ROWS), _MOST_FIXED)
         search = self.word_search(model, fixed, left, should_stop)
-        words = search.run()
+        try:
+            words = search.run()
+        except torch.cuda.OutOfMemoryError:
+            self.listener(Message("There is not enough memory to look for words; training starts without."))
+            return
+        if should_stop():
+            return  # the next run looks for them
         if not words:
             self.listener(Message("No words were found, because the checkpoint knows none of those that the search begins with."))
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -34,21 +34,31 @@ class Run:
         embedding: the embedding as it was last written, at first as it was read.
         done: steps, those before the run included; they are started, but the device may still be computing them.
         ended: whether it takes part no more.
+        rates_changed: whether steps that are planned already have other rates than they should.
         failure: why it failed.
     """
 
-    def __init__(self, prepared: Prepared, trained: TrainedVectors, model: StableDiffusion, evaluation: Evaluation | None = None) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        trained: TrainedVectors,
+        model: StableDiffusion,
+        evaluation: Evaluation | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         config, self.listener, self.embedding = prepared.config, prepared.listener, prepared.embedding
         self.config, self.trained, self.model = config, trained, model
         self.file = prepared.file
         self.done, self.last_step = self.embedding.provenance.step or 0, config.steps
         self.evaluation, self.curve, self._best = evaluation, Curve(), trained.vectors.clone()
+        self._best_moments = trained.optimizer.state_dict()
+        self.rates_changed = False
         self.ended = self._told_of_hash = False
         self.failure: TextualInversionError | None = None
         self.monitor = StepMonitor(trained, self.done, config.steps, "" if model.dtype == torch.float32 else " or precision fp32")
-        self._search_step = config.search_step(self.done)
+        self._search_step = config.search_step(self.embedding.provenance.step)
         if self._search_step:
-            self._words = prepared.word_search(model, config.search_rows, config.search_budget, lambda: False)
+            self._words = prepared.word_search(model, config.search_rows, config.search_budget, should_stop)
         self._rates: Schedule = config.rates(self.done, model.word_scale)
         self._bounds = LearningRateSchedule(config.clip_schedule if config.clip_mode != "off" else 1.0)
         if config.save_optimizer and (note := load_optimizer(optimizer_file(prepared.path), trained.optimizer)):
@@ -88,6 +98,8 @@ class Run:
             self._search_words()
         if rates and (_is_due(self.config.evaluation_interval, self.done) or self.done == self.last_step):
             self._evaluate()
+        if self.done >= self.last_step:
+            self._keep_best()
         if rates and _is_due(self.config.copy_every, self.done):
             self.recorder.copy(self._current(), self.done)
         if rates and _is_due(self.config.preview_every, self.done):
@@ -100,14 +112,17 @@ class Run:
             self._saved_at = time.monotonic()
         self.monitor.paused += time.monotonic() - begun  # files do not count as training
         if self.done >= self.last_step:
-            self._keep_best()
             self.end("finished")
         elif self.config.early_stop and self.config.method != "classic" and self.curve.is_flat and not self._is_cooling:
             self._cool_down()
 
     def _search_words(self) -> None:
         """Replace vectors by words of the checkpoint where those fit the pictures much better."""
-        replaced = self._words.refine(self.trained.vectors)
+        try:
+            replaced = self._words.refine(self.trained.vectors)
+        except torch.cuda.OutOfMemoryError:
+            self.listener(Message("There is not enough memory to look for words on the way; training goes on without."))
+            return
         if replaced:
             self.trained.forget([row for row, _ in replaced])
             shown = ", ".join(f"{row + 1} “{word}”" for row, word in replaced)
@@ -117,9 +132,15 @@ class Run:
         """Measure the vectors on the fixed batches."""
         if self.evaluation is None:
             return
-        loss = self.evaluation.measure()
+        try:
+            loss = self.evaluation.measure()
+        except torch.cuda.OutOfMemoryError:
+            self.evaluation = None
+            self.listener(Message("There is not enough memory for evaluations; training goes on without."))
+            return
         if self.curve.add(self.done, loss):
             self._best.copy_(self.trained.vectors)
+            self._best_moments = self.trained.optimizer.state_dict()
         event = Evaluated(self.done, loss, self.curve.best[0])
         self.recorder.evaluation(event)
         self.listener(event)
@@ -133,13 +154,15 @@ class Run:
         rate = self._rates.at(self.done + 1)
         self.last_step = min(self.config.steps, self.done + cool_down_steps(self.done))
         self.monitor.last_step = self.last_step
+        self.rates_changed = True
         self._rates = CoolDown(rate, self._rates.at(self.config.steps), self.done, self.last_step)
         self.listener(Message(f"Nothing more is learned; the run ends at step {self.last_step} of {self.config.steps}."))
 
     def _keep_best(self) -> None:
         """Go back to the vectors that did best, where the last ones are clearly worse."""
-        if self.curve.points and self.curve.has_risen:
+        if self.config.method != "classic" and self.curve.points and self.curve.has_risen:
             self.trained.vectors.copy_(self._best)
+            self.trained.optimizer.load_state_dict(self._best_moments)
             step = self.curve.best[0]
             self.listener(Message(f"The vectors of step {step} are kept, because the evaluation was best there."))
 

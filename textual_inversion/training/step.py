@@ -18,7 +18,7 @@ from textual_inversion.training.data.batches import Batch
 from textual_inversion.training.methods import optimizer_of
 from textual_inversion.training.optimizer import LossScale, clip_gradient
 
-_LEAST_LOSS = 1e-12  # a loss of 0 has no logarithm
+LEAST_LOSS = 1e-12  # a loss of 0 has no logarithm
 KEPT_STEPS = 16  # steps whose numbers stay on the device until they are read
 
 
@@ -75,7 +75,7 @@ class TrainedVectors:
         whose errors and gradients are up to a hundred times larger.
         """
         if self.config.loss_type == "log" and self.config.method != "classic":
-            return losses.clamp(min=_LEAST_LOSS).log().mean()
+            return losses.clamp(min=LEAST_LOSS).log().mean()
         return losses.mean()
 
     @torch.no_grad()
@@ -87,9 +87,8 @@ class TrainedVectors:
 
     @torch.no_grad()
     def forget(self, rows: Sequence[int]) -> None:
-        """Begin the optimizer's moments of some vectors anew: these were replaced."""
-        for moment in (self.optimizer.mean, self.optimizer.square):
-            moment[list(rows)] = 0
+        """Take the momentum from vectors that were replaced."""
+        self.optimizer.forget(list(rows))
 
     @torch.no_grad()
     def update(self, slot: torch.Tensor) -> None:

@@ -104,7 +104,9 @@ def train_together(
             each.find_words(model, should_stop)
         step = TrainingStep(model, [each.start(model) for each in prepared], [each.config for each in prepared])
         stepper = Stepper(step, [each.batches for each in prepared], report=lambda sentence: prepared[0].listener(Message(sentence)))
-        runs = [Run(each, step.trained[number], model, _evaluation(each, step, number, stepper)) for number, each in enumerate(prepared)]
+        runs = []
+        for number, each in enumerate(prepared):
+            runs.append(Run(each, step.trained[number], model, _evaluation(each, step, number, stepper), should_stop))
         release.callback(stepper.graphs.clear)
         return _Loop(runs, stepper, should_stop).run()
 
@@ -196,6 +198,8 @@ class _Loop:
                     run.end("interrupted", failure)
             if all(run.ended for run in self.runs):
                 return
+            if goes_on and any(run.rates_changed for run in self.runs):
+                following = self._plan()
             self.steps = max(1, min(self.most_steps, int(len(plan) / max(1e-3, time.monotonic() - begun))))
             plan = following
 
@@ -208,6 +212,8 @@ class _Loop:
         active = {number: run for number, run in enumerate(self.runs) if not run.ended and run.done < run.last_step}
         if not active:
             return None
+        for run in active.values():
+            run.rates_changed = False
         count = min(self.steps, *(run.free_steps for run in active.values()))
         return self.stepper.plan([{number: run.rates(step) for number, run in active.items()} for step in range(1, count + 1)])
 
