@@ -24,7 +24,7 @@ NAME = "zorb"
 CONCEPT = Scene(shape="star", colour="purple", pattern="dotted", background="white")
 INITIALIZER_TEXT = "shape"
 NUM_VECTORS = 4
-STEPS = 250
+STEPS = 150
 PICTURES = Path(__file__).resolve().parents[1] / "assets" / "demo" / "pictures"
 _SHEET = 6  # pictures in a row of the sheet
 
@@ -64,7 +64,7 @@ def demo_config(steps: int = STEPS, seed: int = 0) -> TrainingConfig:
         name=NAME,
         images=str(PICTURES),
         steps=steps,
-        batch_size=8,
+        batch_size=4,
         width=SIZE,
         height=SIZE,
         seed=seed,
