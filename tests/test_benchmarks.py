@@ -77,7 +77,8 @@ def test_the_gpu_benchmark_runs_on_the_cpu(tmp_path: Path, capsys: pytest.Captur
 def plan() -> Plan:
     """Even smaller than the quick one."""
     models = {"checked": (MINI,), "compared": MINI, "together": MINI, "timed": MINI, "large": replace(TINY_XL, pixels=64)}
-    counts = {"checked_steps": 1, "falling_steps": 10, "compared_steps": 2, "embeddings": 2, "picture_steps": 2, "matrix": 64}
+    # three steps, because Adam's first takes a value that bf16 rounds to the other sign as a whole step
+    counts = {"checked_steps": 3, "falling_steps": 10, "compared_steps": 2, "embeddings": 2, "picture_steps": 2, "matrix": 64}
     return replace(Plan.quick("cpu"), **models, **counts, seconds=0.02)  # type: ignore[arg-type]
 
 
