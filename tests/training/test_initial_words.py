@@ -211,7 +211,7 @@ def test_a_replaced_vector_has_no_momentum(tiny: StableDiffusion, method: str) -
     trained.learning_rate.fill_(0.01)
     trained.gradient.copy_(torch.ones(3, 64).cumsum(1))
     trained.update(torch.zeros(1, dtype=torch.int64))
-    trained.forget([1])
+    trained.optimizer.forget([1])
     assert not trained.optimizer.mean[1].any()
     assert trained.optimizer.square[1].any()  # the gradient is about as large as before
     assert trained.optimizer.mean[[0, 2]].any(dim=1).all()

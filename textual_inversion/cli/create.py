@@ -16,7 +16,7 @@ from textual_inversion.cli.common import (
     option_help,
     tell,
 )
-from textual_inversion.settings.creation import NewEmbedding, wants_search
+from textual_inversion.settings.creation import FOUND_WORDS, NewEmbedding, wants_search
 from textual_inversion.settings.schema import settings_of
 
 
@@ -42,7 +42,7 @@ def _create(options: argparse.Namespace) -> Result:
     text, count = options.initializer_text, options.num_vectors
     path = create_embedding(checkpoint_path(options), options.name, text, count, folder, overwrite=options.overwrite)
     description = formats.describe(path).description
-    origin = "words that training finds" if wants_search(text) else repr(text)
+    origin = FOUND_WORDS if wants_search(text) else repr(text)
     hint = f"; {STARTS_FROM_ZEROS}" if starts_from_zeros(path, text) else ""
     tell(options, f"{path}: {description.vectors} from {origin}{hint}")
     return {"embedding": str(path), "name": options.name, "num_vectors": description.num_vectors}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from textual_inversion.settings.schema import Settings, setting
+from textual_inversion.settings.schema import AUTO, Settings, setting
 
 MAX_VECTORS = 75  # one chunk of a prompt
-AUTO = "auto"
 AUTO_VECTORS = 4  # where neither a number nor words are given
+FOUND_WORDS = "words that training finds"
 
 
 def wants_search(initializer_text: str | None) -> bool:
@@ -64,5 +64,5 @@ class NewEmbedding(Settings):
     def origin(self) -> str:
         """What it starts from, for a sentence."""
         if wants_search(self.initializer_text):
-            return "words that training finds"
+            return FOUND_WORDS
         return f"“{self.initializer_text}”" if self.initializer_text else "zeros"

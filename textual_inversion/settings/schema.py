@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 from textual_inversion.errors import ConfigError
 
 _Settings = TypeVar("_Settings", bound="Settings")
+AUTO = "auto"  # the word of settings that choose their value themselves
 _LONGEST = 40  # letters of a refused number that its message shows
 
 

@@ -12,12 +12,11 @@ from typing import Any, ClassVar
 from textual_inversion.errors import ConfigError
 from textual_inversion.settings.generation import CLIP_SKIP, GUIDANCE, SAMPLER_STEPS, SAMPLERS, SEED, SIDE
 from textual_inversion.settings.schedule import CosineSchedule, LearningRateSchedule, Schedule
-from textual_inversion.settings.schema import Settings, colour, setting, setting_of
+from textual_inversion.settings.schema import AUTO, Settings, colour, setting, setting_of
 
 LOSS_TYPES = ("log", "mse")
 METHODS = ("pulled", "directional", "classic")
 CLIP_MODES = ("off", "value", "norm")
-AUTO = "auto"
 #: Method -> its learning rate where `auto` is given: a share of a usual value in the checkpoint's token table for `pulled`, so that a
 #: step means as much in every text encoder; radians for `directional`; AdamW's rate for `classic`.
 LEARNING_RATES = {"pulled": 0.7, "directional": 0.4, "classic": 0.005}
@@ -513,7 +512,12 @@ class TrainingConfig(Settings):
     @property
     def search_budget(self) -> int:
         """Forward passes of one picture that a search may take: a third of what the steps take."""
-        return self._rows * _PASSES_OF_A_STEP // 3
+        return self.forward_passes // 3
+
+    @property
+    def forward_passes(self) -> int:
+        """What all steps cost, in forward passes of one picture."""
+        return self._rows * _PASSES_OF_A_STEP
 
     @property
     def _rows(self) -> int:

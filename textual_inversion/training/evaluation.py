@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
-from textual_inversion.diffusion.clip import TokenBatch
 from textual_inversion.diffusion.graphs import GraphCache
 from textual_inversion.training.data.batches import Batch
 from textual_inversion.training.step import LEAST_LOSS, TrainingStep, row_errors
@@ -50,7 +50,7 @@ class Evaluation:
         for batch in self.batches:
             key = _form(batch)
             if key not in self._slots:
-                self._slots[key] = _Slot(_clone(batch), torch.zeros(len(batch.latents), device=batch.latents.device))
+                self._slots[key] = _Slot(deepcopy(batch), torch.zeros(len(batch.latents), device=batch.latents.device))
             slot = self._slots[key]
             _fill(slot.batch, batch)
             self.graphs.run(("evaluation", self.number, key), partial(self._pass, slot))
@@ -82,18 +82,6 @@ def _form(batch: Batch) -> Hashable:
     return (*present, *(tuple(part.shape) for part in _parts(batch)))
 
 
-def _clone(batch: Batch) -> Batch:
-    prompts = batch.prompts
-    tokens = TokenBatch(prompts.tokens.ids.clone(), prompts.tokens.index.clone(), prompts.tokens.mask.clone())
-    return Batch(
-        batch.latents.clone(),
-        batch.noise.clone(),
-        batch.timesteps.clone(),
-        replace(prompts, tokens=tokens, weights=None if prompts.weights is None else prompts.weights.clone()),
-        None if batch.weights is None else batch.weights.clone(),
-    )
-
-
 def _fill(slot: Batch, batch: Batch) -> None:
     for old, new in zip(_parts(slot), _parts(batch), strict=True):
         old.copy_(new)
@@ -105,7 +93,6 @@ class Curve:
 
     Attributes:
         points: (step, loss) in the order of the steps.
-        best: (step, loss) of the lowest loss.
     """
 
     points: list[tuple[int, float]] = field(default_factory=list)

@@ -22,7 +22,6 @@ from textual_inversion.training.events import Event, Message, Started, Stopped
 from textual_inversion.training.initial_words import WordSearch
 from textual_inversion.training.methods import start_at_word_length
 
-_PASSES_OF_A_STEP = 3  # the cost of a step in forward passes
 _SEARCH_SHARE = 0.2  # of the run's cost that looking for words may add
 _LEAST_ROWS, _MOST_FIXED = 8, 24  # that words are compared by
 _ROWS_OF_A_PLACE = 10  # forward passes for each of these rows: the gradient, the words tried, and a part of the first noun's search
@@ -85,8 +84,7 @@ class Prepared:
             return
         self.listener(Message("Looking for words that describe the pictures"))
         config, count = self.config, self.embedding.num_vectors
-        rows = config.batch_size * config.gradient_accumulation_steps * config.steps * _PASSES_OF_A_STEP
-        left = min(int(_SEARCH_SHARE * rows), _MOST_ROWS)
+        left = min(int(_SEARCH_SHARE * config.forward_passes), _MOST_ROWS)
         fixed = min(max(left // (count * _ROWS_OF_A_PLACE), _LEAST_ROWS), _MOST_FIXED)
         search = self.word_search(model, fixed, left, should_stop)
         try:

@@ -124,7 +124,7 @@ class Run:
             self.listener(Message("There is not enough memory to look for words on the way; training goes on without."))
             return
         if replaced:
-            self.trained.forget([row for row, _ in replaced])
+            self.trained.optimizer.forget([row for row, _ in replaced])
             shown = ", ".join(f"{row + 1} “{word}”" for row, word in replaced)
             self.listener(Message(f"Words that fit the pictures better took the place of vectors, which learn on from there: {shown}."))
 

@@ -86,11 +86,6 @@ class TrainedVectors:
         self.gradient.add_(gradient / (passes * self.scale.factor))
 
     @torch.no_grad()
-    def forget(self, rows: Sequence[int]) -> None:
-        """Take the momentum from vectors that were replaced."""
-        self.optimizer.forget(list(rows))
-
-    @torch.no_grad()
     def update(self, slot: torch.Tensor) -> None:
         """Move the vectors along the gradient of all passes, and note the numbers.
 
