@@ -459,6 +459,18 @@ def test_what_a_failed_load_leaves_is_no_model(make: Callable[[str], World]) -> 
     assert webui.inside.tables[0].scans == scans
 
 
+def test_before_the_first_model_names_are_those_that_it_will_know(webui: World) -> None:
+    for name in ("neg,", "toy (old)", "plain"):
+        webui.put(name)
+    webui.host.read_embeddings()
+    after = webui.host.known_names()
+    if webui.kind != "forge":
+        assert {"neg,", "toy (old)", "plain"} <= set(after)
+        return
+    webui.inside.modules["modules.sd_models"].model_data.sd_model = None
+    assert dict(webui.host.known_names()) == dict(after)
+
+
 def test_after_a_load_that_failed_the_next_generation_loads_again(webui: World) -> None:
     data = webui.inside.modules["modules.sd_models"].model_data
     webui.host.before_loading()

@@ -22,7 +22,7 @@ from textual_inversion.errors import CheckpointError
 from textual_inversion.files import FileStamp
 from textual_inversion.hosts.webui.generation import complete_hashes, forget_conditioning
 from textual_inversion.hosts.webui.host import WebUIHost
-from textual_inversion.hosts.webui.tables import TableClass, widths_of
+from textual_inversion.hosts.webui.tables import TableClass, names_of, widths_of
 from textual_inversion.library import EmbeddingLibrary
 
 _ENGINES = ("text_processing_engine", "text_processing_engine_l", "text_processing_engine_g")
@@ -59,10 +59,11 @@ class ForgeHost(WebUIHost):
         complete_hashes(p, next(iter(self._engines()), None))
 
     def known_names(self) -> Mapping[str, int]:
-        """Names in the loaded model's tables; before the first load, the embeddings that fit the chosen checkpoint."""
+        """Names in the loaded model's tables; before the first load, those of the embeddings that fit the chosen checkpoint."""
         engines = self._engines()
         if not engines:
-            return {entry.name: entry.info.num_vectors for entry in self.library().entries() if entry.usable and entry.info}
+            usable = [entry for entry in self.library().entries() if entry.usable]
+            return {name: entry.info.num_vectors for entry in usable if entry.info for name in names_of(entry)}
         return {name: int(embedding.vectors) for engine in engines for name, embedding in list(engine.embeddings.word_embeddings.items())}
 
     def read_embeddings(self) -> None:
