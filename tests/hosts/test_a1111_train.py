@@ -111,7 +111,7 @@ def check_training_with_previews(webui: WebUI, tab: TrainTab) -> None:
     tab.tab("Train")
     assert tab.value("ti_train_name") == "main-job"
     tab.unfold("Previews and copies")
-    assert (tab.value("ti_train_steps"), tab.value("ti_train_learning_rate")) == ("400", "auto")
+    assert (tab.value("ti_train_steps"), tab.value("ti_train_learning_rate")) == ("auto", "auto")
     for ident, value in {"images": PICTURES, "steps": 100, "learning_rate": "0.02", "preview_every": 50}.items():
         tab.fill(f"ti_train_{ident}", value)
     press_train(webui, tab, "main-job")

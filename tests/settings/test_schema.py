@@ -164,8 +164,8 @@ def test_a_forms_values_become_the_types_of_their_settings(name: str, value: Any
 
 
 @pytest.mark.parametrize(("value", "reason"), [
-    (None, "Max steps is empty; it must be a number."), ("x", "Max steps is 'x'; it must be a number."),
-    (1.5, "Max steps is 1.5; it must be a whole number."), (math.nan, "Max steps is nan; it must be a whole number."),
+    (None, "Max steps is empty; it must be a number, or auto."), ("x", "Max steps is 'x'; it must be a number, or auto."),
+    (1.5, "Max steps is 1.5; it must be a whole number, or auto."), (math.nan, "Max steps is nan; it must be a whole number, or auto."),
 ])  # fmt: skip
 def test_a_form_that_holds_no_number_is_told_by_its_label(value: Any, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:

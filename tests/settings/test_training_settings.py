@@ -66,7 +66,7 @@ def test_paths_become_text() -> None:
 
 
 def test_limits_are_written_out_and_huge_numbers_cut() -> None:
-    assert "from 1 to 1000000." in refusal(steps=0).reason
+    assert "from 1 to 1000000, or auto." in refusal(steps=0).reason
     assert "from 0 to 4294967295." in refusal(seed=-1).reason
     assert len(refusal(seed=10**400).reason) < 200
 
@@ -108,3 +108,23 @@ def test_embeddings_that_are_trained_together_share_some_settings(changes: dict[
 def test_nothing_cannot_be_trained_together() -> None:
     with pytest.raises(ConfigError):
         check_trained_together([])
+
+
+@pytest.mark.parametrize(
+    ("changes", "pictures", "full_size", "expected"),
+    [
+        ({}, 6, True, 400),
+        ({}, 6, False, 150),
+        ({"method": "classic"}, 6, True, 3000),
+        ({}, 100, True, 400),
+        ({}, 101, True, 404),
+        ({"batch_size": 8}, 200, True, 400),
+        ({"batch_size": 1, "gradient_accumulation_steps": 2}, 200, True, 1600),
+        ({}, 50_000, True, 4000),
+        ({"steps": 7}, 50_000, True, 7),
+    ],
+)
+def test_steps_fit_the_checkpoint_the_method_and_the_pictures(
+    changes: dict[str, Any], pictures: int, full_size: bool, expected: int
+) -> None:
+    assert config(**changes).with_steps(pictures, full_size=full_size).total_steps == expected

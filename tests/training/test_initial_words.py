@@ -16,7 +16,7 @@ from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.events import Event, Message
-from textual_inversion.training.initial_words import WordSearch
+from textual_inversion.training.initial_words import WordSearch, cost_on_the_way
 from textual_inversion.training.prepared import Prepared
 from textual_inversion.training.step import TrainedVectors
 from textual_inversion.training.trainer import train, train_together
@@ -201,6 +201,8 @@ def test_a_search_takes_a_third_of_the_run_at_most(tiny: StableDiffusion, tmp_pa
     search = each.word_search(tiny, config.search_rows, config.search_budget, lambda: False)
     search.refine(stuck_vectors(tiny))
     assert search.rows_left >= 0, "more was spent than there was"
+    rows = sum(len(each.latents) for each in search.batches)
+    assert config.search_budget - search.rows_left == cost_on_the_way(search.count, rows, config.search_budget)
     assert config.search_budget - search.rows_left <= steps * batch * 3 / 3  # a step costs three forward passes of each row
 
 

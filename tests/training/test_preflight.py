@@ -15,6 +15,7 @@ from textual_inversion.diffusion.checkpoint import CheckpointFile
 from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.embedding import Embedding
 from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.training import estimate
 from textual_inversion.training.data.batches import Batch
 from textual_inversion.training.estimate import DeviceSpeed, MemoryCost, StepCost, step_cost
 from textual_inversion.training.preflight import FATAL, GOOD, HINT, PROBLEM, preflight
@@ -171,3 +172,25 @@ def test_steps_of_the_embedding_count(config, folder, checkpoint):
 def test_a_rate_of_the_other_method_is_noticed(config, changes, said):
     hints = texts(preflight(replace(config, **{"method": "pulled", **changes}), 2), HINT)
     assert (said in hints) if said else ("learning rate" not in hints)
+
+
+def test_searches_and_evaluations_count_as_time(config, checkpoint, monkeypatch):
+    monkeypatch.setattr(estimate, "device_speed", lambda *_: estimate.DeviceSpeed(1e12, 1e-6))
+    bare = replace(config, method="pulled", learning_rate="auto", steps=100, batch_size=4, vocabulary_search=False, evaluate_every=0)
+    seconds = preflight(bare, 4, checkpoint).seconds
+
+    def share(changes, **options):
+        return preflight(replace(bare, **changes), 4, checkpoint, **options).seconds / seconds - 1
+
+    assert share({"evaluate_every": 10}) == pytest.approx(16 * 10 / (100 * 4 * 3))
+    assert share({"vocabulary_search": True}) == pytest.approx((8 + 8 * 9 * 4) / (100 * 4 * 3))
+    assert share({}, finds_words=True) == pytest.approx(0.2)
+    assert share({"vocabulary_search": True}, first_step=50) == pytest.approx(-0.5)
+
+
+def test_what_is_changed_to_fit_is_told(config, checkpoint, monkeypatch):
+    need = preflight(config, 2, checkpoint).memory
+    monkeypatch.setattr(estimate, "free_memory", lambda device: 0.9 * need)
+    assert "To fit into the device's memory" in texts(preflight(config, 2, checkpoint), HINT)
+    monkeypatch.setattr(estimate, "free_memory", lambda device: 1e6)
+    assert "Only 0.0 GB are free" in texts(preflight(config, 2, checkpoint), PROBLEM)

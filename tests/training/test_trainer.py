@@ -213,3 +213,14 @@ def test_words_of_file_names_are_the_filewords(config, model, folder, pictures):
     assert [picture.caption for picture in listed.pictures][-1] == "fox, snow"
     with pytest.raises(ConfigError, match="is no pattern"):
         replace(config, filename_regex="(")
+
+
+def test_steps_left_to_auto_fit_the_checkpoint(model, folder, config):
+    events, config = [], replace(config, method="pulled", steps="auto")
+    train(config, model, folder, listener=events.append, should_stop=lambda: True)
+    assert kinds(events, Started)[0].last_step == 150
+    path, learned = folder / "thing.safetensors", formats.load(folder / "thing.safetensors")
+    formats.save(learned.with_vectors(learned.vectors, step=150, checkpoint_name="random", checkpoint_hash=None), path, overwrite=True)
+    with pytest.raises(ConfigError, match="set steps above that") as caught:
+        train(config, model, folder)
+    assert caught.value.setting == "steps"

@@ -14,7 +14,7 @@ from textual_inversion.app.job import JobKind, JobRunningError, Listener, Should
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError
 from textual_inversion.settings.creation import AUTO_VECTORS, NewEmbedding, wants_search
-from textual_inversion.settings.schema import Setting, cleaned, folder_text, setting_of, settings_of
+from textual_inversion.settings.schema import AUTO, Setting, cleaned, folder_text, setting_of, settings_of
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message
 
@@ -117,7 +117,7 @@ class Actions:
         card = self.card(config.name)
         if card and (reason := card.reason or card.untrainable):
             raise ConfigError(f"{config.name!r} cannot be trained here: {reason}", setting="name")
-        if card and card.description.step and card.description.step >= config.steps:
+        if card and card.description.step and config.steps != AUTO and card.description.step >= config.total_steps:
             reason = f"{config.name!r} is at step {card.description.step} already; raise Max steps above that to go on."
             raise ConfigError(reason, setting="steps")
         self.engine.job.start(JobKind.TRAIN, config.name, partial(self._train, config, new), Path(config.log_dir))
@@ -133,7 +133,8 @@ class Actions:
             new = None if card else new_embedding({**new_values, "name": config.name, "overwrite": False})
             checkpoint = self.engine.host.checkpoint().path
             facts = card.description if card else EmbeddingDescription(_vectors(new))
-            return preflight(config, facts.num_vectors, checkpoint, first_step=facts.step or 0)
+            finds_words = wants_search(new.initializer_text if new else facts.initializer_text)
+            return preflight(config, facts.num_vectors, checkpoint, first_step=facts.step or 0, finds_words=finds_words)
         except (TextualInversionError, OSError) as error:
             return Preflight(findings=(Finding(FATAL, user_message(error)),))
 

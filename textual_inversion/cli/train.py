@@ -28,6 +28,8 @@ from textual_inversion.cli.common import (
 )
 from textual_inversion.cli.report import Report
 from textual_inversion.errors import ConfigError, TrainingError
+from textual_inversion.settings.creation import wants_search
+from textual_inversion.settings.schema import AUTO
 from textual_inversion.settings.training import TrainingConfig, check_trained_together
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def _train(options: argparse.Namespace) -> Result:
 @contextmanager
 def reports_of(configs: Sequence[TrainingConfig], *, as_json: bool) -> Iterator[dict[str, Report]]:
     """Name -> its report. The longest run has the progress bar."""
-    longest = max(configs, key=lambda config: config.steps)
+    longest = max(configs, key=lambda config: 0 if config.steps == AUTO else config.total_steps)
     reports = {
         config.name: Report(as_json=as_json, prefix=f"{config.name}: " if len(configs) > 1 else "", quiet=config is not longest)
         for config in configs
@@ -161,7 +163,9 @@ def _listed(path: Path) -> list[dict[str, Any]]:
 def _check(options: argparse.Namespace, config: TrainingConfig, embedding: Embedding) -> Result:
     from textual_inversion.training.preflight import preflight
 
-    result = preflight(config, embedding.num_vectors, checkpoint_path(options), first_step=embedding.provenance.step or 0)
+    origin = embedding.provenance
+    finds_words = wants_search(origin.initializer_text)
+    result = preflight(config, embedding.num_vectors, checkpoint_path(options), first_step=origin.step or 0, finds_words=finds_words)
     for finding in result.findings:
         tell(options, finding.text)
     options.status = max(options.status, 0 if result.ready else 1)

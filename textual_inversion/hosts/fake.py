@@ -169,9 +169,10 @@ class FakeEngine(Engine):
         embedding = json.loads(path.read_text(encoding="utf-8"))
         listener(Message("Loading fake-128"))
         images = _pictures(Path(config.images))
+        config = config.with_steps(len(images), full_size=False)
         first = step = embedding["step"]
-        listener(Started(config.name, first, config.steps, len(images)))
-        while step < config.steps and not should_stop():
+        listener(Started(config.name, first, config.total_steps, len(images)))
+        while step < config.total_steps and not should_stop():
             step += 1
             time.sleep(self.pace)
             listener(self._step(config, step, first))
@@ -180,7 +181,7 @@ class FakeEngine(Engine):
         picture = Path(config.log_dir) / f"{config.name}-{step - step % (config.preview_every or 1)}.png"
         if config.preview_every and picture.is_file():
             path.with_suffix(".png").write_bytes(picture.read_bytes())
-        listener(Stopped(step, "interrupted" if step < config.steps else "finished", str(path)))
+        listener(Stopped(step, "interrupted" if step < config.total_steps else "finished", str(path)))
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         """Words, and 75 for each chunk."""
@@ -227,14 +228,14 @@ class FakeEngine(Engine):
         loss = max(0.002, 0.06 + 0.11 * math.exp(-step / 60) + noise)
         rate = 1 / max(self.pace, 1e-3)
         learning_rate = config.rates(first, _WORD_SCALE).at(step)
-        return StepDone(step, loss, learning_rate, 0.4 + 0.1 * math.sqrt(step - first), rate, (config.steps - step) / rate)
+        return StepDone(step, loss, learning_rate, 0.4 + 0.1 * math.sqrt(step - first), rate, (config.total_steps - step) / rate)
 
     def _preview_and_copy(self, config: TrainingConfig, step: int, listener: Listener) -> None:
         folder = Path(config.log_dir) if config.log_dir else self.host.folders().outputs
         if config.preview_every and step % config.preview_every == 0:
             path = folder / f"{config.name}-{step}.png"
             folder.mkdir(parents=True, exist_ok=True)
-            _drawing(config.preview_seed, min(1.0, step / config.steps), (config.width, config.height)).save(path)
+            _drawing(config.preview_seed, min(1.0, step / config.total_steps), (config.width, config.height)).save(path)
             listener(PreviewDrawn(step, str(path), config.preview_prompt or f"a picture of {config.name}", config.preview_seed))
         if config.copy_every and step % config.copy_every == 0:
             listener(CopySaved(step, str(folder / f"{config.name}-{step}.json")))

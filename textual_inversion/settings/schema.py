@@ -39,7 +39,7 @@ class Setting:
         step: step of the form's slider; by default `multiple`. Without either a form shows a number box.
         choices: the only values.
         offered: values that a form offers beside free text.
-        kind: the form's component, where the type and the range do not say it: lines, choice, open_choice.
+        kind: the form's component, where the type and the range do not say it: text, lines, choice, open_choice.
         saved: whether a WebUI may save the form's value for its next start.
         folder: the value is a folder; people paste those with quotation marks, spaces and `~`.
         verbatim: spaces at both ends of the text are significant.
@@ -149,8 +149,8 @@ class Setting:
 
     def _clean_number(self, value: Any) -> Any:
         other = f", or {self.word}" if self.word else ""
-        if self.word and (value := "" if value is None else str(value).strip().lower()) == self.word:
-            return value
+        if self.word and str(value).strip().lower() == self.word:
+            return self.word
         try:
             number = float(value)
         except (TypeError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,15 +22,20 @@ CLIP_MODES = ("off", "value", "norm")
 LEARNING_RATES = {"pulled": 0.7, "directional": 0.4, "classic": 0.005}
 _SHARED = ("clip_skip", "gradient_accumulation_steps", "gradient_checkpointing", "precision", "device")  # by embeddings trained together
 #: What a form begins with for checkpoints of full size; Directional Textual Inversion (arXiv 2512.13672) trains SDXL for 400 steps.
-FULL_SIZE = {"steps": 400, "preview_every": 50, "copy_every": 100}
+FULL_SIZE = {"preview_every": 50, "copy_every": 100}
 SAMPLING_METHODS = ("once", "deterministic", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 EVALUATION_ROWS = 16  # pictures of an evaluation, each with noise of its own
 _SEARCH_STEP, _LEAST_STEPS_OF_A_SEARCH, _LEAST_SEARCH_ROWS = 50, 60, 8
+_FIRST_SEARCH_SHARE, _MOST_FIRST_PASSES = 0.2, 4000  # of the run's cost that looking for words to start from may add, and the most
 _LEAST_EVALUATIONS = 12  # in a run that may end early by them
 _EVALUATION_SHARE = 0.05  # of the time that evaluations may take
-_PASSES_OF_A_STEP = 3  # the cost of a step in forward passes
+PASSES_OF_A_STEP = 3  # the cost of a step in forward passes
+#: The least steps of a run, from the paper and this project's measurements (docs/training.md); of classic training, what guides recommend.
+_LEAST_STEPS = {"full size": 400, "tiny": 150, "classic": 3000}
+_MOST_STEPS = 4000  # that many pictures alone make a run longer than
+_TIMES_SHOWN = 16  # how often each picture is shown at least
 _CHANCE: dict[str, Any] = {"minimum": 0, "maximum": 1, "step": 0.05}
 _EVERY: dict[str, Any] = {"minimum": 0, "maximum": 1_000_000}
 
@@ -95,13 +100,19 @@ class TrainingConfig(Settings):
         kind="choice",
         metavar="FILE",
     )
-    steps: int = _learning(
-        400,
+    steps: int | str = _learning(
+        AUTO,
         minimum=1,
         maximum=1_000_000,
+        word=AUTO,
+        kind="text",
         label="Max steps",
-        hint="Earlier runs included. 400 are enough; classic takes thousands.",
-        help="train until the embedding's own step reaches this number (optimizer steps, {minimum} or more)",
+        title="Max steps",
+        hint="Earlier runs included. auto: 400, because vectors as long as words learn in a fifth of the usual steps;"
+        " more for over 100 pictures, 3000 for classic.",
+        help="train until the embedding's own step reaches this number (optimizer steps, {minimum} or more). `auto` is 400, 150 for the"
+        " tiny checkpoint and 3000 for `classic`; more where each picture would be shown less than 16 times, up to 4000",
+        metavar="N",
         saved=False,
     )
     method: str = _learning(
@@ -471,6 +482,28 @@ class TrainingConfig(Settings):
         saved=False,
     )
 
+    @property
+    def total_steps(self) -> int:
+        """`steps` as a number. A run knows it from when its pictures are listed, see `with_steps`.
+
+        Raises:
+            ValueError: `steps` is still `auto`.
+        """
+        return int(self.steps)
+
+    def with_steps(self, pictures: int, *, full_size: bool) -> TrainingConfig:
+        """The settings with a number of steps that fits, where that was left to `auto`.
+
+        Args:
+            pictures: how many one epoch shows.
+            full_size: whether the checkpoint is larger than the tiny one that ships.
+        """
+        if self.steps != AUTO:
+            return self
+        least = _LEAST_STEPS["classic" if self.method == "classic" else "full size" if full_size else "tiny"]
+        needed = math.ceil(_TIMES_SHOWN * pictures / (self.batch_size * self.gradient_accumulation_steps))
+        return replace(self, steps=max(least, min(needed, _MOST_STEPS)))
+
     def rates(self, first_step: int, word_scale: float) -> Schedule:
         """The learning rate of each step of a run that begins after `first_step`.
 
@@ -482,7 +515,7 @@ class TrainingConfig(Settings):
             text = repr(LEARNING_RATES[self.method] * (word_scale if self.method == "pulled" else 1.0))
         written = LearningRateSchedule(text)
         if self.method != "classic" and ":" not in text:
-            return CosineSchedule(written.parts[0][0], first_step, self.steps)
+            return CosineSchedule(written.parts[0][0], first_step, self.total_steps)
         return written
 
     @property
@@ -491,17 +524,17 @@ class TrainingConfig(Settings):
         if self.evaluate_every != AUTO:
             return int(self.evaluate_every)
         rows = math.ceil(EVALUATION_ROWS / self.batch_size) * self.batch_size  # whole batches
-        cost = rows / _PASSES_OF_A_STEP / (self.batch_size * self.gradient_accumulation_steps)
+        cost = rows / PASSES_OF_A_STEP / (self.batch_size * self.gradient_accumulation_steps)
         every = math.ceil(cost / _EVALUATION_SHARE)
-        return max(1, min(every, self.steps // _LEAST_EVALUATIONS)) if self.early_stop else every
+        return max(1, min(every, self.total_steps // _LEAST_EVALUATIONS)) if self.early_stop else every
 
     def search_step(self, first_step: int | None) -> int:
         """The step at which a run that begins after `first_step` looks for words; 0 = it does not.
 
         A word whose steps are not known (None) was learned elsewhere, and stays as it is.
         """
-        step = min(_SEARCH_STEP, self.steps // 3)
-        wanted = self.vocabulary_search and self.method != "classic" and self.steps >= _LEAST_STEPS_OF_A_SEARCH
+        step = min(_SEARCH_STEP, self.total_steps // 3)
+        wanted = self.vocabulary_search and self.method != "classic" and self.total_steps >= _LEAST_STEPS_OF_A_SEARCH
         return step if wanted and first_step is not None and first_step < step else 0
 
     @property
@@ -515,14 +548,19 @@ class TrainingConfig(Settings):
         return self.forward_passes // 3
 
     @property
+    def first_search_budget(self) -> int:
+        """Forward passes of one picture that the search for words to start from may take."""
+        return min(int(_FIRST_SEARCH_SHARE * self.forward_passes), _MOST_FIRST_PASSES)
+
+    @property
     def forward_passes(self) -> int:
         """What all steps cost, in forward passes of one picture."""
-        return self._rows * _PASSES_OF_A_STEP
+        return self._rows * PASSES_OF_A_STEP
 
     @property
     def _rows(self) -> int:
         """Pictures in all steps together."""
-        return self.steps * self.batch_size * self.gradient_accumulation_steps
+        return self.total_steps * self.batch_size * self.gradient_accumulation_steps
 
     def check_together(self) -> None:
         """Refuse two ways of sizing pictures at once, and a clipping bound that is needed and does not parse."""

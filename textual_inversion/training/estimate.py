@@ -58,12 +58,16 @@ class MemoryCost:
         return _WORKSPACE + self.weights + vae_stays * self.vae + batch_size * _MEASURED_OVER_COUNTED * self.activations
 
     def peak(self, batch_size: int, encoded_together: int = 1) -> float:
-        """Bytes at the peak, while pictures are encoded or trained.
+        """Bytes at the peak, while pictures are encoded or trained; arguments as for `training` and `encoding_peak`."""
+        return max(self.training(batch_size), self.encoding_peak(encoded_together))
+
+    def encoding_peak(self, encoded_together: int = 1) -> float:
+        """Bytes at the peak while pictures are encoded.
 
         Args:
             encoded_together: pictures in one pass of the VAE, which is made smaller where pictures are large.
         """
-        return max(self.training(batch_size), _WORKSPACE + self.weights + self.vae + encoded_together * self.encoding)
+        return _WORKSPACE + self.weights + self.vae + encoded_together * self.encoding
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,20 @@ _LEAST_NORM = 0.3  # times the mean length of words; a shorter row was hardly ev
 _SHORTEST = 3  # letters of a word
 #: Forward passes of one row that a backward pass costs beside its forward pass.
 _BACKWARD = 2
+#: Forward passes of one row that the search on the way does at each place.
+_PASSES_LATER = 1 + _BACKWARD + _TRIED_LATER
 _HALF_SCALE = 1024.0  # of the loss in fp16, whose gradients would vanish
+
+
+def cost_on_the_way(count: int, rows: int, budget: int) -> int:
+    """Forward passes of one row that `WordSearch.refine` does.
+
+    Args:
+        count: vectors.
+        rows: that words are compared by.
+        budget: that it may do.
+    """
+    return rows + rows * _PASSES_LATER * min(count, max(0, budget - rows) // (rows * _PASSES_LATER))
 
 
 class WordSearch:

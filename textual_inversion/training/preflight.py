@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt, count_t
 from textual_inversion.prompts.names import tag_of
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, read_template, template_folder
 from textual_inversion.prompts.tokenizer import default_tokenizer
-from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.settings.training import EVALUATION_ROWS, PASSES_OF_A_STEP, TrainingConfig
 from textual_inversion.text import counted
 from textual_inversion.training.data.encoding import list_pictures
 from textual_inversion.training.data.training_set import TrainingPicture, TrainingSet
@@ -91,20 +92,25 @@ class Preflight:
         return {**asdict(self), "ready": self.ready}
 
 
-def preflight(config: TrainingConfig, num_vectors: int, checkpoint: Path | None = None, *, first_step: int = 0) -> Preflight:
+def preflight(
+    config: TrainingConfig, num_vectors: int, checkpoint: Path | None = None, *, first_step: int = 0, finds_words: bool = False
+) -> Preflight:
     """Check what `config` would train on.
 
     Args:
         num_vectors: of the embedding (1 to 75).
         checkpoint: file whose header says what a step costs; None = time and memory are not estimated.
         first_step: the embedding's step so far.
+        finds_words: the run looks for words to start from.
     """
     try:
         listed = list_pictures(config)
     except DatasetError as error:
         return Preflight(findings=(Finding(FATAL, str(error)),))
+    config = config.with_steps(listed.shown, full_size=_is_full_size(checkpoint))
     prompts = _check_prompts(config, listed, num_vectors)
-    cost = _estimate(config, listed, prompts.chunks, checkpoint, first_step)
+    left = _Left(first_step, num_vectors, finds_words)
+    cost = _estimate(config, listed, prompts.chunks, checkpoint, left)
     cropped = [cropped_share(picture.original, picture.size) for picture in listed.pictures] if not listed.options.whole else [0.0]
     findings = [*_check_pictures(config, listed, first_step), *_check_rate(config, first_step), *_check_sizes(config, listed)]
     findings += [*prompts.findings, *cost.findings]
@@ -121,11 +127,22 @@ def preflight(config: TrainingConfig, num_vectors: int, checkpoint: Path | None 
     )
 
 
+def _is_full_size(checkpoint: Path | None) -> bool:
+    """Whether it is larger than the tiny checkpoint that ships; also where that cannot be read."""
+    from textual_inversion.diffusion.checkpoint import CheckpointFile
+    from textual_inversion.diffusion.model import is_full_size
+
+    try:
+        return checkpoint is None or is_full_size(CheckpointFile.open(checkpoint))
+    except TextualInversionError:
+        return True  # the estimate says why
+
+
 def _check_rate(config: TrainingConfig, first_step: int) -> Iterable[Finding]:
     """A rate that belongs to another method."""
     lowest, highest = _USUAL_RATES[config.method]
     rates = config.rates(first_step, _USUAL_SCALE)
-    last_step = max(first_step + 1, min(config.steps, first_step + _RATES_LOOKED_AT))
+    last_step = max(first_step + 1, min(config.total_steps, first_step + _RATES_LOOKED_AT))
     peak = max(rates.at(step) for step in range(first_step + 1, last_step + 1))
     if not lowest <= peak <= highest:
         much = "little" if peak < lowest else "much"
@@ -133,12 +150,12 @@ def _check_rate(config: TrainingConfig, first_step: int) -> Iterable[Finding]:
 
 
 def _check_pictures(config: TrainingConfig, listed: TrainingSet, first_step: int) -> Iterable[Finding]:
-    count, steps = len(listed.pictures), config.steps - first_step
+    count, steps = len(listed.pictures), config.total_steps - first_step
     if steps <= 0:
-        yield Finding(FATAL, f"The embedding is at step {first_step} already; raise the steps above that (they are {config.steps}).")
+        yield Finding(FATAL, f"The embedding is at step {first_step} already; raise the steps above that (they are {config.total_steps}).")
     else:
         shown = steps * config.batch_size * config.gradient_accumulation_steps
-        times = max(1, round(shown / sum(picture.repeats for picture in listed.pictures)))
+        times = max(1, round(shown / listed.shown))
         often = "once" if times == 1 else f"{times} times"
         yield Finding(GOOD, f"{counted(count, 'picture')}, each shown about {often} in {counted(steps, 'step')}.")
     if count < _FEW_PICTURES:
@@ -239,12 +256,38 @@ class _Cost:
     findings: Sequence[Finding]
 
 
-def _estimate(config: TrainingConfig, listed: TrainingSet, chunks: int, checkpoint: Path | None, first_step: int) -> _Cost:
+@dataclass(frozen=True)
+class _Left:
+    """What is still to be done for an embedding: its step so far, its vectors, and whether words to start from are to be found."""
+
+    first_step: int
+    num_vectors: int
+    finds_words: bool
+
+    def steps(self, config: TrainingConfig) -> int:
+        return max(0, config.total_steps - self.first_step)
+
+    def extra_passes(self, config: TrainingConfig) -> float:
+        """Forward passes of one picture that evaluations and the searches for words take."""
+        from textual_inversion.training.initial_words import cost_on_the_way
+
+        passes = 0.0
+        if every := config.evaluation_interval:
+            passes += self.steps(config) / every * EVALUATION_ROWS
+        if config.search_step(self.first_step):
+            passes += cost_on_the_way(self.num_vectors, config.search_rows, config.search_budget)
+        if self.finds_words and not self.first_step:
+            passes += config.first_search_budget
+        return passes
+
+
+def _estimate(config: TrainingConfig, listed: TrainingSet, chunks: int, checkpoint: Path | None, left: _Left) -> _Cost:
     if checkpoint is None:
         return _Cost(None, None, [])
     from textual_inversion.diffusion.checkpoint import CheckpointFile
     from textual_inversion.diffusion.model import best_device, check_device, compute_dtype, is_full_size
-    from textual_inversion.training.estimate import device_speed, free_memory, step_cost
+    from textual_inversion.training.estimate import device_speed, free_memory, memory_cost, step_cost
+    from textual_inversion.training.memory import choose
 
     device = config.device or best_device()
     try:
@@ -252,7 +295,15 @@ def _estimate(config: TrainingConfig, listed: TrainingSet, chunks: int, checkpoi
         file = CheckpointFile.open(checkpoint)
         dtype = compute_dtype(config.precision, device, large=is_full_size(file))
         largest = max(listed.sizes(), key=_area)
-        cost = step_cost(file, largest, dtype, chunks, checkpointing=config.gradient_checkpointing == "on")
+        free, wish = free_memory(device), config.gradient_checkpointing
+        cost = step_cost(file, largest, dtype, chunks, checkpointing=wish == "on")
+        plan = choose(
+            lambda again: cost.memory if again == (wish == "on") else memory_cost(file, largest, dtype, chunks, checkpointing=again),
+            config.batch_size,
+            math.inf if free is None else free,
+            wish,
+            most_parts=1024 // config.gradient_accumulation_steps,
+        )
         speed = device_speed(device, dtype)
     except TextualInversionError as error:
         return _Cost(None, None, [Finding(HINT, f"Time and memory are not estimated: {error}")])
@@ -260,12 +311,15 @@ def _estimate(config: TrainingConfig, listed: TrainingSet, chunks: int, checkpoi
     for picture in listed.pictures:
         share[picture.size] += picture.repeats
     mean = sum(_area(size) * count for size, count in share.items()) / share.total() / _area(largest)
-    passes = max(0, config.steps - first_step) * config.gradient_accumulation_steps
-    seconds = passes * speed.seconds(cost, config.batch_size) * mean
-    memory = cost.memory.peak(config.batch_size)
+    passes = left.steps(config) * config.gradient_accumulation_steps
+    extra = left.extra_passes(config) / (config.batch_size * PASSES_OF_A_STEP)  # in training passes
+    seconds = (passes + extra) * speed.seconds(cost, config.batch_size) * mean
+    memory = max(plan.needed, cost.memory.encoding_peak())
     figures = f"{_duration(seconds)} on {device} and {memory / 2**30:.1f} GB of its memory"
-    findings = [Finding(GOOD, f"The steps take about {figures} (rough figures).")]
-    if (free := free_memory(device)) is not None and free < memory:
+    findings = [Finding(GOOD, f"The run takes about {figures} (rough figures).")]
+    if free is not None and (sentence := plan.sentence(free, config.batch_size)):
+        findings.append(Finding(HINT, sentence))
+    if free is not None and free < memory:
         advice = "use a smaller batch size or size, or close other programs"
         findings.append(Finding(PROBLEM, f"Only {free / 2**30:.1f} GB are free on {device}; {advice}."))
     return _Cost(seconds, memory, findings)

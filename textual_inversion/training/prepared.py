@@ -9,11 +9,14 @@ from pathlib import Path
 import torch
 
 from textual_inversion.diffusion.conditioning import VectorTable
-from textual_inversion.diffusion.model import StableDiffusion
+from textual_inversion.diffusion.model import StableDiffusion, is_full_size
 from textual_inversion.embedding import Embedding
+from textual_inversion.errors import ConfigError
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, read_template, template_folder
 from textual_inversion.settings.creation import wants_search
+from textual_inversion.settings.schema import AUTO
 from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.text import counted
 from textual_inversion.training.data.batches import BatchMaker, PromptMaker
 from textual_inversion.training.data.encoding import InterruptedEncodingError, encode_pictures, list_pictures
 from textual_inversion.training.data.training_set import TrainingSet
@@ -22,10 +25,8 @@ from textual_inversion.training.events import Event, Message, Started, Stopped
 from textual_inversion.training.initial_words import WordSearch
 from textual_inversion.training.methods import start_at_word_length
 
-_SEARCH_SHARE = 0.2  # of the run's cost that looking for words may add
 _LEAST_ROWS, _MOST_FIXED = 8, 24  # that words are compared by
 _ROWS_OF_A_PLACE = 10  # forward passes for each of these rows: the gradient, the words tried, and a part of the first noun's search
-_MOST_ROWS = 4000
 
 
 @dataclass
@@ -51,17 +52,31 @@ class Prepared:
         self.file = GuardedFile(self.path, self.embedding)
 
     def read(self, model: StableDiffusion, first_row: int) -> None:
-        """Read the template and list the pictures.
+        """Read the template, list the pictures and settle how many steps there are.
 
         Args:
             first_row: of the embedding's vectors, among those of all embeddings in the run.
+
+        Raises:
+            ConfigError: the embedding has had all its steps already.
         """
         config, conditioner = self.config, model.conditioner
+        if config.steps != AUTO:
+            self._require_steps_left()
         self.lines = read_template(config.template or template_folder() / DEFAULT_TEMPLATE)
         named = {config.name: self.embedding}
         self.table = VectorTable.of(named, conditioner.encoder_name, conditioner.width, model.device, first_row=first_row)
         self.listed = list_pictures(config)
+        self.config = config = config.with_steps(self.listed.shown, full_size=is_full_size(model.file))
+        self._require_steps_left()
         self.prompts = PromptMaker(config, self.lines, [picture.caption for picture in self.listed.pictures], conditioner, self.table)
+
+    def _require_steps_left(self) -> None:
+        first_step, steps = self.embedding.provenance.step or 0, self.config.total_steps
+        if first_step >= steps:
+            trained = counted(first_step, "step")
+            sentence = f"{self.config.name!r} has been trained for {trained}; set steps above that to go on (they are {steps})."
+            raise ConfigError(sentence, setting="steps")
 
     def encode(self, model: StableDiffusion, should_stop: Callable[[], bool]) -> bool:
         """Encode the pictures; False where that was interrupted."""
@@ -72,7 +87,7 @@ class Prepared:
         except InterruptedEncodingError:
             return False
         self.is_started = True
-        self.listener(Started(config.name, first_step, config.steps, data.pictures, data.skipped))
+        self.listener(Started(config.name, first_step, config.total_steps, data.pictures, data.skipped))
         self.batches = BatchMaker(config, data.buckets, prompts, noise_device=model.device, repeats=data.repeats, first_step=first_step)
         data.buckets.clear()  # the batches have taken over what they need; with many pictures this frees gigabytes
         return True
@@ -84,7 +99,7 @@ class Prepared:
             return
         self.listener(Message("Looking for words that describe the pictures"))
         config, count = self.config, self.embedding.num_vectors
-        left = min(int(_SEARCH_SHARE * config.forward_passes), _MOST_ROWS)
+        left = config.first_search_budget
         fixed = min(max(left // (count * _ROWS_OF_A_PLACE), _LEAST_ROWS), _MOST_FIXED)
         search = self.word_search(model, fixed, left, should_stop)
         try:
@@ -122,7 +137,7 @@ class Prepared:
         """Send the events of a run that was interrupted before its first step."""
         first_step = self.embedding.provenance.step or 0
         if not self.is_started:
-            self.listener(Started(self.config.name, first_step, self.config.steps, len(self.listed.pictures), self.listed.skipped))
+            self.listener(Started(self.config.name, first_step, self.config.total_steps, len(self.listed.pictures), self.listed.skipped))
         self.listener(Stopped(first_step, "interrupted", str(self.path)))
 
     def start(self, model: StableDiffusion) -> torch.Tensor:

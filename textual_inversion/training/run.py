@@ -49,13 +49,13 @@ class Run:
         config, self.listener, self.embedding = prepared.config, prepared.listener, prepared.embedding
         self.config, self.trained, self.model = config, trained, model
         self.file = prepared.file
-        self.done, self.last_step = self.embedding.provenance.step or 0, config.steps
+        self.done, self.last_step = self.embedding.provenance.step or 0, config.total_steps
         self.evaluation, self.curve, self._best = evaluation, Curve(), trained.vectors.clone()
         self._best_moments = trained.optimizer.state_dict()
         self.rates_changed = False
         self.ended = self._told_of_hash = False
         self.failure: TextualInversionError | None = None
-        self.monitor = StepMonitor(trained, self.done, config.steps, "" if model.dtype == torch.float32 else " or precision fp32")
+        self.monitor = StepMonitor(trained, self.done, config.total_steps, "" if model.dtype == torch.float32 else " or precision fp32")
         self._search_step = config.search_step(self.embedding.provenance.step)
         if self._search_step:
             self._words = prepared.word_search(model, config.search_rows, config.search_budget, should_stop)
@@ -152,11 +152,11 @@ class Run:
     def _cool_down(self) -> None:
         """Let the rate fall over a few more steps, and end there: further steps would not make the vectors better."""
         rate = self._rates.at(self.done + 1)
-        self.last_step = min(self.config.steps, self.done + cool_down_steps(self.done))
+        self.last_step = min(self.config.total_steps, self.done + cool_down_steps(self.done))
         self.monitor.last_step = self.last_step
         self.rates_changed = True
-        self._rates = CoolDown(rate, self._rates.at(self.config.steps), self.done, self.last_step)
-        self.listener(Message(f"Nothing more is learned; the run ends at step {self.last_step} of {self.config.steps}."))
+        self._rates = CoolDown(rate, self._rates.at(self.config.total_steps), self.done, self.last_step)
+        self.listener(Message(f"Nothing more is learned; the run ends at step {self.last_step} of {self.config.total_steps}."))
 
     def _keep_best(self) -> None:
         """Go back to the vectors that did best, where the last ones are clearly worse."""

@@ -13,9 +13,8 @@ import torch
 from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
-from textual_inversion.errors import ConfigError, TrainingError
+from textual_inversion.errors import TrainingError
 from textual_inversion.settings.training import EVALUATION_ROWS, TrainingConfig, check_trained_together
-from textual_inversion.text import counted
 from textual_inversion.training.embedding_file import find_embedding
 from textual_inversion.training.evaluation import Evaluation
 from textual_inversion.training.events import Event, Message
@@ -87,7 +86,7 @@ def train_together(
             first is raised when all others are done.
     """
     check_trained_together(configs)
-    found = [_find(config, Path(embeddings_dir)) for config in configs]
+    found = [find_embedding(Path(embeddings_dir), config.name) for config in configs]
     prepared = [Prepared(each, partial(listener, each.name), path, embedding) for each, (path, embedding) in zip(configs, found)]
     rows = 0
     for each in prepared:
@@ -139,21 +138,6 @@ def _fit(prepared: Sequence[Prepared], model: StableDiffusion) -> MemoryPlan:
     if plan.batch_size < batch:
         first.config = plan.applied_to(first.config)
     return plan
-
-
-def _find(config: TrainingConfig, folder: Path) -> tuple[Path, Embedding]:
-    """The embedding's file and what it holds.
-
-    Raises:
-        ConfigError: it has had all its steps already.
-    """
-    path, embedding = find_embedding(folder, config.name)
-    first_step = embedding.provenance.step or 0
-    if first_step >= config.steps:
-        trained = counted(first_step, "step")
-        sentence = f"{config.name!r} has been trained for {trained}; set steps above that to go on (they are {config.steps})."
-        raise ConfigError(sentence, setting="steps")
-    return path, embedding
 
 
 class _Loop:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr, create_model
@@ -88,11 +88,16 @@ class _Strict(BaseModel):
             extra = "forbid"
 
 
+def _strict_types(kind: type, word: str) -> Sequence[Any]:
+    """The types of a request's field for one type of a setting; beside a number only the setting's word is no mistake."""
+    return (Literal[word],) if kind is str and word else _STRICT[kind]
+
+
 def request_fields(settings: type[Settings], other_words: Mapping[str, str] = {}) -> dict[str, Any]:
     """The fields of a request that takes these settings, for `create_model`; types are strict, so that text is not taken for a number."""
     return {
         each.name: (
-            reduce(or_, (strict for kind in each.types for strict in _STRICT[kind])),
+            reduce(or_, (strict for kind in each.types for strict in _strict_types(kind, each.word))),
             Field(... if each.required else each.default, description=other_words.get(each.name) or f"{each.described}."),
         )
         for each in settings_of(settings)

@@ -62,6 +62,11 @@ class TrainingSet:
             sizes.setdefault(picture.size, []).append(index)
         return sizes
 
+    @property
+    def shown(self) -> int:
+        """Pictures that one epoch shows."""
+        return sum(picture.repeats for picture in self.pictures)
+
     def views(self, index: int) -> list[TrainingView]:
         """Read the crops of picture `index`.
 
