@@ -218,7 +218,7 @@ def test_paths_that_are_no_checkpoint_files(tmp_path: Path) -> None:
     assert "no checkpoint file" in refusal(tmp_path / "absent.safetensors")
     folder = tmp_path / "folder.safetensors"
     folder.mkdir()
-    assert "no checkpoint file" in refusal(folder)
+    assert "is a folder" in refusal(folder, UnsupportedCheckpointError)
     for name, content in (("model.ckpt", b"PK\x03\x04"), ("model.pt", b""), ("README", b"hello")):
         (tmp_path / name).write_bytes(content)
         assert "convert it to .safetensors" in refusal(tmp_path / name)

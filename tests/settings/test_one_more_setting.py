@@ -65,7 +65,7 @@ def test_it_is_an_option_in_its_group_at_the_place_of_its_declaration() -> None:
     assert names[names.index("batch_size") + 1] == "warmup"
     text = " ".join(parser.format_help().split())
     assert "--warmup N steps (0 to 100) over which the learning rate rises to its first value; default: 5" in text
-    parser.set_defaults(**GIVEN, precision="auto", device="")
+    parser.set_defaults(**GIVEN, precision="auto", prediction_type="auto", device="")
     assert values_of(parser.parse_args(["--warmup", "7"]), CONFIG)["warmup"] == 7
 
 

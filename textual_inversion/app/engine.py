@@ -224,7 +224,9 @@ def _load_and_train(checkpoint: Checkpoint, config: TrainingConfig, folder: Path
     if vae is not None and vae.suffix.lower() != ".safetensors":
         listener(Message(f"{vae.name} is not a .safetensors file; training uses the VAE inside the checkpoint"))
         vae = None
-    model = load_checkpoint(checkpoint.path, vae=vae, device=config.device, precision=config.precision)
+    model = load_checkpoint(
+        checkpoint.path, vae=vae, device=config.device, precision=config.precision, prediction_type=config.prediction_type
+    )
     train(config, model, folder, listener=listener, should_stop=should_stop)
 
 

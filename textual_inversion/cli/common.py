@@ -198,10 +198,12 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add the options for the device and the precision, as training has them."""
-    texts, precision = option_help(TrainingConfig), setting_of(TrainingConfig, "precision")
+    texts = option_help(TrainingConfig)
     add_setting(parser, setting_of(TrainingConfig, "device"), texts["device"])
-    text = with_default(texts["precision"], precision.default)
-    parser.add_argument("--precision", default=precision.default, choices=precision.choices, help=text)
+    for name in ("precision", "prediction_type"):
+        declared = setting_of(TrainingConfig, name)
+        text = with_default(texts[name], declared.default)
+        parser.add_argument(f"--{declared.flag}", default=declared.default, choices=declared.choices, help=text)
 
 
 def checkpoint_path(options: argparse.Namespace) -> Path:
@@ -216,7 +218,8 @@ def load_model(options: argparse.Namespace) -> StableDiffusion:
     from textual_inversion.diffusion.model import TINY_CHECKPOINT, check_device, load_checkpoint
 
     check_device(options.device)
-    return load_checkpoint(options.checkpoint or TINY_CHECKPOINT, device=options.device, precision=options.precision)
+    wanted = {"device": options.device, "precision": options.precision, "prediction_type": options.prediction_type}
+    return load_checkpoint(options.checkpoint or TINY_CHECKPOINT, **wanted)
 
 
 def named_file(options: argparse.Namespace, name: str) -> tuple[Path, str | None]:

@@ -50,6 +50,8 @@ def _generate(options: argparse.Namespace) -> Result:
 
     options.out.mkdir(parents=True, exist_ok=True)  # fails before anything is drawn
     model = load_model(options)
+    for note in model.notes:
+        say(note, error=True)
     settings = sized(options, settings, model.default_size)
     embeddings = library_of(options, model.widths).as_mapping()
     unknown = unknown_names((settings.prompt, settings.negative_prompt), embeddings)

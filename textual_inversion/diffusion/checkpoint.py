@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,9 @@ from torch import nn
 
 from textual_inversion.errors import CheckpointError, EmbeddingError, UnsupportedCheckpointError
 from textual_inversion.files import FileStamp, os_error_words, sha256_of
+
+if TYPE_CHECKING:
+    from textual_inversion.formats.containers.safetensors_file import Header
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 _TABLE = "text_model.embeddings.token_embedding.weight"
@@ -45,11 +48,13 @@ class CheckpointFile:
         path: the file.
         shapes: tensor name -> shape; names are those of today's layout.
         stored_names: tensor name -> name in the file, where an old layout has another.
+        metadata: what programs have written into the header.
     """
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     stored_names: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> CheckpointFile:
@@ -59,6 +64,10 @@ class CheckpointFile:
             CheckpointError: no such file, another kind of file, or a damaged header.
         """
         path = Path(path)
+        if path.is_dir():
+            kind = "a folder in diffusers' layout" if (path / "model_index.json").is_file() else "a folder"
+            reason = f"{path} is {kind}, which is not read so far; give a checkpoint that is a single .safetensors file."
+            raise UnsupportedCheckpointError(reason, path=path)
         if not path.is_file():
             raise CheckpointError(f"There is no checkpoint file {path}; give the path of a .safetensors file.", path=path)
         if path.suffix.lower() == ".gguf":
@@ -70,11 +79,12 @@ class CheckpointFile:
             raise CheckpointError(
                 f"{path.name} is not a .safetensors file; convert it to .safetensors, the only kind read so far.", path=path
             )
-        stored = _read_shapes(path)
+        header = _read_header(path)
+        stored = {key: entry.shape for key, entry in header.tensors.items()}
         renamed = {TEXT + "text_model." + key[len(TEXT) :]: key for key in stored if key.startswith(_OLD_TEXT)}
         old = set(renamed.values())
         shapes = {key: shape for key, shape in stored.items() if key not in old}
-        return cls(path, shapes | {key: stored[name] for key, name in renamed.items()}, renamed)
+        return cls(path, shapes | {key: stored[name] for key, name in renamed.items()}, renamed, header.metadata)
 
     @classmethod
     def open_vae(cls, path: str | os.PathLike[str]) -> CheckpointFile:
@@ -173,7 +183,13 @@ class TensorReader:
             advice = "quantized checkpoints cannot be trained on, so take one in fp16 or fp32"
             raise UnsupportedCheckpointError(f"{self.source.path.name} stores {name} as {kind}; {advice}.", path=self.source.path)
         # copy always: without a copy, a tensor of the right type would keep the file mapped
-        return tensor.to(device=device, dtype=dtype, copy=True)
+        weight = tensor.to(device=device, dtype=dtype, copy=True)
+        if not bool(torch.isfinite(weight).all()):
+            kind = str(dtype).removeprefix("torch.")
+            reason = f"{self.source.path.name} holds values in {name} that are no finite numbers in {kind}, so every picture would be black"
+            advice = "download it again or take another" if dtype == torch.float32 else "try the precision fp32, or take another checkpoint"
+            raise CheckpointError(f"{reason}; {advice}.", path=self.source.path)
+        return weight
 
 
 def _problems(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], prefix: str) -> list[str]:
@@ -191,13 +207,13 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape, from the header of a safetensors file."""
+def _read_header(path: Path) -> Header:
+    """The header of a safetensors file."""
     from textual_inversion.formats import open_file, read_header  # here, so that the model needs torch and safetensors only
 
     try:
         with open_file(path) as source:
-            header = read_header(source, max_bytes=_MAX_HEADER_BYTES, max_brackets=_MAX_HEADER_BYTES)  # metadata of merges is long
+            return read_header(source, max_bytes=_MAX_HEADER_BYTES, max_brackets=_MAX_HEADER_BYTES)  # metadata of merges is long
     except EmbeddingError as error:
         if isinstance(error.__cause__, OSError):
             words = os_error_words(error.__cause__)
@@ -205,7 +221,6 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(
             f"{path.name} is not a .safetensors checkpoint, or damaged; download it again: {error.reason}", path=path
         ) from error
-    return {key: entry.shape for key, entry in header.tensors.items()}
 
 
 def check_family(file: CheckpointFile) -> str:

@@ -18,16 +18,18 @@ from torch import nn
 
 from textual_inversion.diffusion.checkpoint import TEXT, UNET, VAE, CheckpointFile, TensorReader, check_family, picture_size
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder
-from textual_inversion.diffusion.conditioning import TextConditioner
-from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS, Epsilon, NoiseSchedule, Prediction
+from textual_inversion.diffusion.conditioning import TextConditioner, VectorTable
+from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS, NoiseSchedule, Prediction
+from textual_inversion.diffusion.prediction import ends_in_noise, find_prediction
 from textual_inversion.diffusion.unet import UNet, UNetConfig
 from textual_inversion.diffusion.vae import VAE as AutoEncoder
 from textual_inversion.diffusion.vae import VAEConfig
-from textual_inversion.errors import CheckpointError, ConfigError
+from textual_inversion.errors import CheckpointError, ConfigError, UnsupportedCheckpointError
 from textual_inversion.prompts.tokenizer import default_tokenizer
 
 TINY_CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "tiny" / "tiny.safetensors"
 _LEAST_SIGNAL = 4.9e-8  # A1111's value for checkpoints that end in pure noise, where sigma would be infinite
+_ROUNDED = 2**-8  # relative error of values that were stored as bf16
 _FULL_SIZE_CHANNELS = 320
 _CLEARLY_FASTER = 0.7  # of the time in fp32
 Module = TypeVar("Module", bound=nn.Module)
@@ -44,6 +46,7 @@ class StableDiffusion:
         conditioner: prompts to hidden states.
         schedule: the noise schedule, on the model's device.
         prediction: what the UNet predicts.
+        notes: sentences for the user about how the file was understood.
     """
 
     file: CheckpointFile
@@ -54,6 +57,7 @@ class StableDiffusion:
     conditioner: TextConditioner
     schedule: NoiseSchedule
     prediction: Prediction
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -184,7 +188,12 @@ def check_half(dtype: torch.dtype, device: str | torch.device) -> None:
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str] = TINY_CHECKPOINT, *, vae: str | os.PathLike[str] | None = None, device: str = "", precision: str = "auto"
+    path: str | os.PathLike[str] = TINY_CHECKPOINT,
+    *,
+    vae: str | os.PathLike[str] | None = None,
+    device: str = "",
+    precision: str = "auto",
+    prediction_type: str = "auto",
 ) -> StableDiffusion:
     """Load a checkpoint.
 
@@ -193,9 +202,10 @@ def load_checkpoint(
         vae: a `.safetensors` file with a VAE in the LDM layout that replaces the checkpoint's own.
         device: torch device; empty = the best there is.
         precision: compute type of UNet and text encoder: `auto`, `fp32`, `bf16` or `fp16`.
+        prediction_type: what the UNet predicts: `epsilon`, `v_prediction`, or `auto` to find out.
 
     Raises:
-        CheckpointError: not a checkpoint, damaged, or tensors missing.
+        CheckpointError: not a checkpoint, damaged, tensors missing, or weights that are not finite.
         UnsupportedCheckpointError: a family that is not handled.
         ConfigError: the precision is unknown, or the CPU cannot compute in it.
     """
@@ -210,12 +220,30 @@ def load_checkpoint(
         unet = loader.part(UNET, lambda shapes: UNet(UNetConfig.from_shapes(shapes)), dtype)
         autoencoder = _Loader(vae_reader, device).part(VAE, lambda shapes: AutoEncoder(VAEConfig.from_shapes(shapes)), torch.float32)
         text = loader.part(TEXT, lambda shapes: CLIPTextEncoder(CLIPConfig.from_shapes(shapes)), dtype)
-        schedule = _read_schedule(reader).to(device)
+        schedule, notes = _read_schedule(reader)
+    schedule = schedule.to(device)
+    _check_vocabulary(file, text.config.vocab_size)
     if torch.device(device).type == "cuda":
         for module in (unet, autoencoder):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     conditioner = TextConditioner(text, default_tokenizer())
-    return StableDiffusion(file, family, unet, autoencoder, text, conditioner, schedule, Epsilon())
+    prediction, note = find_prediction(file, unet, schedule, lambda: _empty_prompt(conditioner), prediction_type)
+    notes += [note] if note else []
+    return StableDiffusion(file, family, unet, autoencoder, text, conditioner, schedule, prediction, tuple(notes))
+
+
+@torch.no_grad()
+def _empty_prompt(conditioner: TextConditioner) -> torch.Tensor:
+    """The hidden states of a prompt without words, [1, l, d]."""
+    table = VectorTable.of({}, conditioner.encoder_name, conditioner.width, conditioner.text_encoder.token_table.device)
+    return conditioner.encode(conditioner.tokenize([""], table), table.vectors)
+
+
+def _check_vocabulary(file: CheckpointFile, rows: int) -> None:
+    """Refuse a token table without a row for each of CLIP's tokens; rows beyond them are never looked up."""
+    if rows < CLIPConfig.vocab_size:
+        reason = f"{file.path.name} has a token table of {rows} rows; expected one for each of CLIP's {CLIPConfig.vocab_size} tokens"
+        raise UnsupportedCheckpointError(f"{reason}. Take another checkpoint.", path=file.path)
 
 
 def is_full_size(file: CheckpointFile) -> bool:
@@ -245,14 +273,21 @@ class _Loader:
         return module
 
 
-def _read_schedule(reader: TensorReader) -> NoiseSchedule:
-    if reader.source.shapes.get("alphas_cumprod") != (TRAIN_TIMESTEPS,):
-        return NoiseSchedule.scaled_linear()
-    alphas = reader.tensor("alphas_cumprod").float()
-    if not (bool((alphas.diff() <= 0).all()) and 0 < alphas[0] < 1 and alphas[-1] >= 0):
-        name, first, last = reader.source.path.name, float(alphas[0]), float(alphas[-1])
-        raise CheckpointError(
-            f"{name}: alphas_cumprod runs from {first:g} to {last:g}; expected it to fall from about 1 to 0; take another.",
-            path=reader.source.path,
-        )
-    return NoiseSchedule(alphas.clamp(min=_LEAST_SIGNAL))
+def _read_schedule(reader: TensorReader) -> tuple[NoiseSchedule, list[str]]:
+    """The checkpoint's noise schedule, and sentences about it."""
+    file, notes = reader.source, []
+    schedule = standard = NoiseSchedule.scaled_linear()
+    if file.shapes.get("alphas_cumprod") == (TRAIN_TIMESTEPS,):
+        alphas = reader.tensor("alphas_cumprod").float()
+        was_rounded = bool(torch.isclose(alphas, standard.alphas_cumprod, rtol=_ROUNDED, atol=0).all())
+        if not was_rounded:
+            if bool((alphas.diff() <= 0).all()) and 0 < alphas[0] < 1 and alphas[-1] >= 0:
+                schedule = NoiseSchedule(alphas.clamp(min=_LEAST_SIGNAL))
+            else:
+                span = f"its alphas_cumprod runs from {float(alphas[0]):g} to {float(alphas[-1]):g}"
+                notes.append(
+                    f"{file.path.name} has a noise schedule that cannot be used ({span}), so Stable Diffusion's own takes its place."
+                )
+    if ends_in_noise(file):
+        schedule = schedule.with_zero_terminal_snr(_LEAST_SIGNAL)
+    return schedule, notes

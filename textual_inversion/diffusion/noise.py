@@ -29,6 +29,16 @@ class NoiseSchedule:
         betas = torch.linspace(start**0.5, end**0.5, TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
         return cls((1 - betas).cumprod(0).float())
 
+    def with_zero_terminal_snr(self, least_signal: float) -> NoiseSchedule:
+        """The schedule stretched so that its last timestep is pure noise (arXiv 2305.08891, algorithm 1).
+
+        Args:
+            least_signal: the share of the signal's variance that is left there, so that sigma stays finite.
+        """
+        first, last = self.signal[0], self.signal[-1]
+        signal = (self.signal - last) * (first / (first - last))
+        return NoiseSchedule(signal.square().clamp(min=least_signal))
+
     def to(self, device: torch.device | str) -> NoiseSchedule:
         """The same schedule on another device."""
         return NoiseSchedule(self.alphas_cumprod.to(device))

@@ -24,6 +24,7 @@ _SHARED = ("clip_skip", "gradient_accumulation_steps", "gradient_checkpointing",
 #: What a form begins with for checkpoints of full size; Directional Textual Inversion (arXiv 2512.13672) trains SDXL for 400 steps.
 FULL_SIZE = {"preview_every": 50, "copy_every": 100}
 SAMPLING_METHODS = ("once", "deterministic", "random")
+PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 EVALUATION_ROWS = 16  # pictures of an evaluation, each with noise of its own
@@ -378,6 +379,15 @@ class TrainingConfig(Settings):
         hint="Of the frozen model; vectors are always fp32.",
         help="compute type of the frozen model: `auto` is bf16 where CUDA has it, else fp16 on CUDA; elsewhere fp32, or bf16 for a large"
         " model on a processor that is faster in it",
+    )
+    prediction_type: str = setting(
+        "auto",
+        choices=PREDICTION_TYPES,
+        label="Prediction type",
+        hint="Of the checkpoint; auto finds out.",
+        help="what the checkpoint's UNet predicts: `epsilon` (the noise) or `v_prediction`; `auto` asks the file, the .yaml beside it, and"
+        " the UNet",
+        saved=False,
     )
     device: str = setting(
         "",

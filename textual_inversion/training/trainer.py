@@ -92,6 +92,8 @@ def train_together(
     for each in prepared:
         each.read(model, rows)
         rows += len(each.table.vectors)
+    for note in model.notes:
+        prepared[0].listener(Message(note))
     _prepare_kernels(model, prepared[0].listener)
     plan = _fit(prepared, model)
     if not all(each.encode(model, should_stop) for each in prepared):

@@ -86,7 +86,7 @@ _TRAIN = (
         ),
         ("learning",),
     ),
-    Section("Size and device", ("width height", "precision device", "gradient_checkpointing"), ("",)),
+    Section("Size and device", ("width height", "precision device", "gradient_checkpointing prediction_type"), ("",)),
 )
 _PREPROCESS = (
     Section("source", ("source",)),

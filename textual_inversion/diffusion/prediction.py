@@ -1,0 +1,102 @@
+"""Finds out what the UNet of a checkpoint predicts: from what the file says of itself, else by asking the UNet.
+
+Legend: b batch, c channels, h w latent size, l tokens, d width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from textual_inversion.diffusion.checkpoint import CheckpointFile
+from textual_inversion.diffusion.noise import Epsilon, NoiseSchedule, Prediction, VPrediction
+from textual_inversion.diffusion.unet import UNet
+
+_IN_YAML = re.compile(r"^\s*parameterization\s*:\s*[\"']?(v|eps)[\"']?\s*(?:#.*)?$", re.MULTILINE)
+_MOST_YAML_BYTES = 2**20
+#: Metadata written by trainers and mergers -> values that mean v.
+_IN_METADATA = {"modelspec.prediction_type": ("v", "v_prediction"), "ss_v_parameterization": ("true", "1")}
+_PROBE_SIDE = 32  # latents
+_PROBE_LEVEL = 400  # a timestep at which noise can be told from the picture
+_ALIKE = 0.5  # cosine between output and noise
+
+
+class StatedPrediction(NamedTuple):
+    """What a file says: the prediction, and the place that says so, for a sentence."""
+
+    prediction: Prediction
+    source: str
+
+
+def find_prediction(
+    file: CheckpointFile, unet: UNet, schedule: NoiseSchedule, context: Callable[[], torch.Tensor], wish: str = "auto"
+) -> tuple[Prediction, str]:
+    """What the UNet predicts, and a sentence about it where that is not the noise.
+
+    Args:
+        context: makes the hidden states of an empty prompt, [1, l, d].
+        wish: `epsilon` or `v_prediction` where the user has decided; `auto` otherwise.
+    """
+    if wish != "auto":
+        return (VPrediction() if wish == VPrediction.name else Epsilon()), ""
+    if stated := stated_prediction(file):
+        sentence = f"{file.path.name} predicts v, as {stated.source} says." if isinstance(stated.prediction, VPrediction) else ""
+        return stated.prediction, sentence
+    if probe(unet, schedule, context()) == VPrediction.name:
+        return VPrediction(), f"{file.path.name} seems to predict v, by a trial of its UNet; if it does not, set the prediction type."
+    return Epsilon(), ""
+
+
+def stated_prediction(file: CheckpointFile) -> StatedPrediction | None:
+    """What the file, its metadata or the `.yaml` beside it say; None where they say nothing."""
+    if "v_pred" in file.shapes:
+        return StatedPrediction(VPrediction(), "its key v_pred")
+    if found := _IN_YAML.search(_yaml_beside(file)):
+        prediction = VPrediction() if found[1] == "v" else Epsilon()
+        return StatedPrediction(prediction, "the .yaml beside it")
+    for key, meaning_v in _IN_METADATA.items():
+        if key in file.metadata:
+            is_v = file.metadata[key].strip().lower() in meaning_v
+            return StatedPrediction(VPrediction() if is_v else Epsilon(), f"its metadata ({key})")
+    return None
+
+
+def ends_in_noise(file: CheckpointFile) -> bool:
+    """Whether the file says that it was trained with a schedule that ends in pure noise."""
+    return "ztsnr" in file.shapes or file.metadata.get("ss_zero_terminal_snr", "").strip().lower() in ("true", "1")
+
+
+def _yaml_beside(file: CheckpointFile) -> str:
+    path = file.path.with_suffix(".yaml")
+    try:
+        with open(path, "rb") as source:
+            return source.read(_MOST_YAML_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+@torch.no_grad()
+def probe(unet: UNet, schedule: NoiseSchedule, context: torch.Tensor) -> str:
+    """Which prediction the outputs of a UNet look like: `epsilon`, `v_prediction`, or empty where it is neither.
+
+    Two trials. In a grey picture with some noise, a trained UNet of either kind points to the noise; one that does not is left alone.
+    In pure noise, one kind still predicts the noise; the other predicts the picture (arXiv 2202.00512, appendix D), which is not there.
+
+    Args:
+        context: hidden states of an empty prompt, [1, l, d].
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, unet.config.in_channels, _PROBE_SIDE, _PROBE_SIDE, generator=generator).to(context.device)
+
+    def likeness(timestep: int) -> float:
+        timesteps = torch.full((1,), timestep, device=context.device)
+        noisy = schedule.mix(torch.zeros_like(noise), noise, timesteps)
+        output = unet(noisy.to(context.dtype), timesteps, context).float()
+        return float(torch.nn.functional.cosine_similarity(output.flatten(), noise.flatten(), dim=0))
+
+    if not likeness(_PROBE_LEVEL) > _ALIKE:
+        return ""
+    return Epsilon.name if likeness(len(schedule.sigmas) - 1) > _ALIKE else VPrediction.name
