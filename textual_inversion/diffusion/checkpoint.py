@@ -29,15 +29,36 @@ _TOKEN_TABLES = {
     "cond_stage_model.model.token_embedding.weight": "clip_h",
     TEXT + _TABLE: "clip_l",
 }
-# the first SD1 files were written before transformers put `text_model.` in front of these
 _MAX_HEADER_BYTES = 100 * 2**20
+# the first SD1 files were written before transformers put `text_model.` in front of these
 _OLD_TEXT = tuple(TEXT + part for part in ("embeddings.", "encoder.", "final_layer_norm."))
+_OPEN_CLIP = "cond_stage_model.model."  # SD2's text encoder, in OpenCLIP's own layout
+#: Modules of a layer, by CLIP's names -> by OpenCLIP's.
+_OPEN_CLIP_MODULES = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
 # part of a tensor's name -> the unsupported kind of checkpoint that contains it
 _FOREIGN = {
     "double_blocks.": "is a Flux checkpoint",
     "joint_blocks.": "is an SD3 checkpoint",
     ".quant_state.": "holds quantized weights (nf4 or fp4)",
 }
+
+
+class Stored(NamedTuple):
+    """Where a tensor is in the file.
+
+    Attributes:
+        name: of the stored tensor.
+        third: which third of its rows; None = all of it. OpenCLIP stores the weights of queries, keys and values as one tensor.
+    """
+
+    name: str
+    third: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,13 +68,13 @@ class CheckpointFile:
     Attributes:
         path: the file.
         shapes: tensor name -> shape; names are those of today's layout.
-        stored_names: tensor name -> name in the file, where an old layout has another.
+        stored: tensor name -> its place in the file, where the layout there is another.
         metadata: what programs have written into the header.
     """
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
-    stored_names: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, Stored] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -72,7 +93,7 @@ class CheckpointFile:
             raise CheckpointError(f"There is no checkpoint file {path}; give the path of a .safetensors file.", path=path)
         if path.suffix.lower() == ".gguf":
             raise UnsupportedCheckpointError(
-                f"{path.name} is a GGUF file, whose weights are quantized; choose a Stable Diffusion 1.x checkpoint as .safetensors.",
+                f"{path.name} is a GGUF file, whose weights are quantized; choose a checkpoint of Stable Diffusion 1.x or 2.x.",
                 path=path,
             )
         if path.suffix.lower() != ".safetensors":
@@ -80,11 +101,13 @@ class CheckpointFile:
                 f"{path.name} is not a .safetensors file; convert it to .safetensors, the only kind read so far.", path=path
             )
         header = _read_header(path)
-        stored = {key: entry.shape for key, entry in header.tensors.items()}
-        renamed = {TEXT + "text_model." + key[len(TEXT) :]: key for key in stored if key.startswith(_OLD_TEXT)}
-        old = set(renamed.values())
-        shapes = {key: shape for key, shape in stored.items() if key not in old}
-        return cls(path, shapes | {key: stored[name] for key, name in renamed.items()}, renamed, header.metadata)
+        shapes = {key: entry.shape for key, entry in header.tensors.items()}
+        stored = {TEXT + "text_model." + key[len(TEXT) :]: Stored(key) for key in shapes if key.startswith(_OLD_TEXT)}
+        renamed = {key: shapes.pop(place.name) for key, place in stored.items()}
+        for key, place in _open_clip_places(shapes).items():
+            rows, *rest = shapes[place.name]
+            stored[key], renamed[key] = place, (rows if place.third is None else rows // 3, *rest)
+        return cls(path, shapes | renamed, stored, header.metadata)
 
     @classmethod
     def open_vae(cls, path: str | os.PathLike[str]) -> CheckpointFile:
@@ -101,7 +124,7 @@ class CheckpointFile:
             raise CheckpointError(
                 f"{file.path.name} is no VAE: it holds {sample}; expected encoder.conv_in.weight; choose another VAE.", path=file.path
             )
-        return cls(file.path, {VAE + key: shape for key, shape in file.shapes.items()}, {VAE + key: key for key in file.shapes})
+        return cls(file.path, {VAE + key: shape for key, shape in file.shapes.items()}, {VAE + key: Stored(key) for key in file.shapes})
 
     @property
     def name(self) -> str:
@@ -136,6 +159,26 @@ class CheckpointFile:
             yield TensorReader(self, file)
 
 
+def _open_clip_places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
+    """The tensors of an OpenCLIP text encoder, by CLIP's names."""
+    text = TEXT + "text_model."
+    names = {text + "embeddings.token_embedding.weight": "token_embedding.weight"}
+    names[text + "embeddings.position_embedding.weight"] = "positional_embedding"
+    places = {key: Stored(_OPEN_CLIP + name) for key, name in names.items()}
+    layer = 0
+    while f"{_OPEN_CLIP}transformer.resblocks.{layer}.ln_1.weight" in shapes:
+        theirs, ours = f"{_OPEN_CLIP}transformer.resblocks.{layer}.", f"{text}encoder.layers.{layer}."
+        for part in ("weight", "bias"):
+            for our_name, name in _OPEN_CLIP_MODULES.items():
+                places[f"{ours}{our_name}.{part}"] = Stored(f"{theirs}{name}.{part}")
+            for third, our_name in enumerate(("q_proj", "k_proj", "v_proj")):
+                places[f"{ours}self_attn.{our_name}.{part}"] = Stored(f"{theirs}attn.in_proj_{part}", third)
+        layer += 1
+    for part in ("weight", "bias"):
+        places[f"{text}final_layer_norm.{part}"] = Stored(f"{_OPEN_CLIP}ln_final.{part}")
+    return {key: place for key, place in places.items() if shapes.get(place.name)}
+
+
 @lru_cache(maxsize=64)
 def _hash(path: Path, _stamp: FileStamp | None) -> str:
     return sha256_of(path)[:10]
@@ -150,9 +193,10 @@ class TensorReader:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor called `name`, as stored."""
-        stored = self.source.stored_names.get(name, name)
+        stored, third = self.source.stored.get(name, Stored(name))
         try:
-            return self.file.get_tensor(stored)
+            tensor = self.file.get_tensor(stored)
+            return tensor if third is None else tensor.chunk(3)[third]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{self.source.path.name}: {stored} cannot be read ({error}); download the file again.", path=self.source.path
@@ -224,21 +268,17 @@ def _read_header(path: Path) -> Header:
 
 
 def check_family(file: CheckpointFile) -> str:
-    """The family of a supported checkpoint: `SD1`.
+    """The family of a supported checkpoint: `SD1` or `SD2`.
 
     Raises:
-        UnsupportedCheckpointError: SD2, SDXL, SD3, Flux, quantized or inpainting.
+        UnsupportedCheckpointError: SDXL, SD3, Flux, quantized, inpainting, depth or unCLIP.
         CheckpointError: only a part of a checkpoint, or no Stable Diffusion checkpoint at all.
     """
     keys = file.shapes
     name = file.path.name
     if any(key.startswith("conditioner.embedders.") for key in keys):
         raise UnsupportedCheckpointError(
-            f"{name} is an SDXL checkpoint; this version trains SD1 checkpoints only, so choose one of those.", path=file.path
-        )
-    if any(key.startswith("cond_stage_model.model.") for key in keys):
-        raise UnsupportedCheckpointError(
-            f"{name} is an SD2 checkpoint; this version trains SD1 checkpoints only, so choose one of those.", path=file.path
+            f"{name} is an SDXL checkpoint; this version trains SD1 and SD2 checkpoints, so choose one of those.", path=file.path
         )
     _check_native(file)
     parts = {"UNet": UNET, "VAE": VAE, "text encoder": TEXT}
@@ -259,14 +299,18 @@ def check_family(file: CheckpointFile) -> str:
             f"{name} has a UNet for {count}, as inpainting checkpoints do; this version needs one for 4, so choose another checkpoint.",
             path=file.path,
         )
-    return "SD1"
+    if any(key.startswith(UNET + "label_emb.") for key in keys):
+        raise UnsupportedCheckpointError(
+            f"{name} has a UNet that wants more than text, as unCLIP checkpoints do; choose another checkpoint.", path=file.path
+        )
+    return "SD2" if any(key.startswith(_OPEN_CLIP) for key in keys) else "SD1"
 
 
 def _check_native(file: CheckpointFile) -> None:
     for part, kind in _FOREIGN.items():
         if any(part in key for key in file.shapes):
             raise UnsupportedCheckpointError(
-                f"{file.path.name} {kind}, which is not handled; choose a Stable Diffusion 1.x checkpoint.", path=file.path
+                f"{file.path.name} {kind}, which is not handled; choose a Stable Diffusion 1.x or 2.x checkpoint.", path=file.path
             )
 
 
@@ -279,7 +323,8 @@ def token_tables(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """
     file = CheckpointFile.open(path)
     _check_native(file)
-    keys = {encoder: key for key, encoder in reversed(_TOKEN_TABLES.items()) if key in file.shapes}
+    names = set(file.shapes) - {key for key, place in file.stored.items() if place.name.startswith(_OPEN_CLIP)}
+    keys = {encoder: key for key, encoder in reversed(_TOKEN_TABLES.items()) if key in names}
     if not keys:
         sample = ", ".join(sorted(file.shapes)[:3])[:200] or "nothing"
         raise CheckpointError(
@@ -303,9 +348,16 @@ class CheckpointFacts(NamedTuple):
     picture_size: int
 
 
-def picture_size(model_channels: int) -> int:
-    """Native picture side in pixels of an SD1 checkpoint, from the channels of its UNet's first level."""
-    return 512 if model_channels >= 320 else 128  # the tiny checkpoints have fewer
+def picture_size(model_channels: int, *, is_large_sd2: bool = False) -> int:
+    """Native picture side in pixels.
+
+    Args:
+        model_channels: channels of the UNet's first level.
+        is_large_sd2: an SD2 checkpoint that predicts v.
+    """
+    if model_channels < 320:  # the tiny checkpoints
+        return 128
+    return 768 if is_large_sd2 else 512
 
 
 def checkpoint_facts(path: Path) -> CheckpointFacts:
@@ -319,8 +371,11 @@ def checkpoint_facts(path: Path) -> CheckpointFacts:
 
 @lru_cache(maxsize=32)
 def _facts(path: Path, _stamp: FileStamp | None) -> CheckpointFacts:
+    from textual_inversion.diffusion.prediction import stated_prediction  # here, because it imports this module
+
     file = CheckpointFile.open(path)
-    check_family(file)
+    is_sd2, stated = check_family(file) == "SD2", stated_prediction(file)
+    is_large = is_sd2 and (stated is None or stated.prediction.name == "v_prediction")  # most SD2 checkpoints predict v
     try:
         width = file.shapes[TEXT + _TABLE][1]
         channels = file.shapes[f"{UNET}input_blocks.0.0.weight"][0]
@@ -328,4 +383,4 @@ def _facts(path: Path, _stamp: FileStamp | None) -> CheckpointFacts:
         raise CheckpointError(
             f"{path.name} misses a tensor or has one of another shape ({error}); download it again.", path=path
         ) from error
-    return CheckpointFacts({_TOKEN_TABLES[TEXT + _TABLE]: width}, picture_size(channels))
+    return CheckpointFacts({"clip_h" if is_sd2 else "clip_l": width}, picture_size(channels, is_large_sd2=is_large))

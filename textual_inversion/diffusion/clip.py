@@ -16,6 +16,7 @@ from torch import nn
 from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.layers import FusedModule, Joined, attention
 
+_SD2_LAYERS = 23  # that count
 HEAD_WIDTH = 64  # of every CLIP and OpenCLIP text encoder
 _ONE_KERNEL = 3072  # up to so many places CUDA's gradient of an embedding is one kernel; beyond, PyTorch 2.1 waits for the device
 
@@ -30,6 +31,7 @@ class CLIPConfig:
         layers: transformer layers.
         max_tokens: length l of a chunk with its start and end tokens.
         quick_gelu: CLIP-L's activation x·sigmoid(1.702 x); OpenCLIP's are plain GELU.
+        fixed_layer: the layer whose output counts, whatever the clip skip is, as in SD2; 0 = the clip skip chooses it.
     """
 
     vocab_size: int = 49408
@@ -37,6 +39,7 @@ class CLIPConfig:
     layers: int = 12
     max_tokens: int = 77
     quick_gelu: bool = True
+    fixed_layer: int = 0
 
     @property
     def heads(self) -> int:
@@ -44,13 +47,19 @@ class CLIPConfig:
         return max(1, self.width // HEAD_WIDTH)
 
     @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> CLIPConfig:
-        """Read the sizes from a text encoder's tensors (names from `text_model.` on). A missing name raises `KeyError` with that name."""
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], *, is_sd2: bool = False) -> CLIPConfig:
+        """Read the sizes from a text encoder's tensors (names from `text_model.` on). A missing name raises `KeyError` with that name.
+
+        Args:
+            is_sd2: it is OpenCLIP, and the output of the last layer but one of its 24 counts; a file may leave the last one out.
+        """
         vocab_size, width = shapes["text_model.embeddings.token_embedding.weight"]
         layers = 0
         while f"text_model.encoder.layers.{layers}.layer_norm1.weight" in shapes:
             layers += 1
-        return cls(vocab_size, width, layers, shapes["text_model.embeddings.position_embedding.weight"][0])
+        places = shapes["text_model.embeddings.position_embedding.weight"][0]
+        fixed_layer = _SD2_LAYERS if layers >= _SD2_LAYERS else layers - 1  # tiny ones have fewer
+        return cls(vocab_size, width, layers, places, quick_gelu=not is_sd2, fixed_layer=fixed_layer if is_sd2 else 0)
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,7 @@ class CLIPTextEncoder(FusedModule):
             tokens: [b, l].
             vectors: learned vectors [n, d], n at least 1; fp32, the only leaf that ever needs a gradient.
             clip_skip: 1 takes the last layer, 2 the one before, and so on, as A1111 counts; the final norm is applied in each case.
+                SD2's text encoder ignores it.
 
         Returns:
             [b, l, d]
@@ -187,6 +197,6 @@ class CLIPTextEncoder(FusedModule):
         x = self.text_model.embeddings(tokens, vectors)
         layers = list(self.text_model.encoder["layers"].children())
         delta = None
-        for layer in layers[: max(1, len(layers) + 1 - clip_skip)]:
+        for layer in layers[: self.config.fixed_layer or max(1, len(layers) + 1 - clip_skip)]:
             x, delta = layer(x, delta)
         return kernels.add_layer_norm(x, delta, self.text_model.final_layer_norm)[1]

@@ -1,4 +1,4 @@
-"""Prompts to the hidden states that condition the UNet, for SD1.
+"""Prompts to the hidden states that condition the UNet.
 
 Legend: b batch, k chunks, l = 77 k tokens, d width, n vectors.
 """
@@ -14,7 +14,7 @@ from textual_inversion.diffusion.clip import CLIPTextEncoder, TokenBatch
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.prompts.chunks import Chunk, chunk_prompt
-from textual_inversion.prompts.tokenizer import Tokenizer
+from textual_inversion.prompts.tokenizer import END, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,15 @@ class TokenizedPrompts:
 
 
 class TextConditioner:
-    """SD1's conditioning: CLIP-L's hidden states with A1111's chunks and emphasis."""
+    """The hidden states of one text encoder, with A1111's chunks and emphasis.
 
-    encoder_name = "clip_l"
+    Args:
+        encoder_name: `clip_l` for SD1, `clip_h` for SD2, whose prompts are padded with zeros.
+    """
 
-    def __init__(self, text_encoder: CLIPTextEncoder, tokenizer: Tokenizer) -> None:
-        self.text_encoder = text_encoder
-        self.tokenizer = tokenizer
+    def __init__(self, text_encoder: CLIPTextEncoder, tokenizer: Tokenizer, encoder_name: str = "clip_l") -> None:
+        self.text_encoder, self.tokenizer, self.encoder_name = text_encoder, tokenizer, encoder_name
+        self._pad = 0 if encoder_name == "clip_h" else END
 
     @property
     def width(self) -> int:
@@ -103,9 +105,9 @@ class TextConditioner:
             chunks: minimum number of chunks for each prompt, so that prompts of different length fit one batch.
             device: where the result is; the text encoder's device by default.
         """
-        cut = [chunk_prompt(prompt, self.tokenizer, table.sizes) for prompt in prompts]
+        cut = [chunk_prompt(prompt, self.tokenizer, table.sizes, pad=self._pad) for prompt in prompts]
         count = max(chunks, *(len(parts) for parts in cut))
-        empty = chunk_prompt("", self.tokenizer, {})[0]
+        empty = chunk_prompt("", self.tokenizer, {}, pad=self._pad)[0]
         rows = [chunk for parts in cut for chunk in [*parts, *[empty] * (count - len(parts))]]
         return self._batch(rows, table, count).to(self.text_encoder.token_table.device if device is None else device)
 

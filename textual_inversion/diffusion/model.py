@@ -41,7 +41,7 @@ class StableDiffusion:
 
     Attributes:
         file: the file that it was read from.
-        family: `SD1`.
+        family: `SD1` or `SD2`.
         unet, vae, text_encoder: the modules. The VAE is always fp32: in fp16 it overflows on some checkpoints.
         conditioner: prompts to hidden states.
         schedule: the noise schedule, on the model's device.
@@ -98,7 +98,7 @@ class StableDiffusion:
     @property
     def default_size(self) -> int:
         """Native picture side of the checkpoint in pixels."""
-        return picture_size(self.unet.config.model_channels)
+        return picture_size(self.unet.config.model_channels, is_large_sd2=self.family == "SD2" and self.prediction.name == "v_prediction")
 
 
 def best_device() -> str:
@@ -198,7 +198,7 @@ def load_checkpoint(
     """Load a checkpoint.
 
     Args:
-        path: an SD1 checkpoint in the LDM layout, `.safetensors`; the one that ships with the package by default.
+        path: an SD1 or SD2 checkpoint in the LDM layout, `.safetensors`; the one that ships with the package by default.
         vae: a `.safetensors` file with a VAE in the LDM layout that replaces the checkpoint's own.
         device: torch device; empty = the best there is.
         precision: compute type of UNet and text encoder: `auto`, `fp32`, `bf16` or `fp16`.
@@ -219,15 +219,17 @@ def load_checkpoint(
         loader = _Loader(reader, device)
         unet = loader.part(UNET, lambda shapes: UNet(UNetConfig.from_shapes(shapes)), dtype)
         autoencoder = _Loader(vae_reader, device).part(VAE, lambda shapes: AutoEncoder(VAEConfig.from_shapes(shapes)), torch.float32)
-        text = loader.part(TEXT, lambda shapes: CLIPTextEncoder(CLIPConfig.from_shapes(shapes)), dtype)
+        text = loader.part(TEXT, lambda shapes: CLIPTextEncoder(CLIPConfig.from_shapes(shapes, is_sd2=family == "SD2")), dtype)
         schedule, notes = _read_schedule(reader)
     schedule = schedule.to(device)
     _check_vocabulary(file, text.config.vocab_size)
     if torch.device(device).type == "cuda":
         for module in (unet, autoencoder):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    conditioner = TextConditioner(text, default_tokenizer())
-    prediction, note = find_prediction(file, unet, schedule, lambda: _empty_prompt(conditioner), prediction_type)
+    conditioner = TextConditioner(text, default_tokenizer(), "clip_h" if family == "SD2" else "clip_l")
+    prediction, note = find_prediction(
+        file, unet, schedule, lambda: _empty_prompt(conditioner), prediction_type, is_certain=family == "SD1"
+    )
     notes += [note] if note else []
     return StableDiffusion(file, family, unet, autoencoder, text, conditioner, schedule, prediction, tuple(notes))
 

@@ -32,22 +32,34 @@ class StatedPrediction(NamedTuple):
 
 
 def find_prediction(
-    file: CheckpointFile, unet: UNet, schedule: NoiseSchedule, context: Callable[[], torch.Tensor], wish: str = "auto"
+    file: CheckpointFile,
+    unet: UNet,
+    schedule: NoiseSchedule,
+    context: Callable[[], torch.Tensor],
+    wish: str = "auto",
+    *,
+    is_certain: bool = True,
 ) -> tuple[Prediction, str]:
     """What the UNet predicts, and a sentence about it where that is not the noise.
 
     Args:
         context: makes the hidden states of an empty prompt, [1, l, d].
         wish: `epsilon` or `v_prediction` where the user has decided; `auto` otherwise.
+        is_certain: where neither the file nor a trial says anything, it is the noise.
     """
     if wish != "auto":
         return (VPrediction() if wish == VPrediction.name else Epsilon()), ""
     if stated := stated_prediction(file):
         sentence = f"{file.path.name} predicts v, as {stated.source} says." if isinstance(stated.prediction, VPrediction) else ""
         return stated.prediction, sentence
-    if probe(unet, schedule, context()) == VPrediction.name:
-        return VPrediction(), f"{file.path.name} seems to predict v, by a trial of its UNet; if it does not, set the prediction type."
-    return Epsilon(), ""
+    name = file.path.name
+    outcome = probe(unet, schedule, context())
+    if outcome == VPrediction.name:
+        return VPrediction(), f"{name} seems to predict v, by a trial of its UNet; if it does not, set the prediction type."
+    unknown = (
+        "" if outcome or is_certain else f"Nothing says what {name} predicts; it is taken for the noise (epsilon). If it is v, say so."
+    )
+    return Epsilon(), unknown
 
 
 def stated_prediction(file: CheckpointFile) -> StatedPrediction | None:

@@ -138,10 +138,10 @@ def memory_cost(
 
 def _on_meta(file: CheckpointFile, dtype: torch.dtype, checkpointing: bool) -> tuple[UNet, CLIPTextEncoder]:
     """The models of a checkpoint without their weights."""
-    check_family(file)
+    is_sd2 = check_family(file) == "SD2"
     with torch.device("meta"):
         unet = UNet(UNetConfig.from_shapes(file.under(UNET))).to(dtype).requires_grad_(False)
-        text = CLIPTextEncoder(CLIPConfig.from_shapes(file.under(TEXT))).to(dtype).requires_grad_(False)
+        text = CLIPTextEncoder(CLIPConfig.from_shapes(file.under(TEXT), is_sd2=is_sd2)).to(dtype).requires_grad_(False)
     unet.checkpointing = checkpointing
     return unet, text
 
