@@ -32,6 +32,7 @@ _SEARCH_STEP, _LEAST_STEPS_OF_A_SEARCH, _LEAST_SEARCH_ROWS = 50, 60, 8
 _FIRST_SEARCH_SHARE, _MOST_FIRST_PASSES = 0.2, 4000  # of the run's cost that looking for words to start from may add, and the most
 _LEAST_EVALUATIONS = 12  # in a run that may end early by them
 _EVALUATION_SHARE = 0.05  # of the time that evaluations may take
+_USUAL_BATCH = 4  # for which the learning rates were chosen
 PASSES_OF_A_STEP = 3  # the cost of a step in forward passes
 #: The least steps of a run, from the paper and this project's measurements (docs/training.md); of classic training, what guides recommend.
 _LEAST_STEPS = {"full size": 400, "tiny": 150, "classic": 3000}
@@ -130,7 +131,7 @@ class TrainingConfig(Settings):
         hint="auto fits the method. Or a number, or stages: 0.005:300, 0.001",
         help="`auto`, a number, or A1111's schedule `0.005:100, 1e-3:1000, 1e-5` (rate:until step). Except for `classic` a single number"
         " falls along a cosine to a tenth. `auto` is 0.7 of a usual value in the token table for `pulled` (about 0.01 for SD1, 0.05 for"
-        " the tiny checkpoint), 0.4 (an angle in radians) for `directional`, 0.005 for `classic`. Higher learns faster and breaks sooner",
+        " the tiny checkpoint; with batches above 4 less, by the root of their size), 0.4 (an angle in radians) for `directional`, 0.005 for `classic`. Higher learns faster and breaks sooner",
         metavar="RATE",
         rule=_schedule,
     )
@@ -522,11 +523,16 @@ class TrainingConfig(Settings):
         """
         text = str(self.learning_rate).strip().lower()
         if text == AUTO:
-            text = repr(LEARNING_RATES[self.method] * (word_scale if self.method == "pulled" else 1.0))
+            text = repr(LEARNING_RATES[self.method] * (word_scale * self._less_for_large_batches if self.method == "pulled" else 1.0))
         written = LearningRateSchedule(text)
         if self.method != "classic" and ":" not in text:
             return CosineSchedule(written.parts[0][0], first_step, self.total_steps)
         return written
+
+    @property
+    def _less_for_large_batches(self) -> float:
+        """Factor of the rate. The gradients of a large batch agree more, so that the same rate moves the vectors further with each step."""
+        return math.sqrt(min(1.0, _USUAL_BATCH / (self.batch_size * self.gradient_accumulation_steps)))
 
     @property
     def evaluation_interval(self) -> int:
