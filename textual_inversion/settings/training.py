@@ -131,7 +131,8 @@ class TrainingConfig(Settings):
         hint="auto fits the method. Or a number, or stages: 0.005:300, 0.001",
         help="`auto`, a number, or A1111's schedule `0.005:100, 1e-3:1000, 1e-5` (rate:until step). Except for `classic` a single number"
         " falls along a cosine to a tenth. `auto` is 0.7 of a usual value in the token table for `pulled` (about 0.01 for SD1, 0.05 for"
-        " the tiny checkpoint; with batches above 4 less, by the root of their size), 0.4 (an angle in radians) for `directional`, 0.005 for `classic`. Higher learns faster and breaks sooner",
+        " the tiny checkpoint; with batches above 4 less, by the root of their size), 0.4 (an angle in radians) for `directional`, 0.005"
+        " for `classic`. Higher learns faster and breaks sooner",
         metavar="RATE",
         rule=_schedule,
     )
