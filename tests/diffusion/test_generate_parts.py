@@ -13,7 +13,6 @@ from tests.support.checkpoints import write_checkpoint
 from textual_inversion.diffusion import generate as module
 from textual_inversion.diffusion.generate import generate
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
-from textual_inversion.errors import CheckpointError
 from textual_inversion.settings.generation import GenerationSettings
 
 
@@ -55,10 +54,11 @@ def test_stopping_in_a_later_part_gives_the_whole_pictures(model: StableDiffusio
 @pytest.mark.parametrize(
     "values", [torch.full((1000,), float("nan")), torch.linspace(0, 1, 1000), torch.linspace(2, 0.1, 1000), torch.arange(1000)]
 )
-def test_a_noise_schedule_that_is_none_is_refused(path: Path, tmp_path: Path, values: torch.Tensor) -> None:
+def test_a_noise_schedule_that_is_none_gives_way_to_the_usual_one(path: Path, tmp_path: Path, values: torch.Tensor) -> None:
     save_file({**load_file(path), "alphas_cumprod": values}, tmp_path / "odd.safetensors")
-    with pytest.raises(CheckpointError, match=r"odd\.safetensors.*alphas_cumprod"):
-        load_checkpoint(tmp_path / "odd.safetensors", device="cpu")
+    model = load_checkpoint(tmp_path / "odd.safetensors", device="cpu")
+    assert torch.equal(model.schedule.alphas_cumprod, NoiseSchedule.scaled_linear().alphas_cumprod)
+    assert re.search(r"odd\.safetensors.*alphas_cumprod", model.notes[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])

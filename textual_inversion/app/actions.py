@@ -83,7 +83,7 @@ class Actions:
     @answered
     def create(self, values: Mapping[str, Any]) -> Outcome:
         """Make a new embedding from the Create tab's values."""
-        from textual_inversion.training.embedding_file import STARTS_FROM_ZEROS, starts_from_zeros
+        from textual_inversion.training.embedding_file import STARTS_FROM_ZEROS, about_words, starts_from_zeros
 
         new = new_embedding(values)
         if self.engine.job.about(JobKind.TRAIN, new.name):
@@ -93,7 +93,9 @@ class Actions:
         vectors = f" with {card.description.vectors}" if card else ""
         blank = f" {STARTS_FROM_ZEROS[0].upper()}{STARTS_FROM_ZEROS[1:]}." if starts_from_zeros(path, new.initializer_text) else ""
         words = " Training begins with a search for words that describe the pictures." if wants_search(new.initializer_text) else ""
-        return Outcome(f"“{new.name}” is there{vectors}; the Train tab has it selected.{words}{blank}", name=new.name)
+        remark = about_words(new.initializer_text, card.description.num_vectors) if card else ""
+        text = f"“{new.name}” is there{vectors}; the Train tab has it selected.{words}{blank} {remark}"
+        return Outcome(text.strip(), name=new.name)
 
     @answered
     def train(self, values: Mapping[str, Any], new_values: Mapping[str, Any]) -> Outcome:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from textual_inversion.diffusion.model import StableDiffusion
     from textual_inversion.library import EmbeddingLibrary
-    from textual_inversion.settings.generation import GenerationSettings
     from textual_inversion.settings.training import TrainingConfig
 
 
@@ -208,10 +207,8 @@ class Engine:
         settings = GenerationSettings(**values)
         with enough_memory(f"draw {settings.width} x {settings.height}", "draw smaller pictures, or wait until training is done"):
             model = self.model()
-            pictures = generate(model, settings, library.as_mapping(), progress=progress, should_stop=should_stop)
-        for index, picture in enumerate(pictures):
-            picture.info["parameters"] = _infotext(settings, (settings.seed + index) % 2**32, model)
-        return pictures
+            embeddings = library.as_mapping()
+            return generate(model, settings, embeddings, progress=progress, should_stop=should_stop, hash_of=library.short_hash_of)
 
 
 def _load_and_train(checkpoint: Checkpoint, config: TrainingConfig, folder: Path, listener: Listener, should_stop: ShouldStop) -> None:
@@ -228,12 +225,3 @@ def _load_and_train(checkpoint: Checkpoint, config: TrainingConfig, folder: Path
         checkpoint.path, vae=vae, device=config.device, precision=config.precision, prediction_type=config.prediction_type
     )
     train(config, model, folder, listener=listener, should_stop=should_stop)
-
-
-def _infotext(settings: GenerationSettings, seed: int, model: StableDiffusion) -> str:
-    """The generation parameters of a picture, in the format that WebUIs read back."""
-    negative = f"\nNegative prompt: {settings.negative_prompt}" if settings.negative_prompt else ""
-    return (
-        f"{settings.prompt}{negative}\nSteps: {settings.steps}, Sampler: {settings.sampler}, CFG scale: {settings.cfg_scale:g}, "
-        f"Seed: {seed % 2**32}, Size: {settings.width}x{settings.height}, Model hash: {model.hash}, Model: {model.name}"
-    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Sequence
 
 from textual_inversion.app.memory import enough_memory
@@ -25,14 +27,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0, 1 for training that had to stop or for bad files, 2 for bad input, 130 after Ctrl+C.
+        The exit status: 0, 1 for training that had to stop or for bad files, 2 for bad input, 130 after Ctrl+C, 141 where the reader of
+        the output has gone (as after `| head`).
     """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, also after --help, which exits
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left at its end, and would fail again
+        return 141
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         with logged(), enough_memory("do this", "choose a smaller size, batch size or checkpoint, or close other programs"):
             result = options.run(options)
     except TextualInversionError as error:
         return _refuse(options, str(error), 1 if isinstance(error, TrainingError) else 2)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _refuse(options, f"{error.filename or 'a file'}: {error.strerror or error}.", 2)
     except KeyboardInterrupt:

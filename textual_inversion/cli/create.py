@@ -35,7 +35,7 @@ def add_create(commands: Any) -> None:
 def _create(options: argparse.Namespace) -> Result:
     from textual_inversion import formats
     from textual_inversion.embedding import check_name
-    from textual_inversion.training.embedding_file import STARTS_FROM_ZEROS, create_embedding, starts_from_zeros
+    from textual_inversion.training.embedding_file import STARTS_FROM_ZEROS, about_words, create_embedding, starts_from_zeros
 
     check_name(options.name)
     folder = embeddings_folder(options)
@@ -45,4 +45,6 @@ def _create(options: argparse.Namespace) -> Result:
     origin = FOUND_WORDS if wants_search(text) else repr(text)
     hint = f"; {STARTS_FROM_ZEROS}" if starts_from_zeros(path, text) else ""
     tell(options, f"{path}: {description.vectors} from {origin}{hint}")
+    if remark := about_words(text, description.num_vectors):
+        tell(options, remark)
     return {"embedding": str(path), "name": options.name, "num_vectors": description.num_vectors}

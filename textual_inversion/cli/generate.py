@@ -53,12 +53,15 @@ def _generate(options: argparse.Namespace) -> Result:
     for note in model.notes:
         say(note, error=True)
     settings = sized(options, settings, model.default_size)
-    embeddings = library_of(options, model.widths).as_mapping()
+    library = library_of(options, model.widths)
+    embeddings = library.as_mapping()
     unknown = unknown_names((settings.prompt, settings.negative_prompt), embeddings)
     if unknown:
         say(about_unknown(unknown), error=True)
     bar = Bar()
-    pictures = generate(model, settings, embeddings, progress=lambda done, total: bar.move(done, total, "drawing"))
+    pictures = generate(
+        model, settings, embeddings, progress=lambda done, total: bar.move(done, total, "drawing"), hash_of=library.short_hash_of
+    )
     bar.close()
     paths = [save_picture(picture, options.out, str(settings.seed + index)) for index, picture in enumerate(pictures)]
     for path in paths:

@@ -14,6 +14,7 @@ from textual_inversion.training.events import CopySaved, Event, Message, Preview
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
     from tqdm import tqdm
 
 
@@ -55,11 +56,21 @@ def save_picture(picture: Image.Image, folder: Path, name: str) -> Path:
         path = folder / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
         try:
             with path.open("xb") as file:
-                picture.save(file, "PNG")
+                picture.save(file, "PNG", pnginfo=_with_parameters(picture))
         except FileExistsError:
             continue
         break
     return path
+
+
+def _with_parameters(picture: Image.Image) -> PngInfo:
+    """The chunk that says how a picture was made, where that is known."""
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    if "parameters" in picture.info:
+        chunks.add_text("parameters", picture.info["parameters"])
+    return chunks
 
 
 class Bar:

@@ -35,14 +35,18 @@ def generate(
     *,
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    hash_of: Callable[[str], str] = lambda name: "",
 ) -> list[Image.Image]:
     """Draw `settings.count` pictures in batches of about 512 x 512 pixels in total.
+
+    The pictures' `info["parameters"]` says how each was made, in the format that WebUIs read back.
 
     Args:
         model: a loaded checkpoint.
         embeddings: name -> embedding, for all names that prompts may contain. Only the names in the prompts are looked up.
         progress: called with steps done and steps in all, each counted once for every picture.
         should_stop: called after each step; when it returns True, only finished pictures are returned.
+        hash_of: name of an embedding -> its hash in the parameters; empty = it is left out.
 
     Raises:
         EmbeddingError: an embedding that the checkpoint cannot take.
@@ -61,7 +65,23 @@ def generate(
         if not drawn:
             break
         pictures += drawn
+    named = names_in((settings.prompt, settings.negative_prompt), embeddings)
+    hashes = {name: short for name in named if (short := hash_of(name))}
+    for picture, (_, seed) in zip(pictures, prompts):
+        picture.info["parameters"] = _infotext(model, settings, seed, hashes)
     return pictures
+
+
+def _infotext(model: StableDiffusion, settings: GenerationSettings, seed: int, hashes: Mapping[str, str]) -> str:
+    """The generation parameters of a picture, in A1111's format."""
+    negative = f"\nNegative prompt: {settings.negative_prompt}" if settings.negative_prompt else ""
+    skip = f", Clip skip: {settings.clip_skip}" if settings.clip_skip > 1 else ""
+    listed = ", ".join(f"{name}: {short}" for name, short in hashes.items())
+    return (
+        f"{settings.prompt}{negative}\nSteps: {settings.steps}, Sampler: {settings.sampler}, CFG scale: {settings.cfg_scale:g}, "
+        f"Seed: {seed}, Size: {settings.width}x{settings.height}, Model hash: {model.hash}, Model: {model.name}{skip}"
+        + (f', TI hashes: "{listed}"' if hashes else "")
+    )
 
 
 @torch.no_grad()

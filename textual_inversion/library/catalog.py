@@ -12,7 +12,7 @@ from pathlib import Path
 
 from textual_inversion.embedding import Embedding, clean_name, name_in_file, word_name
 from textual_inversion.errors import EmbeddingError, NoEmbeddingError
-from textual_inversion.files import FileStamp
+from textual_inversion.files import FileStamp, short_hash
 from textual_inversion.formats import PICTURE_ENDINGS, FileInfo, describe_all, file_sha256, load
 from textual_inversion.library.entry import Entry, join_halves, link_negatives, mark_duplicates, misfit
 from textual_inversion.library.folders import Listing, precedence, stamp_of, walk
@@ -140,6 +140,14 @@ class EmbeddingLibrary:
         if cached is None or cached[0] != stamp:
             cached = self._hashes[entry.path] = (stamp, file_sha256(entry.path))
         return cached[1]
+
+    def short_hash_of(self, name: str) -> str:
+        """The hash of the embedding called `name`, as infotexts have it; empty where there is none, or its file cannot be read."""
+        entry = self.find(name)
+        try:
+            return short_hash(self.sha256(entry)) if entry else ""
+        except EmbeddingError:
+            return ""
 
     def rescan(self) -> list[Entry]:
         """Scan the folders again; only new and changed files are read. Returns the new entries."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from textual_inversion.errors import DatasetError
@@ -78,8 +79,8 @@ def _existing_folder(folder: str | Path) -> Path:
     raise DatasetError(f"The folder of pictures {path} {fault}; choose a folder with pictures in it.", path=path)
 
 
-# Numbering such as `00012-0-` orders pictures and does not describe them.
-_NUMBERING = re.compile(r"^[-_\d]+\s*")
+# Numbering such as `00012-0-` orders pictures and does not describe them; the digit of `1girl` and `3d` belongs to the word.
+_NUMBERING = re.compile(r"^(?:\d*[-_\s]+)*(?:\d+$)?")
 
 
 def caption_file(path: str | Path) -> Path:
@@ -105,7 +106,7 @@ def caption_for(path: str | Path, word_regex: str = "", join: str = " ") -> str:
 def written_caption(path: str | Path) -> str | None:
     """Text of the caption file of the picture `path`, on one line; None when there is no such file.
 
-    The file is UTF-8, UTF-16 with its mark, or else Latin-1.
+    The file is UTF-8, UTF-16, or else Windows-1252.
 
     Raises:
         DatasetError: the file cannot be read.
@@ -114,16 +115,27 @@ def written_caption(path: str | Path) -> str | None:
     if not file.is_file():
         return None
     data = caption_bytes(file)
-    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    return " ".join(text.split())
+    return " ".join(_decoded(data).split())
+
+
+def _decoded(data: bytes) -> str:
+    """The text of a caption file in the first of the encodings that fits."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        first, second = "utf-16", "utf-16"
+    elif b"\0" in data:  # UTF-16 without its mark: where every second byte is 0, the other one holds the letter
+        first, second = "utf-16-le", "utf-16-be"
+        if data[::2].count(0) > data[1::2].count(0):
+            first, second = second, first
+    else:
+        first, second = "utf-8-sig", "cp1252"
+    for encoding in (first, second):
+        with suppress(UnicodeDecodeError):
+            return data.decode(encoding)
+    return data.decode("latin-1")  # which gives every byte a letter
 
 
 def caption_in_name(path: str | Path, word_regex: str = "", join: str = " ") -> str:
-    """Words of the file name of the picture `path`, without its ending and without leading digits, dashes and underscores.
+    """Words of the file name of the picture `path`, without its ending and without the numbering at its beginning.
 
     Args:
         word_regex: which parts of the name are words; with a group in it, the group is the word. Empty = the whole name.

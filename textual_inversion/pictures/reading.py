@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.pictures.folder import mask_file
@@ -85,6 +85,9 @@ _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "
 _COPYING_FORMATS = frozenset({"WEBP", "GIF", "AVIF", "HEIF"})
 _LARGE = 16_000_000  # pixels from which pictures are read one at a time, whatever the number of threads
 _one_at_a_time = threading.Lock()
+# Pillow calls a PNG damaged that holds more text than this, such as the workflow of a picture or a large colour profile.
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 32 * 2**20)
+PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, 128 * 2**20)
 # What Pillow's decoders were seen to raise on damaged files, beside its own errors.
 _READ_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError),

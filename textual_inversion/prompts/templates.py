@@ -36,7 +36,8 @@ def read_template(path: str | Path) -> list[str]:
     """The prompts of a template file, one a line; blank lines and lines that begin with `#` are skipped.
 
     Raises:
-        PromptError: the file cannot be read as UTF-8 text, has no prompt, or has one without `[name]`.
+        PromptError: the file cannot be read as UTF-8 text, has no prompt, or has one with neither `[name]` nor `[filewords]`, since a
+            caption may hold the name.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -50,7 +51,7 @@ def read_template(path: str | Path) -> list[str]:
     for number, line in enumerate((line.strip() for line in text.splitlines()), start=1):
         if not line or line.startswith("#"):
             continue
-        if NAME not in line:
+        if NAME not in line and CAPTION not in line:
             advice = f"write {NAME} where the new word goes"
             sentence = f"The template {path} has no {NAME} in line {number}, {line[:60]!r}; {advice}."
             raise PromptError(sentence, path=path, setting="template", field=f"line {number}")

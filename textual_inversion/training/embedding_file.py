@@ -17,6 +17,7 @@ from textual_inversion.errors import ConfigError, EmbeddingError, InvalidNameErr
 from textual_inversion.files import FileStamp, os_error_words
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.creation import AUTO_VECTORS, MAX_VECTORS, wants_search
+from textual_inversion.text import counted
 
 _UNTIL_FOUND = "*"  # A1111's own first word
 _WRITTEN = (".safetensors", ".pt")  # the first one counts where both are there
@@ -46,6 +47,19 @@ def initial_vectors(table: torch.Tensor, initializer_text: str, num_vectors: int
         return torch.zeros(count, table.shape[1])
     rows = torch.tensor([tokens[index % len(tokens)] for index in range(count)])
     return table.detach()[rows.to(table.device)].to("cpu", torch.float32)
+
+
+def about_words(initializer_text: str, num_vectors: int) -> str:
+    """A sentence on the words that are not what they seem: those that did not fit, and marks that mean nothing here; empty without any."""
+    tokenizer = default_tokenizer()
+    tokens = [] if wants_search(initializer_text) else tokenizer.encode(initializer_text)
+    words = [tokenizer.word(token) for token in tokens]
+    if len(tokens) > num_vectors:
+        kept = " ".join(words[:num_vectors])
+        return f"Only “{kept}” became vectors; {counted(len(tokens) - num_vectors, 'token')} of the words did not fit."
+    if marks := list(dict.fromkeys(word for word in words if len(words) > 1 and not any(letter.isalnum() for letter in word))):
+        return f"Each of {' '.join(marks)} became a vector of its own: here they mean no emphasis and separate nothing."
+    return ""
 
 
 def _count(num_vectors: int | str, tokens: int) -> int:

@@ -17,9 +17,9 @@ import torch
 from textual_inversion.diffusion.clip import TokenBatch
 from textual_inversion.diffusion.conditioning import TextConditioner, TokenizedPrompts, VectorTable
 from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS
-from textual_inversion.errors import ConfigError, DatasetError
+from textual_inversion.errors import ConfigError, DatasetError, PromptError
 from textual_inversion.prompts.names import tag_of
-from textual_inversion.prompts.templates import drop_tags, fill, shuffle_tags
+from textual_inversion.prompts.templates import NAME, drop_tags, fill, shuffle_tags
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.data.latents import LatentBucket, LatentMoments, sample
 from textual_inversion.training.data.timesteps import StratifiedTimesteps
@@ -127,9 +127,22 @@ class PromptMaker:
     ) -> None:
         self.config, self.lines, self.captions = config, lines, captions
         self.name = tag_of(config.name)
+        self._require_name()
         self._tokenize = lru_cache(maxsize=4096)(lambda text, chunks: conditioner.tokenize([text], table, chunks, device="cpu"))
         # every prompt is padded to the longest that a template line and a caption make, so that shapes stay the same
         self.chunks = max(self._tokenize(text, 0).chunks for text in self._longest(sorted(set(captions))))
+
+    def _require_name(self) -> None:
+        """Refuse a template with a line that has no name, unless every caption has it.
+
+        Raises:
+            PromptError: a prompt without the name would teach nothing.
+        """
+        line = next((line for line in self.lines if NAME not in line), "")
+        caption = next((caption for caption in self.captions if NAME not in caption), None) if line else None
+        if caption is not None:
+            reason = f"The template's line {line[:60]!r} has no {NAME}, and neither has the caption {caption[:60]!r}"
+            raise PromptError(f"{reason}; write {NAME} into one of them, where the new word goes.", setting="template")
 
     def _longest(self, captions: Sequence[str]) -> list[str]:
         """All prompts or, where those are too many, the ones of the longest lines and captions."""
@@ -141,14 +154,16 @@ class PromptMaker:
 
     def text(self, picture: int, rng: random.Random) -> str:
         """A prompt for one picture: a random template line with its caption, which may be left out, its tags dropped and shuffled."""
-        config, caption = self.config, self.captions[picture]
+        config, written = self.config, self.captions[picture]
+        caption = written
         if config.caption_dropout and rng.random() < config.caption_dropout:
             caption = ""
         if config.tag_dropout:
             caption = drop_tags(caption, config.tag_dropout, rng, config.keep_tags)
         if config.shuffle_tags:
             caption = shuffle_tags(caption, rng, config.keep_tags)
-        return fill(rng.choice(self.lines), self.name, caption)
+        line = rng.choice(self.lines)
+        return fill(line, self.name, caption if NAME in line + caption else written)
 
     def batch(self, pictures: Sequence[int], rng: random.Random) -> TokenizedPrompts:
         """Tokenized prompts for pictures, one row of chunks each, on the CPU."""
