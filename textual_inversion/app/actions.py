@@ -238,7 +238,7 @@ def _usable(setting: Setting, value: Any, fixed_seed: int) -> Any:
     """`value` adapted to the setting: a number within its range, a sampler that this package has, a prompt without networks."""
     if setting.choices:
         known = {choice.lower(): choice for choice in setting.choices}
-        return known.get(str(value or "").lower(), setting.choices[-1])
+        return known.get(str(value or "").lower(), setting.default)
     if setting.type is str:
         return _NETWORKS.sub("", str(value or "")).strip()
     if setting.name == "preview_seed":

@@ -168,7 +168,7 @@ class Engine:
 
     @property
     def samplers(self) -> tuple[str, ...]:
-        """Names of the samplers for `generate`; the last one is the default."""
+        """Names of the samplers for `generate`."""
         from textual_inversion.settings.generation import SAMPLERS
 
         return tuple(SAMPLERS)

@@ -15,7 +15,7 @@ from textual_inversion.app.job import Drawing, user_message
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.names import about_unknown, unknown_names
 from textual_inversion.settings.generation import GenerationSettings
-from textual_inversion.settings.schema import cleaned, settings_of
+from textual_inversion.settings.schema import cleaned, setting_of, settings_of
 from textual_inversion.ui import compat, form, render
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def drawing_values(engine: Engine) -> dict[str, Any]:
     """Starting values of the form, with which the first click on Generate works with the chosen checkpoint."""
     side = engine.picture_size() or 512  # without a checkpoint, Generate reports that
     return {
-        "sampler": engine.samplers[-1],
+        "sampler": setting_of(GenerationSettings, "sampler").default,
         "sampler_options": {"choices": list(engine.samplers)},
         "width": side,
         "height": side,
