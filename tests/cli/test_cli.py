@@ -97,7 +97,7 @@ def test_preprocess_writes_pictures(capsys, tmp_path, pictures):
         (["create", "x", "--vectors", "76"], "from 1 to 75"),
         (["create", "x", "--vectors", "some"], "auto"),
         (["train", "nobody", "--images", "."], "create it first"),
-        (["generate", "x", "--sampler", "Heun"], "Euler a"),
+        (["generate", "x", "--sampler", "DPM fast"], "Euler a"),
         (["generate", "x", "--width", "65"], "multiple of 8"),
     ],
 )

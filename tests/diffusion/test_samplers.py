@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteSchedul
 
 from tests.support.references import apart
 from textual_inversion.diffusion.noise import Epsilon, NoiseSchedule, VPrediction
-from textual_inversion.diffusion.samplers import SAMPLERS, even_sigmas, karras_sigmas
+from textual_inversion.diffusion.samplers import SAMPLERS
 from textual_inversion.settings import generation
 
 # diffusers asks numpy for a copy in a way that torch does not know
@@ -46,7 +46,7 @@ def ours(name: str, steps: int, noises: list[torch.Tensor], prediction: Epsilon 
 
 
 def noises_of(steps: int, seed: int = 7) -> list[torch.Tensor]:
-    """The noise to start from, and one for each step, as a generator of diffusers' draws them."""
+    """The noise to start from, and `steps` more, as a generator of diffusers' draws them."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(SHAPE, generator=generator) for _ in range(steps + 1)]
 
@@ -103,21 +103,32 @@ def test_dpmpp_2m_karras_is_that_of_diffusers(steps: int, prediction: Epsilon | 
     assert apart(picture, expected) < 1e-4
 
 
-@pytest.mark.parametrize("steps", [1, 2, 20, 150])
-@pytest.mark.parametrize("sigmas_for", [even_sigmas, karras_sigmas])
-def test_sigmas_fall_from_the_noisiest_to_nothing(sigmas_for: Any, steps: int) -> None:
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 33, 150])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_sigmas_fall_from_the_noisiest_to_nothing(name: str, steps: int) -> None:
+    _, sigmas_for = SAMPLERS[name]
     sigmas = sigmas_for(SCHEDULE, steps)
     assert len(sigmas) == steps + 1
-    assert sigmas[0] == pytest.approx(float(SCHEDULE.sigmas[-1]), rel=1e-5)
+    # A1111's DDIM starts lower: 1000 // steps timesteps, at most, below the last
+    lowest = SCHEDULE.sigmas[1000 - 1000 // steps] if name == "DDIM" else SCHEDULE.sigmas[-1]
+    assert float(lowest) * (1 - 1e-5) <= sigmas[0] <= float(SCHEDULE.sigmas[-1]) * (1 + 1e-5)
     assert sigmas[-1] == 0
     assert all(a > b for a, b in zip(sigmas, sigmas[1:]))
+
+
+def test_ddim_makes_as_many_steps_as_were_asked_for() -> None:
+    """A1111 has 63 timesteps for 60 steps, 16 apart, from 993 to 1."""
+    _, sigmas_for = SAMPLERS["DDIM"]
+    sigmas = sigmas_for(SCHEDULE, 60)
+    assert [sigmas[0], sigmas[-2]] == pytest.approx([float(SCHEDULE.sigmas[993]), float(SCHEDULE.sigmas[17])])
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_one_step_gives_the_models_picture(name: str) -> None:
     noises = noises_of(1)
     picture, sigmas = ours(name, 1, noises, Epsilon())
-    x = noises[0] * sigmas[0]
+    # DDIM and UniPC start from the variance of picture and noise together
+    x = noises[0] * ((sigmas[0] ** 2 + 1) ** 0.5 if name in ("DDIM", "UniPC") else sigmas[0])
     assert apart(picture, x - sigmas[0] * toy_output(unit(x, sigmas[0]), sigmas[0])) < 1e-5
 
 
@@ -125,10 +136,18 @@ def test_one_step_gives_the_models_picture(name: str) -> None:
 def test_samplers_reach_a_picture_that_the_model_knows(name: str) -> None:
     """With a model that always sees the same picture, every sampler ends there."""
     sample, sigmas_for = SAMPLERS[name]
-    known, noises = torch.randn(SHAPE), iter(noises_of(12))
+    known, noises = torch.randn(SHAPE), iter(noises_of(24))
     sigmas = sigmas_for(SCHEDULE, 12)
     picture = sample(lambda x, sigma: known, next(noises) * sigmas[0], sigmas, lambda: next(noises), lambda done: None)
     assert apart(picture, known) < 1e-5
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_same_noise_gives_the_same_picture_whatever_is_drawn_beside_it(name: str) -> None:
+    noises = noises_of(24)
+    both, _ = ours(name, 12, noises, Epsilon())
+    alone, _ = ours(name, 12, [noise[1:] for noise in noises], Epsilon())
+    assert apart(both[1:], alone) < 1e-5
 
 
 def test_the_settings_offer_every_sampler() -> None:

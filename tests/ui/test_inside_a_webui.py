@@ -95,7 +95,7 @@ def test_previews_take_txt2img_settings() -> None:
     [
         ("preview_seed", -1, "preview_seed", 3),
         ("preview_seed", None, "preview_seed", 3),
-        ("preview_sampler", "UniPC", "preview_sampler", "DPM++ 2M Karras"),
+        ("preview_sampler", "DPM fast", "preview_sampler", "DPM++ 2M Karras"),
         ("preview_sampler", "euler A", "preview_sampler", "Euler a"),
         ("preview_steps", 200, "preview_steps", 150),
         ("preview_cfg_scale", 0.5, "preview_cfg_scale", 1.0),

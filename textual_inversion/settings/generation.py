@@ -7,9 +7,29 @@ from typing import Any
 
 from textual_inversion.settings.schema import Settings, setting
 
-SAMPLERS = ("Euler", "Euler a", "DPM++ 2M Karras")
+#: In the order of A1111's list. This module needs no torch; `diffusion.samplers` has the functions.
+SAMPLERS = (
+    "DPM++ 2M",
+    "DPM++ 2M Karras",
+    "DPM++ SDE",
+    "DPM++ SDE Karras",
+    "DPM++ 2M SDE",
+    "DPM++ 2M SDE Karras",
+    "DPM++ 2S a",
+    "DPM++ 3M SDE",
+    "DPM++ 3M SDE Karras",
+    "Euler a",
+    "Euler",
+    "Heun",
+    "DPM2",
+    "DPM2 a",
+    "DDIM",
+    "UniPC",
+    "LCM",
+)
 MAX_SEED = 2**32 - 1
 #: Declarations that the pictures of `generate` and the previews of a training run share.
+SAMPLER: dict[str, Any] = {"choices": SAMPLERS, "metavar": "NAME"}
 SAMPLER_STEPS: dict[str, Any] = {"minimum": 1, "maximum": 150, "step": 1}
 GUIDANCE: dict[str, Any] = {"minimum": 1, "maximum": 30, "step": 0.5}
 SIDE: dict[str, Any] = {"minimum": 64, "maximum": 2048, "multiple": 8}
@@ -33,7 +53,10 @@ class GenerationSettings(Settings):
     )
     steps: int = setting(20, **SAMPLER_STEPS, label="Sampling steps", hint="More is finer and slower.", help="sampler steps ({range})")
     sampler: str = setting(
-        "DPM++ 2M Karras", choices=SAMPLERS, label="Sampling method", metavar="NAME", help="`Euler`, `Euler a` or `DPM++ 2M Karras`"
+        "DPM++ 2M Karras",
+        **SAMPLER,
+        label="Sampling method",
+        help="A1111's name of the sampler; without a schedule in the name, A1111's automatic one",
     )
     cfg_scale: float = setting(7.0, **GUIDANCE, label="CFG Scale", hint="How close to the prompt.", help="guidance ({range})")
     width: int = setting(512, **SIDE, label="Picture width", help="width in pixels ({range})")

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from textual_inversion.errors import ConfigError
-from textual_inversion.settings.generation import CLIP_SKIP, GUIDANCE, SAMPLER_STEPS, SAMPLERS, SEED, SIDE
+from textual_inversion.settings.generation import CLIP_SKIP, GUIDANCE, SAMPLER, SAMPLER_STEPS, SEED, SIDE
 from textual_inversion.settings.schedule import CosineSchedule, LearningRateSchedule, Schedule
 from textual_inversion.settings.schema import AUTO, Settings, colour, setting, setting_of
 
@@ -445,11 +445,10 @@ class TrainingConfig(Settings):
     )
     preview_sampler: str = _output(
         "DPM++ 2M Karras",
-        choices=SAMPLERS,
+        **SAMPLER,
         label="Preview sampling method",
         hint="What you draw with.",
-        help="sampler of the preview: `Euler`, `Euler a` or `DPM++ 2M Karras`",
-        metavar="NAME",
+        help="A1111's name of the preview's sampler; without a schedule in the name, A1111's automatic one",
     )
     preview_width: int = _output(
         0,
