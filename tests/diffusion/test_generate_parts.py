@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.support.checkpoints import write_checkpoint
 from textual_inversion.diffusion import generate as module
 from textual_inversion.diffusion.generate import generate
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
+from textual_inversion.diffusion.noise import NoiseSchedule
 from textual_inversion.settings.generation import GenerationSettings
 
 

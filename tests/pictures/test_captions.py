@@ -20,6 +20,11 @@ from textual_inversion.pictures.folder import caption_for
         ("--cat.v2.webp", "cat.v2"),
         ("0001.png", ""),
         ("cat-12.png", "cat-12"),
+        ("1girl, solo.png", "1girl, solo"),
+        ("00000-0-1girl, solo.png", "1girl, solo"),
+        ("00001-0-3d render, blue.png", "3d render, blue"),
+        ("2 - 35mm.png", "35mm"),
+        ("-_ .png", ""),
     ],
 )
 def test_the_file_name_without_its_numbering(name: str, caption: str) -> None:
@@ -33,6 +38,10 @@ def test_the_file_name_without_its_numbering(name: str, caption: str) -> None:
         (b"\xef\xbb\xbfa cat", "a cat"),
         ("a café".encode("latin-1"), "a café"),
         ("a café".encode("utf-16"), "a café"),
+        ("the star’s place, café".encode("cp1252"), "the star’s place, café"),
+        ("white background".encode("utf-16-le"), "white background"),
+        ("white background".encode("utf-16-be"), "white background"),
+        (b"\x81 undefined in Windows-1252", "\x81 undefined in Windows-1252"),
         (b"two\r\nlines  here\n", "two lines here"),
         (b"", ""),
     ],

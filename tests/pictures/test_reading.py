@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.pictures.folder import find_images
@@ -226,3 +227,13 @@ def test_a_size_that_cannot_be_read_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as error:
         picture_size(tmp_path / "a.png")
     assert error.value.path == tmp_path / "a.png"
+
+
+@pytest.mark.parametrize("kind", ["text", "profile"])
+def test_a_png_with_megabytes_beside_its_pixels(tmp_path: Path, kind: str) -> None:
+    chunks, profile = PngImagePlugin.PngInfo(), os.urandom(1_500_000) if kind == "profile" else None
+    if kind == "text":
+        chunks.add_text("workflow", "x" * 1_500_000, zip=True)
+    path = tmp_path / "comfy.png"
+    Image.new("RGB", (64, 64), "red").save(path, pnginfo=chunks, icc_profile=profile)
+    assert read_image(path).getpixel((5, 5)) == (255, 0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.embedding import Embedding
+from textual_inversion.errors import PromptError
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.data.batches import BatchMaker, PromptMaker
 from textual_inversion.training.data.latents import LatentBucket, LatentMoments
@@ -152,3 +154,20 @@ def test_fixed_batches_are_those_of_other_seeds_too(maker):
     """So that runs can be compared with each other; only latents that are sampled once depend on the seed."""
     one, other = (maker(seed=seed, latent_sampling="deterministic").fixed(4) for seed in (1, 2))
     assert all(torch.equal(a.latents, b.latents) and torch.equal(a.noise, b.noise) for a, b in zip(one, other))
+
+
+def prompts_of(model, lines, captions, **settings) -> PromptMaker:
+    table = VectorTable.of({NAME: Embedding(NAME, {"clip_l": torch.ones(2, 64)})}, "clip_l", 64, "cpu")
+    return PromptMaker(TrainingConfig(NAME, "", **settings), lines, captions, model.conditioner, table)
+
+
+def test_the_name_may_be_in_the_captions_alone(model):
+    captions = ["a dotted [name] on the left", "[name], red, blue"]
+    prompts = prompts_of(model, ["[filewords]"], captions, tag_dropout=0.9, caption_dropout=0.5)
+    rng = random.Random(1)
+    for _ in range(50):
+        assert NAME in prompts.text(0, rng)
+        assert NAME in prompts.text(1, rng)
+    with pytest.raises(PromptError, match="neither has the caption 'a wall'") as caught:
+        prompts_of(model, ["[name]", "[filewords]"], [*captions, "a wall"])
+    assert caught.value.setting == "template"
