@@ -251,3 +251,29 @@ def test_results_say_what_they_were_made_from(folder: Path) -> None:
     with Image.open(path) as image:
         note = json.loads(image.info["preprocessed"])
     assert note == {"source": "long.png", "bytes": (folder / "long.png").stat().st_size, "settings": config(folder).fingerprint}
+
+
+def changed(path: Path, text: str, seconds: int) -> None:
+    """Somebody changes a caption, so many seconds from now."""
+    path.write_text(text, encoding="utf-8")
+    now = path.stat().st_mtime + seconds
+    os.utime(path, (now, now))
+
+
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_a_caption_changed_in_the_source_is_taken_over(folder: Path, is_planned: bool) -> None:
+    preprocess(config(folder, flips=("vertical",)))
+    out, source = folder.parent / "out", folder / "normal.txt"
+    results = sorted(path for path in out.glob("*.txt") if path.read_text() == "a normal picture")
+    assert len(results) == 2, "the picture and its mirror image"
+    changed(source, "corrected", 5)
+    shown = next(item for item in plan(config(folder, flips=("vertical",))) if item.source.name == "normal.jpg")
+    assert (shown.done, shown.views[0].caption) == (True, "corrected")
+    again = {"planned": plan(config(folder, flips=("vertical",)))} if is_planned else {}
+    report = preprocess(config(folder, flips=("vertical",)), **again)
+    assert (report.written, sorted(report.captions)) == ([], results)
+    assert [path.read_text() for path in results] == ["corrected", "corrected"]
+    for path in results:
+        changed(path, "by hand", 10)
+    assert preprocess(config(folder, flips=("vertical",))).captions == []
+    assert [path.read_text() for path in results] == ["by hand", "by hand"]

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.files import os_error_text, replace_file
-from textual_inversion.pictures.folder import mask_file
+from textual_inversion.pictures.folder import caption_file, mask_file
 from textual_inversion.preprocess.layout import FLIPS, PlannedView
 from textual_inversion.settings.preprocessing import PreprocessConfig
 from textual_inversion.text import counted
@@ -128,6 +128,14 @@ class Destination:
         chunks = PngInfo()
         chunks.add_text(_CHUNK, json.dumps({"source": source.name, "bytes": source.stat().st_size, "settings": self.config.fingerprint}))
         write_result(target, encoded(image, "PNG", pnginfo=chunks, compress_level=_LEVEL))
+
+
+def is_outdated(caption: Path, source: Path) -> bool:
+    """Whether the caption of a result was written before the caption of its source was changed. A person's later change of it stays."""
+    try:
+        return caption.stat().st_mtime_ns < caption_file(source).stat().st_mtime_ns
+    except OSError:
+        return False  # one of the two is not there
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
