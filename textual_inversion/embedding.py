@@ -86,6 +86,11 @@ def name_in_file(stem: str, word: str | None) -> str:
     return clean_name(stem) if word is None else word_name(word)
 
 
+def fold_name(name: str) -> str:
+    """The same text for all spellings of a name: prompts do not tell capitals apart, and some systems store accents as own characters."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def word_name(text: str) -> str:
     """A word as a name for prompts: diffusers' token `<cat-toy>` becomes `cat-toy`."""
     inner = text[1:-1] if text.startswith("<") and text.endswith(">") else text

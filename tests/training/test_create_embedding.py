@@ -127,3 +127,12 @@ def test_with_sdxl_both_text_encoders_get_theirs(tmp_path):
     assert loaded.family == "SDXL"
     for encoder, table in zip(("clip_l", "clip_g"), tables.values(), strict=True):
         assert torch.equal(loaded.vectors[encoder][0], table[cat].float())
+
+
+@pytest.mark.parametrize(("there", "wanted"), [("zorb", "Zorb"), ("ZORB", "zorb"), ("café", "CAFÉ")])
+def test_a_name_that_prompts_do_not_tell_apart_is_taken(checkpoint, tmp_path, there, wanted):
+    create_embedding(checkpoint, there, "cat", 1, tmp_path)
+    with pytest.raises(NameTakenError, match="prompts do not tell capitals apart"):
+        create_embedding(checkpoint, wanted, "cat", 1, tmp_path)
+    path = create_embedding(checkpoint, wanted, "cat", 2, tmp_path, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name], "one name, one file"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import difflib
 import threading
 import time
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from textual_inversion.embedding import Embedding, clean_name, name_in_file, word_name
+from textual_inversion.embedding import Embedding, clean_name, fold_name, name_in_file, word_name
 from textual_inversion.errors import EmbeddingError, NoEmbeddingError
 from textual_inversion.files import FileStamp, short_hash
 from textual_inversion.formats import PICTURE_ENDINGS, FileInfo, describe_all, file_sha256, load
@@ -93,7 +92,7 @@ class EmbeddingLibrary:
     def find(self, name: str) -> Entry | None:
         """The entry called `name`: an exact match, else a match that ignores case and the encoding of accents; usable entries first."""
         wanted = word_name(name)
-        same = self._current().by_folded_name.get(_fold(wanted), [])
+        same = self._current().by_folded_name.get(fold_name(wanted), [])
         return min(same, key=lambda entry: (entry.name != wanted, not entry.usable), default=None)
 
     def get(self, name: str) -> Embedding:
@@ -200,7 +199,7 @@ class EmbeddingLibrary:
         entries.sort(key=lambda entry: (entry.name.casefold(), entry.name))  # a stable sort keeps the order of precedence within a name
         index = _Index(tuple(link_negatives(entries)), time.time_ns())
         for entry in index.entries:
-            index.by_folded_name.setdefault(_fold(entry.name), []).append(entry)
+            index.by_folded_name.setdefault(fold_name(entry.name), []).append(entry)
         self._index = index
         return index
 
@@ -278,11 +277,6 @@ class _LazyMapping(Mapping[str, Embedding]):
 
     def __len__(self) -> int:
         return len(self._library.names())
-
-
-def _fold(name: str) -> str:
-    """The same text for all spellings of a name. Spellings differ in case, and some systems store accents as separate characters."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _key(entry: Entry) -> _Key:

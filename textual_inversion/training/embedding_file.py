@@ -12,7 +12,7 @@ import torch
 from textual_inversion import formats
 from textual_inversion.diffusion.checkpoint import CheckpointFile, token_tables
 from textual_inversion.diffusion.model import StableDiffusion
-from textual_inversion.embedding import Embedding, Provenance, check_name
+from textual_inversion.embedding import Embedding, Provenance, check_name, fold_name
 from textual_inversion.errors import ConfigError, EmbeddingError, InvalidNameError, NameTakenError, TextualInversionError
 from textual_inversion.files import FileStamp, os_error_words
 from textual_inversion.prompts.tokenizer import default_tokenizer
@@ -92,8 +92,9 @@ def create_embedding(
 
     Raises:
         InvalidNameError: a name that cannot be one.
-        NameTakenError: an embedding of that name exists, in any layout, and `overwrite` is false. When it is true, a file of another
-            layout that holds that embedding and nothing else is deleted, so that the name means the new one in every program.
+        NameTakenError: an embedding of that name exists, in any layout and spelling, and `overwrite` is false. When it is true, a file of
+            another layout or spelling that holds that embedding and nothing else is deleted, so that the name means the new one in every
+            program.
         ConfigError: a count outside 1 to 75.
         CheckpointError: a file that is no checkpoint.
         EmbeddingError: the folder cannot be made, the file cannot be written, or the one before cannot be deleted.
@@ -110,10 +111,11 @@ def create_embedding(
     except OSError as error:
         sentence = f"The folder {folder} cannot be made ({os_error_words(error)}); choose another folder for embeddings."
         raise EmbeddingError(sentence, path=folder) from error
-    same_name = _files_named(folder, name)
+    same_name = _files_named(folder, name, any_spelling=True)
     if same_name and not overwrite:
         advice = "choose another name or allow overwriting (--overwrite)"
-        raise NameTakenError(f"There is an embedding {same_name[0].name} in {folder}; {advice}.", path=same_name[0])
+        why = "" if same_name[0].stem == name else ", and prompts do not tell capitals apart"
+        raise NameTakenError(f"There is an embedding {same_name[0].name} in {folder}{why}; {advice}.", path=same_name[0])
     provenance = Provenance(step=0, checkpoint_name=file.name, checkpoint_hash=file.hash, initializer_text=initializer_text)
     path = formats.save(Embedding(name, vectors, provenance), folder / f"{name}.safetensors", overwrite=overwrite)
     for old in same_name:
@@ -138,9 +140,10 @@ def starts_from_zeros(path: Path, initializer_text: str) -> bool:
         return False
 
 
-def _files_named(folder: Path, name: str) -> list[Path]:
-    """The files that may hold the embedding `name`; endings may have capitals."""
-    return sorted(path for path in folder.iterdir() if path.stem == name and path.suffix.lower() in formats.READ_ENDINGS)
+def _files_named(folder: Path, name: str, *, any_spelling: bool = False) -> list[Path]:
+    """The files that may hold the embedding `name`, or one whose name prompts do not tell apart from it; endings may have capitals."""
+    files = (path for path in folder.iterdir() if path.suffix.lower() in formats.READ_ENDINGS)
+    return sorted(path for path in files if path.stem == name or (any_spelling and fold_name(path.stem) == fold_name(name)))
 
 
 def _holds_only_its_embedding(path: Path) -> bool:
