@@ -263,6 +263,7 @@ def test_another_checkpoint_changes_what_nobody_has_changed(address: str, open_t
     tab.page.get_by_role("button", name="Size and device").click()
     width, height = (tab.page.locator(f"#ti_train_{side} input[type=number]") for side in ("width", "height"))
     width.wait_for(state="visible")
+    tab.until("document.querySelector('#ti_train_height input[type=number]').value === '128'")  # gradio sets it once more when it is drawn
     tab.type(height, "256")
     choice = tab.page.locator("#ti_checkpoint input")
     choice.click()

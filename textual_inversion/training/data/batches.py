@@ -142,7 +142,9 @@ class PromptMaker:
         caption = next((caption for caption in self.captions if NAME not in caption), None) if line else None
         if caption is not None:
             reason = f"The template's line {line[:60]!r} has no {NAME}, and neither has the caption {caption[:60]!r}"
-            raise PromptError(f"{reason}; write {NAME} into one of them, where the new word goes.", setting="template")
+            raise PromptError(
+                f"{reason}; write {NAME} into one of them, where the new word goes.", path=self.config.template, setting="template"
+            )
 
     def _longest(self, captions: Sequence[str]) -> list[str]:
         """All prompts or, where those are too many, the ones of the longest lines and captions."""
