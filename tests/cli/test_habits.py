@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 from PIL import Image
 
 from textual_inversion.cli import main
+from textual_inversion.diffusion.generate import generate
+from textual_inversion.diffusion.model import TINY_CHECKPOINT, load_checkpoint
 from textual_inversion.formats import file_sha256
+from textual_inversion.settings.generation import GenerationSettings
 
 
 @pytest.fixture
@@ -61,10 +65,13 @@ def test_a_picture_says_how_it_was_made(folder: Path, capsys: pytest.CaptureFixt
     [
         (["--init", "a purple dotted star", "--vectors", "1"], "Only “a” became vectors; 3 tokens of the words did not fit."),
         (["--init", "star " * 90], "15 tokens of the words did not fit."),
-        (["--init", "star, heart, (red:1.3)"], "Each of , ( : . ) became a vector of its own"),
+        (["--init", "star, heart, (red:1.3)"], "“,” and “(” and “:” and “)” became vectors too"),
         (["--init", "purple star"], ""),
         (["--init", "star", "--vectors", "4"], ""),
+        (["--init", "a red, star"], "“,” became a vector too"),
         (["--init", "*"], ""),
+        (["--init", "café 😊 日本"], ""),
+        (["--init", "cat & dog-house"], ""),
         (["--init", "auto"], ""),
     ],
 )
@@ -73,3 +80,22 @@ def test_words_that_are_not_what_they_seem(folder: Path, capsys: pytest.CaptureF
     (_, *remarks) = capsys.readouterr().out.strip().splitlines()
     assert len(remarks) == bool(said)
     assert said in "".join(remarks)
+
+
+def test_only_embeddings_whose_vectors_are_in_the_prompt_are_named(folder: Path) -> None:
+    for name in ("on", "cat"):
+        main(["create", name, "--init", "heart"])
+    out = folder.parent / "drawn"
+    assert main(["generate", "a stone lion, category cat", "--steps", "1", "--seed", "5", "--out", str(out)]) == 0
+    text = Image.open(out / "5.png").info["parameters"]
+    assert re.search(r'TI hashes: "cat: [0-9a-f]{12}"$', text)
+
+
+def test_a_checkpoint_that_is_gone_costs_its_hash_and_not_the_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "moved.safetensors"
+    shutil.copy(TINY_CHECKPOINT, path)
+    model = load_checkpoint(path, device="cpu", precision="fp32")
+    path.unlink()
+    (picture,) = generate(model, GenerationSettings(prompt="a heart", steps=1, width=128, height=128), {})
+    assert "Model hash" not in picture.info["parameters"]
+    assert picture.info["parameters"].endswith("Model: moved")

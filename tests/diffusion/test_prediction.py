@@ -48,6 +48,11 @@ def written(path: Path, *, keys: tuple[str, ...] = (), metadata: dict[str, str] 
         ({"metadata": {"modelspec.prediction_type": "epsilon"}}, "epsilon"),
         ({"metadata": {"ss_v_parameterization": "True"}}, "v_prediction"),
         ({"metadata": {"ss_v_parameterization": "False"}}, "epsilon"),
+        ({"metadata": {"modelspec.prediction_type": "unknown"}}, None),
+        ({"metadata": {"modelspec.prediction_type": ""}}, None),
+        ({"metadata": {"ss_v_parameterization": "None"}}, None),
+        ({"yaml": "    parameterization: v-prediction\n"}, "v_prediction"),
+        ({"yaml": "    parameterization: x0\n"}, None),
         ({"keys": ("v_pred",), "yaml": "parameterization: eps\n"}, "v_prediction"),
     ],
 )
@@ -116,6 +121,13 @@ def test_a_schedule_that_was_rounded_is_the_usual_one(tmp_path: Path, weights: d
         model = load_checkpoint(path, device="cpu", precision="fp32")
         assert torch.equal(model.schedule.alphas_cumprod, usual.alphas_cumprod)
         assert model.notes == ()
+    stretched = usual.with_zero_terminal_snr(0.0).alphas_cumprod.bfloat16()
+    save_file({**weights, "alphas_cumprod": stretched}, path)
+    model = load_checkpoint(path, device="cpu", precision="fp32")
+    assert model.schedule.alphas_cumprod[-1] < 1e-7
+    assert model.notes == ()
+    for steps in (1, 7):
+        assert torch.isfinite(model.schedule.timestep_of(model.schedule.sigmas[-steps:])).all()
     save_file({**weights, "alphas_cumprod": torch.linspace(0, 1, 1000)}, path)
     model = load_checkpoint(path, device="cpu", precision="fp32")
     assert torch.equal(model.schedule.alphas_cumprod, usual.alphas_cumprod)

@@ -41,6 +41,8 @@ def test_the_file_name_without_its_numbering(name: str, caption: str) -> None:
         ("the star’s place, café".encode("cp1252"), "the star’s place, café"),
         ("white background".encode("utf-16-le"), "white background"),
         ("white background".encode("utf-16-be"), "white background"),
+        (b"a photo of cats\0", "a photo of cats"),
+        ("été\0".encode(), "été"),
         (b"\x81 undefined in Windows-1252", "\x81 undefined in Windows-1252"),
         (b"two\r\nlines  here\n", "two lines here"),
         (b"", ""),

@@ -236,4 +236,7 @@ def test_a_png_with_megabytes_beside_its_pixels(tmp_path: Path, kind: str) -> No
         chunks.add_text("workflow", "x" * 1_500_000, zip=True)
     path = tmp_path / "comfy.png"
     Image.new("RGB", (64, 64), "red").save(path, pnginfo=chunks, icc_profile=profile)
+    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     assert read_image(path).getpixel((5, 5)) == (255, 0, 0)
+    assert picture_size(path) == (64, 64)
+    assert limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY), "they are the whole process's"

@@ -20,6 +20,7 @@ from textual_inversion.training.data.batches import Batch
 from textual_inversion.training.estimate import DeviceSpeed, MemoryCost, StepCost, step_cost
 from textual_inversion.training.preflight import FATAL, GOOD, HINT, PROBLEM, preflight
 from textual_inversion.training.step import TrainingStep
+from textual_inversion.training.trainer import train
 
 
 def texts(found, kind=None) -> str:
@@ -189,8 +190,25 @@ def test_searches_and_evaluations_count_as_time(config, checkpoint, monkeypatch)
 
 
 def test_what_is_changed_to_fit_is_told(config, checkpoint, monkeypatch):
-    need = preflight(config, 2, checkpoint).memory
-    monkeypatch.setattr(estimate, "free_memory", lambda device: 0.9 * need)
+    monkeypatch.setattr(estimate, "_WORKSPACE", 0)  # which is nearly all that the tiny model needs
+    config = replace(config, batch_size=8, width=128, height=128)
+    whole = preflight(config, 2, checkpoint)
+    monkeypatch.setattr(estimate, "free_memory", lambda device: 0.9 * whole.memory)
     assert "To fit into the device's memory" in texts(preflight(config, 2, checkpoint), HINT)
     monkeypatch.setattr(estimate, "free_memory", lambda device: 1e6)
     assert "Only 0.0 GB are free" in texts(preflight(config, 2, checkpoint), PROBLEM)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 400, 1024])
+def test_the_automatic_rate_is_never_doubted(config, batch):
+    assert "learning rate" not in texts(preflight(replace(config, method="pulled", learning_rate="auto", batch_size=batch), 2), HINT)
+
+
+def test_captions_that_hold_the_word_itself_are_good_for_both(config, model, folder, pictures, tmp_path):
+    for file in pictures.glob("*.txt"):
+        file.write_text("a photo of thing on a table", encoding="utf-8")
+    template = tmp_path / "own.txt"
+    template.write_text("[filewords]\n", encoding="utf-8")
+    config = replace(config, template=str(template), steps=1)
+    assert preflight(config, 2).ready
+    assert train(config, model, folder).provenance.step == 1

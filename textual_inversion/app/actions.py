@@ -136,7 +136,7 @@ class Actions:
             checkpoint = self.engine.host.checkpoint().path
             facts = card.description if card else EmbeddingDescription(_vectors(new))
             finds_words = wants_search(new.initializer_text if new else facts.initializer_text)
-            return preflight(config, facts.num_vectors, checkpoint, first_step=facts.step or 0, finds_words=finds_words)
+            return preflight(config, facts.num_vectors, checkpoint, first_step=0 if new else facts.step, finds_words=finds_words)
         except (TextualInversionError, OSError) as error:
             return Preflight(findings=(Finding(FATAL, user_message(error)),))
 

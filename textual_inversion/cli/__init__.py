@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from textual_inversion.app.memory import enough_memory
 from textual_inversion.cli.convert import add_convert
@@ -34,10 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(arguments)
         finally:
-            sys.stdout.flush()  # here, also after --help, which exits
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left at its end, and would fail again
-        return 141
+            if sys.stdout is not None:  # as without a console
+                sys.stdout.flush()  # here, also after --help, which exits
+    except OSError as error:
+        if sys.stdout is not None:
+            with suppress(OSError, ValueError):  # Python writes what is left at its end, and would fail again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno in (errno.EPIPE, errno.EINVAL):  # the second one on Windows
+            return 141
+        say(f"textual-inversion: the output cannot be written: {error.strerror or error}.", error=True)
+        return 2
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -29,7 +29,6 @@ from textual_inversion.cli.common import (
 from textual_inversion.cli.report import Report
 from textual_inversion.errors import ConfigError, TrainingError
 from textual_inversion.settings.creation import wants_search
-from textual_inversion.settings.schema import AUTO
 from textual_inversion.settings.training import TrainingConfig, check_trained_together
 
 if TYPE_CHECKING:
@@ -79,6 +78,8 @@ def _train(options: argparse.Namespace) -> Result:
         native = checkpoint_facts(checkpoint_path(options)).picture_size
         results = [_check(options, entry.sized(native), each) for entry, each in zip(entries, embeddings)]
         return results[0] if len(results) == 1 else {"embeddings": results}
+    for name in ("device", "precision", "prediction_type"):  # a list of --together may have them
+        setattr(options, name, getattr(configs[0], name))
     model = load_model(options)
     configs = [entry.sized(model.default_size) for entry in entries]
     with reports_of(configs, as_json=options.json) as reports:
@@ -96,7 +97,7 @@ def _train(options: argparse.Namespace) -> Result:
 @contextmanager
 def reports_of(configs: Sequence[TrainingConfig], *, as_json: bool) -> Iterator[dict[str, Report]]:
     """Name -> its report. The longest run has the progress bar."""
-    longest = max(configs, key=lambda config: 0 if config.steps == AUTO else config.total_steps)
+    longest = max(configs, key=lambda config: config.with_steps(0, full_size=True).total_steps)
     reports = {
         config.name: Report(as_json=as_json, prefix=f"{config.name}: " if len(configs) > 1 else "", quiet=config is not longest)
         for config in configs
@@ -165,7 +166,7 @@ def _check(options: argparse.Namespace, config: TrainingConfig, embedding: Embed
 
     origin = embedding.provenance
     finds_words = wants_search(origin.initializer_text)
-    result = preflight(config, embedding.num_vectors, checkpoint_path(options), first_step=origin.step or 0, finds_words=finds_words)
+    result = preflight(config, embedding.num_vectors, checkpoint_path(options), first_step=origin.step, finds_words=finds_words)
     for finding in result.findings:
         tell(options, finding.text)
     options.status = max(options.status, 0 if result.ready else 1)

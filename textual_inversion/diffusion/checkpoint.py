@@ -228,7 +228,8 @@ class TensorReader:
             raise UnsupportedCheckpointError(f"{self.source.path.name} stores {name} as {kind}; {advice}.", path=self.source.path)
         # copy always: without a copy, a tensor of the right type would keep the file mapped
         weight = tensor.to(device=device, dtype=dtype, copy=True)
-        if not bool(torch.isfinite(weight).all()):
+        # the sum first: it takes a tenth of the time, and is finite in every good checkpoint
+        if not bool(weight.sum(dtype=torch.float32).isfinite()) and not bool(torch.isfinite(weight).all()):
             kind = str(dtype).removeprefix("torch.")
             reason = f"{self.source.path.name} holds values in {name} that are no finite numbers in {kind}, so every picture would be black"
             advice = "download it again or take another" if dtype == torch.float32 else "try the precision fp32, or take another checkpoint"

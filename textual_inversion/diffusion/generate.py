@@ -6,6 +6,7 @@ Legend: b batch, c channels, h w latent size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from textual_inversion.diffusion.graphs import GraphCache
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.diffusion.samplers import SAMPLERS
 from textual_inversion.embedding import Embedding
+from textual_inversion.prompts.chunks import chunk_prompt
 from textual_inversion.prompts.names import names_in
 from textual_inversion.settings.generation import GenerationSettings
 
@@ -60,28 +62,41 @@ def generate(
         if progress:
             progress(len(pictures) * total + done * len(part), len(prompts) * total)
 
+    hashing = ThreadPoolExecutor(1, "textual-inversion-hash")  # reading a large checkpoint takes seconds, which drawing need not wait for
+    checkpoint_hash = hashing.submit(lambda: model.hash)
+    hashing.shutdown(wait=False)
     for part in parts:
         drawn = draw_prompts(model, part, settings, embeddings, progress=tell, should_stop=should_stop)
         if not drawn:
             break
         pictures += drawn
-    named = names_in((settings.prompt, settings.negative_prompt), embeddings)
-    hashes = {name: short for name in named if (short := hash_of(name))}
+    hashes = {name: short for name in _used(model, settings, embeddings) if (short := hash_of(name))}
+    listed = ", ".join(f"{name}: {short}" for name, short in hashes.items())
+    origin = [f"Model hash: {checkpoint_hash.result()}"] if not isinstance(checkpoint_hash.exception(), OSError) else []
+    origin += [f"Model: {model.name}", *([f'TI hashes: "{listed}"'] if hashes else [])]
     for picture, (_, seed) in zip(pictures, prompts):
-        picture.info["parameters"] = _infotext(model, settings, seed, hashes)
+        picture.info["parameters"] = _infotext(settings, seed, origin)
     return pictures
 
 
-def _infotext(model: StableDiffusion, settings: GenerationSettings, seed: int, hashes: Mapping[str, str]) -> str:
-    """The generation parameters of a picture, in A1111's format."""
+def _used(model: StableDiffusion, settings: GenerationSettings, embeddings: Mapping[str, Embedding]) -> list[str]:
+    """The embeddings whose vectors are in the prompts."""
+    texts = (settings.prompt, settings.negative_prompt)
+    sizes = {name: embeddings[name].num_vectors for name in names_in(texts, embeddings)}
+    chunks = [chunk for text in texts for chunk in chunk_prompt(text, model.conditioner.tokenizer, sizes)]
+    return list(dict.fromkeys(splice.name for chunk in chunks for splice in chunk.splices))
+
+
+def _infotext(settings: GenerationSettings, seed: int, origin: Sequence[str]) -> str:
+    """The generation parameters of a picture, in A1111's format.
+
+    Args:
+        origin: what is said of the checkpoint and of the embeddings.
+    """
     negative = f"\nNegative prompt: {settings.negative_prompt}" if settings.negative_prompt else ""
-    skip = f", Clip skip: {settings.clip_skip}" if settings.clip_skip > 1 else ""
-    listed = ", ".join(f"{name}: {short}" for name, short in hashes.items())
-    return (
-        f"{settings.prompt}{negative}\nSteps: {settings.steps}, Sampler: {settings.sampler}, CFG scale: {settings.cfg_scale:g}, "
-        f"Seed: {seed}, Size: {settings.width}x{settings.height}, Model hash: {model.hash}, Model: {model.name}{skip}"
-        + (f', TI hashes: "{listed}"' if hashes else "")
-    )
+    facts = [f"Steps: {settings.steps}", f"Sampler: {settings.sampler}", f"CFG scale: {settings.cfg_scale:g}", f"Seed: {seed}"]
+    facts += [f"Size: {settings.width}x{settings.height}", *([f"Clip skip: {settings.clip_skip}"] if settings.clip_skip > 1 else [])]
+    return f"{settings.prompt}{negative}\n{', '.join([*facts, *origin])}"
 
 
 @torch.no_grad()

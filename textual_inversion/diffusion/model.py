@@ -275,16 +275,24 @@ class _Loader:
         return module
 
 
+def _is_rounded(alphas: torch.Tensor, schedule: NoiseSchedule) -> bool:
+    """Whether numbers are those of a schedule but for the rounding of the type that they were stored in."""
+    return bool(torch.isclose(alphas, schedule.alphas_cumprod, rtol=_ROUNDED, atol=0).all())
+
+
 def _read_schedule(reader: TensorReader) -> tuple[NoiseSchedule, list[str]]:
     """The checkpoint's noise schedule, and sentences about it."""
     file, notes = reader.source, []
     schedule = standard = NoiseSchedule.scaled_linear()
     if file.shapes.get("alphas_cumprod") == (TRAIN_TIMESTEPS,):
         alphas = reader.tensor("alphas_cumprod").float()
-        was_rounded = bool(torch.isclose(alphas, standard.alphas_cumprod, rtol=_ROUNDED, atol=0).all())
-        if not was_rounded:
-            if bool((alphas.diff() <= 0).all()) and 0 < alphas[0] < 1 and alphas[-1] >= 0:
-                schedule = NoiseSchedule(alphas.clamp(min=_LEAST_SIGNAL))
+        stretched = standard.with_zero_terminal_snr(_LEAST_SIGNAL)
+        own = alphas.clamp(min=_LEAST_SIGNAL)
+        if _is_rounded(own, stretched):
+            schedule = stretched
+        elif not _is_rounded(own, standard):
+            if bool((own.diff() < 0).all()) and 0 < alphas[0] < 1 and alphas[-1] >= 0:
+                schedule = NoiseSchedule(own)
             else:
                 span = f"its alphas_cumprod runs from {float(alphas[0]):g} to {float(alphas[-1]):g}"
                 notes.append(

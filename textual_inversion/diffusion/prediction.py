@@ -11,14 +11,23 @@ from typing import NamedTuple
 
 import torch
 
+from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.checkpoint import CheckpointFile
 from textual_inversion.diffusion.noise import Epsilon, NoiseSchedule, Prediction, VPrediction
 from textual_inversion.diffusion.unet import UNet
 
-_IN_YAML = re.compile(r"^\s*parameterization\s*:\s*[\"']?(v|eps)[\"']?\s*(?:#.*)?$", re.MULTILINE)
+_IN_YAML = re.compile(r"^\s*parameterization\s*:\s*[\"']?([\w-]+)", re.MULTILINE)
 _MOST_YAML_BYTES = 2**20
-#: Metadata written by trainers and mergers -> values that mean v.
-_IN_METADATA = {"modelspec.prediction_type": ("v", "v_prediction"), "ss_v_parameterization": ("true", "1")}
+#: How programs write the two; anything else says nothing.
+_MEANINGS: dict[str, type[Prediction]] = {
+    **dict.fromkeys(("v", "v_prediction", "v-prediction", "vpred", "v_pred"), VPrediction),
+    **dict.fromkeys(("epsilon", "eps"), Epsilon),
+}
+#: Metadata that trainers and mergers write -> the meaning of their values.
+_IN_METADATA: dict[str, dict[str, type[Prediction]]] = {
+    "modelspec.prediction_type": _MEANINGS,
+    "ss_v_parameterization": {"true": VPrediction, "1": VPrediction, "false": Epsilon, "0": Epsilon},
+}
 _PROBE_SIDE = 32  # latents
 _PROBE_LEVEL = 400  # a timestep at which noise can be told from the picture
 _ALIKE = 0.5  # cosine between output and noise
@@ -53,26 +62,23 @@ def find_prediction(
         sentence = f"{file.path.name} predicts v, as {stated.source} says." if isinstance(stated.prediction, VPrediction) else ""
         return stated.prediction, sentence
     name = file.path.name
-    outcome = probe(unet, schedule, context())
+    with kernels.force("plain"):  # fused kernels may have to be compiled first, which takes a minute
+        outcome = probe(unet, schedule, context())
     if outcome == VPrediction.name:
         return VPrediction(), f"{name} seems to predict v, by a trial of its UNet; if it does not, set the prediction type."
-    unknown = (
-        "" if outcome or is_certain else f"Nothing says what {name} predicts; it is taken for the noise (epsilon). If it is v, say so."
-    )
-    return Epsilon(), unknown
+    guess = f"Nothing says what {name} predicts; it is taken for the noise. If that is wrong, set the prediction type."
+    return Epsilon(), "" if outcome or is_certain else guess
 
 
 def stated_prediction(file: CheckpointFile) -> StatedPrediction | None:
     """What the file, its metadata or the `.yaml` beside it say; None where they say nothing."""
     if "v_pred" in file.shapes:
         return StatedPrediction(VPrediction(), "its key v_pred")
-    if found := _IN_YAML.search(_yaml_beside(file)):
-        prediction = VPrediction() if found[1] == "v" else Epsilon()
-        return StatedPrediction(prediction, "the .yaml beside it")
-    for key, meaning_v in _IN_METADATA.items():
-        if key in file.metadata:
-            is_v = file.metadata[key].strip().lower() in meaning_v
-            return StatedPrediction(VPrediction() if is_v else Epsilon(), f"its metadata ({key})")
+    if (found := _IN_YAML.search(_yaml_beside(file))) and (meaning := _MEANINGS.get(found[1].lower())):
+        return StatedPrediction(meaning(), "the .yaml beside it")
+    for key, meanings in _IN_METADATA.items():
+        if meaning := meanings.get(file.metadata.get(key, "").strip().lower()):
+            return StatedPrediction(meaning(), f"its metadata ({key})")
     return None
 
 

@@ -1,6 +1,7 @@
 """Samplers as pure functions over a denoiser; they know nothing of prompts, models and guidance.
 
-Names, noise levels and steps are those of A1111 1.10 and k-diffusion with their default options, so that pictures match what A1111 draws.
+Names, noise levels and formulas are those of A1111 1.10 and k-diffusion with their default options. DDIM and UniPC differ in their last
+step and the stochastic ones in their random numbers, as their docstrings say.
 A name without a schedule has the schedule that A1111 chooses as "Automatic". A sampler takes x [b, c, h, w], which is noise of the first
 sigma, and returns the picture [b, c, h, w]. Its sigmas fall; after the last step no noise is left.
 
@@ -55,6 +56,8 @@ def ddim_sigmas(schedule: NoiseSchedule, steps: int) -> list[float]:
     The timesteps begin at 1 and are 1000 // steps apart. If they are one more than the steps, the first of them is left out, since no step
     starts there. If they are several more, for A1111 makes more steps than were asked for, they are thinned out evenly.
     """
+    if steps == 1:
+        return even_sigmas(schedule, 1)
     timesteps = torch.arange(1, TRAIN_TIMESTEPS + 1, TRAIN_TIMESTEPS // steps).clamp(max=TRAIN_TIMESTEPS - 1).flip(0)
     if len(timesteps) > steps:
         timesteps = timesteps[:-1]

@@ -122,11 +122,12 @@ def _decoded(data: bytes) -> str:
     """The text of a caption file in the first of the encodings that fits."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         first, second = "utf-16", "utf-16"
-    elif b"\0" in data:  # UTF-16 without its mark: where every second byte is 0, the other one holds the letter
-        first, second = "utf-16-le", "utf-16-be"
-        if data[::2].count(0) > data[1::2].count(0):
-            first, second = second, first
+    elif data[1::2].count(0) > len(data) // 4:  # UTF-16 without its mark: every second byte of most letters is 0
+        first, second = "utf-16-le", "utf-8-sig"
+    elif data[::2].count(0) > len(data) // 4:
+        first, second = "utf-16-be", "utf-8-sig"
     else:
+        data = data.replace(b"\0", b"")
         first, second = "utf-8-sig", "cp1252"
     for encoding in (first, second):
         with suppress(UnicodeDecodeError):

@@ -85,9 +85,7 @@ _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "
 _COPYING_FORMATS = frozenset({"WEBP", "GIF", "AVIF", "HEIF"})
 _LARGE = 16_000_000  # pixels from which pictures are read one at a time, whatever the number of threads
 _one_at_a_time = threading.Lock()
-# Pillow calls a PNG damaged that holds more text than this, such as the workflow of a picture or a large colour profile.
-PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 32 * 2**20)
-PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, 128 * 2**20)
+_TEXT_BYTES = 32 * 2**20  # of one chunk of text in a PNG, and a quarter of all of them
 # What Pillow's decoders were seen to raise on damaged files, beside its own errors.
 _READ_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError),
@@ -130,7 +128,7 @@ def read_colours(path: str | Path, least: Size | None = None, *, upright: bool =
     """
     path = Path(path)
     try:
-        with _open(path) as image:
+        with _LargerTexts(), _open(path) as image:
             if least and image.format in ("JPEG", "MPO"):
                 # Its decoder makes a half, quarter or eighth at once, in a fraction of the time and memory.
                 lies = upright and _TURNS.get(_orientation(image)) in _QUARTER_TURNS
@@ -159,7 +157,7 @@ def picture_size(path: str | Path, *, upright: bool = True) -> Size:
     """
     path = Path(path)
     try:
-        with _open(path) as image:
+        with _LargerTexts(), _open(path) as image:
             stored, turns = image.size, upright
             if image.format == "TIFF":  # some versions of Pillow turn the size already here
                 stored, turns = (image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]), True
@@ -197,6 +195,31 @@ def _orientation(image: Image.Image) -> Any:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
     except _READ_ERRORS:
         return 1  # the pixels are good although the EXIF block is damaged
+
+
+class _LargerTexts:
+    """Inside, Pillow reads PNGs with megabytes of text, such as a workflow or a colour profile; by itself it calls those damaged.
+
+    The limits are the whole process's, so that they are raised only while a picture is read here; several threads may read at once.
+    """
+
+    _lock, _readers, _before = threading.Lock(), 0, (0, 0)
+
+    def __enter__(self) -> None:
+        kind = _LargerTexts
+        with kind._lock:
+            if not kind._readers:
+                kind._before = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+                PngImagePlugin.MAX_TEXT_CHUNK = max(kind._before[0], _TEXT_BYTES)
+                PngImagePlugin.MAX_TEXT_MEMORY = max(kind._before[1], 4 * _TEXT_BYTES)
+            kind._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        kind = _LargerTexts
+        with kind._lock:
+            kind._readers -= 1
+            if not kind._readers:
+                PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = kind._before
 
 
 class _TooLargeError(Image.DecompressionBombError):

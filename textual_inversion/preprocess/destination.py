@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.files import os_error_text, replace_file
-from textual_inversion.pictures.folder import caption_file, mask_file
+from textual_inversion.pictures.folder import caption_file, mask_file, written_caption
 from textual_inversion.preprocess.layout import FLIPS, PlannedView
 from textual_inversion.settings.preprocessing import PreprocessConfig
 from textual_inversion.text import counted
@@ -130,12 +130,19 @@ class Destination:
         write_result(target, encoded(image, "PNG", pnginfo=chunks, compress_level=_LEVEL))
 
 
-def is_outdated(caption: Path, source: Path) -> bool:
-    """Whether the caption of a result was written before the caption of its source was changed. A person's later change of it stays."""
+def outdated_caption(result: Path, source: Path) -> str:
+    """A sentence where the caption beside a source was changed after the one beside its result was written; else empty.
+
+    The one beside the result may have been edited as well, so it stays, and a person decides.
+    """
+    ours, theirs = caption_file(result), caption_file(source)
     try:
-        return caption.stat().st_mtime_ns < caption_file(source).stat().st_mtime_ns
+        is_older = ours.stat().st_mtime_ns < theirs.stat().st_mtime_ns
     except OSError:
-        return False  # one of the two is not there
+        return ""  # one of the two is not there
+    if not is_older or written_caption(result) == written_caption(source):
+        return ""
+    return f"{theirs.name} was changed after {ours.name} was written, which stays as it is; delete {ours.name} to take the new caption."
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:

@@ -21,7 +21,7 @@ from textual_inversion.pictures.parallel import PixelRoom, default_workers, in_o
 from textual_inversion.pictures.reading import on_colour
 from textual_inversion.pictures.salience import FaceFinder, Focus, one_thread
 from textual_inversion.preprocess.captioning import Captioner, Describer, compose_caption
-from textual_inversion.preprocess.destination import Destination, is_outdated
+from textual_inversion.preprocess.destination import Destination, outdated_caption
 from textual_inversion.preprocess.layout import PlannedView
 from textual_inversion.preprocess.picture import (
     Picture,
@@ -156,7 +156,8 @@ class Planner:
             checks += [check_enlargement(views), check_shape(item.size, views)]
         done = self.config.caption_place == "txt" and self.destination.has_all(item.number, item.source, views)
         if done:  # captioners are not called for results that will not be written
-            views = [self._with_existing_caption(item, view, picture) for view in views]
+            views = [self._with_existing_caption(item, view) for view in views]
+            checks += [self._check_captions(item, views)]
         else:
             views, problem = self._describe_all(item.source, picture, views)
             checks.append(problem)
@@ -166,12 +167,15 @@ class Planner:
             focus = replace(focus, corners=())  # a hundred of them for each of 10,000 pictures take 100 MB
         return replace(item, views=tuple(views), focus=focus, problems=problems, done=done), Fingerprint.of(small)
 
-    def _with_existing_caption(self, item: Planned, view: PlannedView, picture: Picture) -> PlannedView:
+    def _check_captions(self, item: Planned, views: list[PlannedView]) -> Problem | None:
+        """Whether a result has the caption that the source had before."""
+        results = (self.destination.existing(item.number, item.source, view, "") for view in views)
+        said = next((text for result in results if result and (text := outdated_caption(result, item.source))), "")
+        return Problem("caption", said) if said else None
+
+    def _with_existing_caption(self, item: Planned, view: PlannedView) -> PlannedView:
         """The view of an existing result, with the caption beside this result, or with a composed caption where it has none."""
         result = self.destination.existing(item.number, item.source, view, "")
-        if result is not None and is_outdated(caption_file(result), item.source):
-            (view,), _ = self._describe_all(item.source, picture, [view])
-            return replace(view, edited=True)
         if result is not None and caption_file(result).is_file():
             return replace(view, caption=caption_for(result))
         return replace(view, caption=self._compose(item.source, item.text, []))

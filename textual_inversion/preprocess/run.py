@@ -16,7 +16,7 @@ from textual_inversion.pictures.parallel import default_workers, in_order
 from textual_inversion.pictures.reading import read_image
 from textual_inversion.pictures.salience import debug_picture, one_thread, why_no_faces
 from textual_inversion.preprocess.captioning import Captioner, Describer
-from textual_inversion.preprocess.destination import Destination, encoded, is_outdated, write_error, write_result
+from textual_inversion.preprocess.destination import Destination, encoded, outdated_caption, write_error, write_result
 from textual_inversion.preprocess.layout import PlannedView, flipped
 from textual_inversion.preprocess.picture import Picture, decode, decoded_pixels, focus_views, measure
 from textual_inversion.preprocess.plan import Planned, Planner, plan, stamp_of
@@ -38,7 +38,7 @@ class PreprocessReport:
         kept: results of an earlier run, which were left alone.
         skipped: (source file name, sentence that says why) of wanted pictures without a result.
         left_out: source files that were left out of the plan by a person.
-        notes: sentences on what this machine cannot do for these settings.
+        notes: sentences on what this machine cannot do for these settings, and on captions of results that are older than their sources'.
         stopped: it was asked to stop before the end; running it again goes on from there.
     """
 
@@ -52,7 +52,7 @@ class PreprocessReport:
 
     def add(self, other: PreprocessReport) -> None:
         """Add the files of another report, such as that of one picture."""
-        for name in ("written", "captions", "kept", "skipped", "left_out"):
+        for name in ("written", "captions", "kept", "skipped", "left_out", "notes"):
             getattr(self, name).extend(getattr(other, name))
 
 
@@ -168,8 +168,9 @@ class Writer:
             if mask_file(result).exists():
                 mask_file(result).replace(mask_file(target))
             return result.replace(target)
-        caption = caption_file(result)
-        if not is_planned and (not caption.exists() or is_outdated(caption, item.source)):
+        if said := outdated_caption(result, item.source):
+            report.notes.append(said)
+        if not is_planned and not caption_file(result).exists():
             view = self.planner.with_caption(item.source, view, partial(read_image, result))
         self._write_caption(item.source, view, result, report)
         return result
@@ -209,8 +210,7 @@ class Writer:
     def _write_caption(self, source: Path, view: PlannedView, target: Path, report: PreprocessReport) -> None:
         path = caption_file(target)
         # The user may have edited a caption in the destination.
-        is_kept = path.exists() and not view.edited and not is_outdated(path, source)
-        if view.caption is None or self.config.caption_place == "name" or is_kept:
+        if view.caption is None or self.config.caption_place == "name" or (path.exists() and not view.edited):
             return
         copied = self.config.existing_captions == "copy" and not view.edited and caption_file(source).is_file()
         write_result(path, caption_bytes(caption_file(source)) if copied else view.caption.encode("utf-8"))

@@ -20,8 +20,9 @@ CLIP_MODES = ("off", "value", "norm")
 #: Method -> its learning rate where `auto` is given: a share of a usual value in the checkpoint's token table for `pulled`, so that a
 #: step means as much in every text encoder; radians for `directional`; AdamW's rate for `classic`.
 LEARNING_RATES = {"pulled": 0.7, "directional": 0.4, "classic": 0.005}
-_SHARED = ("clip_skip", "gradient_accumulation_steps", "gradient_checkpointing", "precision", "device")  # by embeddings trained together
-#: What a form begins with for checkpoints of full size; Directional Textual Inversion (arXiv 2512.13672) trains SDXL for 400 steps.
+#: Settings that embeddings trained together share.
+_SHARED = ("clip_skip", "gradient_accumulation_steps", "gradient_checkpointing", "precision", "prediction_type", "device")
+#: What a form begins with for checkpoints of full size.
 FULL_SIZE = {"preview_every": 50, "copy_every": 100}
 SAMPLING_METHODS = ("once", "deterministic", "random")
 PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
@@ -34,7 +35,8 @@ _LEAST_EVALUATIONS = 12  # in a run that may end early by them
 _EVALUATION_SHARE = 0.05  # of the time that evaluations may take
 _USUAL_BATCH = 4  # for which the learning rates were chosen
 PASSES_OF_A_STEP = 3  # the cost of a step in forward passes
-#: The least steps of a run, from the paper and this project's measurements (docs/training.md); of classic training, what guides recommend.
+#: The least steps of a run: at full size those of Directional Textual Inversion (arXiv 2512.13672), for the tiny checkpoint those of
+#: docs/training.md, for classic training what guides recommend.
 _LEAST_STEPS = {"full size": 400, "tiny": 150, "classic": 3000}
 _MOST_STEPS = 4000  # that many pictures alone make a run longer than
 _TIMES_SHOWN = 16  # how often each picture is shown at least
@@ -111,7 +113,7 @@ class TrainingConfig(Settings):
         label="Max steps",
         title="Max steps",
         hint="Earlier runs included. auto: 400, because vectors as long as words learn in a fifth of the usual steps;"
-        " more for over 100 pictures, 3000 for classic.",
+        " more where there are many pictures, 3000 for classic.",
         help="train until the embedding's own step reaches this number (optimizer steps, {minimum} or more). `auto` is 400, 150 for the"
         " tiny checkpoint and 3000 for `classic`; more where each picture would be shown less than 16 times, up to 4000",
         metavar="N",
@@ -131,7 +133,7 @@ class TrainingConfig(Settings):
         hint="auto fits the method. Or a number, or stages: 0.005:300, 0.001",
         help="`auto`, a number, or A1111's schedule `0.005:100, 1e-3:1000, 1e-5` (rate:until step). Except for `classic` a single number"
         " falls along a cosine to a tenth. `auto` is 0.7 of a usual value in the token table for `pulled` (about 0.01 for SD1, 0.05 for"
-        " the tiny checkpoint; with batches above 4 less, by the root of their size), 0.4 (an angle in radians) for `directional`, 0.005"
+        " the tiny checkpoint; for a batch above 4 divided by the root of batch / 4), 0.4 (an angle in radians) for `directional`, 0.005"
         " for `classic`. Higher learns faster and breaks sooner",
         metavar="RATE",
         rule=_schedule,
@@ -498,8 +500,10 @@ class TrainingConfig(Settings):
         """`steps` as a number. A run knows it from when its pictures are listed, see `with_steps`.
 
         Raises:
-            ValueError: `steps` is still `auto`.
+            ConfigError: `steps` is still `auto`.
         """
+        if self.steps == AUTO:
+            raise ConfigError("The number of steps is still automatic; it is chosen once the pictures are known.", setting="steps")
         return int(self.steps)
 
     def with_steps(self, pictures: int, *, full_size: bool) -> TrainingConfig:
@@ -523,14 +527,14 @@ class TrainingConfig(Settings):
         """
         text = str(self.learning_rate).strip().lower()
         if text == AUTO:
-            text = repr(LEARNING_RATES[self.method] * (word_scale * self._less_for_large_batches if self.method == "pulled" else 1.0))
+            text = repr(LEARNING_RATES[self.method] * (word_scale * self._large_batch_factor if self.method == "pulled" else 1.0))
         written = LearningRateSchedule(text)
         if self.method != "classic" and ":" not in text:
             return CosineSchedule(written.parts[0][0], first_step, self.total_steps)
         return written
 
     @property
-    def _less_for_large_batches(self) -> float:
+    def _large_batch_factor(self) -> float:
         """Factor of the rate. The gradients of a large batch agree more, so that the same rate moves the vectors further with each step."""
         return math.sqrt(min(1.0, _USUAL_BATCH / (self.batch_size * self.gradient_accumulation_steps)))
 

@@ -49,6 +49,9 @@ def initial_vectors(table: torch.Tensor, initializer_text: str, num_vectors: int
     return table.detach()[rows.to(table.device)].to("cpu", torch.float32)
 
 
+_MARKS = frozenset(",()[]:|")
+
+
 def about_words(initializer_text: str, num_vectors: int) -> str:
     """A sentence on the words that are not what they seem: those that did not fit, and marks that mean nothing here; empty without any."""
     tokenizer = default_tokenizer()
@@ -57,8 +60,9 @@ def about_words(initializer_text: str, num_vectors: int) -> str:
     if len(tokens) > num_vectors:
         kept = " ".join(words[:num_vectors])
         return f"Only “{kept}” became vectors; {counted(len(tokens) - num_vectors, 'token')} of the words did not fit."
-    if marks := list(dict.fromkeys(word for word in words if len(words) > 1 and not any(letter.isalnum() for letter in word))):
-        return f"Each of {' '.join(marks)} became a vector of its own: here they mean no emphasis and separate nothing."
+    if marks := [mark for mark in dict.fromkeys(words) if mark in _MARKS and len(words) > 1]:
+        listed = " and ".join(f"“{mark}”" for mark in marks)
+        return f"{listed} became {'a vector' if len(marks) == 1 else 'vectors'} too: here marks give no emphasis and separate nothing."
     return ""
 
 

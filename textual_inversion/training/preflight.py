@@ -18,6 +18,7 @@ from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt, count_t
 from textual_inversion.prompts.names import tag_of
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, read_template, template_folder
 from textual_inversion.prompts.tokenizer import default_tokenizer
+from textual_inversion.settings.schema import AUTO
 from textual_inversion.settings.training import EVALUATION_ROWS, PASSES_OF_A_STEP, TrainingConfig
 from textual_inversion.text import counted
 from textual_inversion.training.data.encoding import list_pictures
@@ -93,14 +94,14 @@ class Preflight:
 
 
 def preflight(
-    config: TrainingConfig, num_vectors: int, checkpoint: Path | None = None, *, first_step: int = 0, finds_words: bool = False
+    config: TrainingConfig, num_vectors: int, checkpoint: Path | None = None, *, first_step: int | None = 0, finds_words: bool = False
 ) -> Preflight:
     """Check what `config` would train on.
 
     Args:
         num_vectors: of the embedding (1 to 75).
         checkpoint: file whose header says what a step costs; None = time and memory are not estimated.
-        first_step: the embedding's step so far.
+        first_step: the embedding's step so far; None = unknown, since it was learned elsewhere.
         finds_words: the run looks for words to start from.
     """
     try:
@@ -109,10 +110,10 @@ def preflight(
         return Preflight(findings=(Finding(FATAL, str(error)),))
     config = config.with_steps(listed.shown, full_size=_is_full_size(checkpoint))
     prompts = _check_prompts(config, listed, num_vectors)
-    left = _Left(first_step, num_vectors, finds_words)
+    left, done = _Left(first_step, num_vectors, finds_words), first_step or 0
     cost = _estimate(config, listed, prompts.chunks, checkpoint, left)
     cropped = [cropped_share(picture.original, picture.size) for picture in listed.pictures] if not listed.options.whole else [0.0]
-    findings = [*_check_pictures(config, listed, first_step), *_check_rate(config, first_step), *_check_sizes(config, listed)]
+    findings = [*_check_pictures(config, listed, done), *_check_rate(config, done), *_check_sizes(config, listed)]
     findings += [*prompts.findings, *cost.findings]
     return Preflight(
         pictures=len(listed.pictures),
@@ -140,6 +141,8 @@ def _is_full_size(checkpoint: Path | None) -> bool:
 
 def _check_rate(config: TrainingConfig, first_step: int) -> Iterable[Finding]:
     """A rate that belongs to another method."""
+    if str(config.learning_rate).strip().lower() == AUTO:
+        return
     lowest, highest = _USUAL_RATES[config.method]
     rates = config.rates(first_step, _USUAL_SCALE)
     last_step = max(first_step + 1, min(config.total_steps, first_step + _RATES_LOOKED_AT))
@@ -260,12 +263,12 @@ class _Cost:
 class _Left:
     """What is still to be done for an embedding: its step so far, its vectors, and whether words to start from are to be found."""
 
-    first_step: int
+    first_step: int | None
     num_vectors: int
     finds_words: bool
 
     def steps(self, config: TrainingConfig) -> int:
-        return max(0, config.total_steps - self.first_step)
+        return max(0, config.total_steps - (self.first_step or 0))
 
     def extra_passes(self, config: TrainingConfig) -> float:
         """Forward passes of one picture that evaluations and the searches for words take."""
@@ -276,7 +279,7 @@ class _Left:
             passes += self.steps(config) / every * EVALUATION_ROWS
         if config.search_step(self.first_step):
             passes += cost_on_the_way(self.num_vectors, config.search_rows, config.search_budget)
-        if self.finds_words and not self.first_step:
+        if self.finds_words and self.first_step == 0:
             passes += config.first_search_budget
         return passes
 
@@ -305,6 +308,8 @@ def _estimate(config: TrainingConfig, listed: TrainingSet, chunks: int, checkpoi
             most_parts=1024 // config.gradient_accumulation_steps,
         )
         speed = device_speed(device, dtype)
+        if plan.checkpointing != (wish == "on"):
+            cost = step_cost(file, largest, dtype, chunks, checkpointing=plan.checkpointing)
     except TextualInversionError as error:
         return _Cost(None, None, [Finding(HINT, f"Time and memory are not estimated: {error}")])
     share = Counter[Size]()
@@ -317,7 +322,7 @@ def _estimate(config: TrainingConfig, listed: TrainingSet, chunks: int, checkpoi
     memory = max(plan.needed, cost.memory.encoding_peak())
     figures = f"{_duration(seconds)} on {device} and {memory / 2**30:.1f} GB of its memory"
     findings = [Finding(GOOD, f"The run takes about {figures} (rough figures).")]
-    if free is not None and (sentence := plan.sentence(free, config.batch_size)):
+    if free is not None and plan.needed <= free and (sentence := plan.sentence(free, config.batch_size)):
         findings.append(Finding(HINT, sentence))
     if free is not None and free < memory:
         advice = "use a smaller batch size or size, or close other programs"

@@ -39,7 +39,7 @@ def train(
     """Train the embedding `config.name` of a folder and write it back there.
 
     Args:
-        config: the settings; `device` and `precision` are not used here, because the model is already loaded.
+        config: the settings; `device`, `precision` and `prediction_type` are not used here, because the model is already loaded.
         model: a loaded checkpoint; nothing in it changes.
         embeddings_dir: where the embedding's file is and stays.
         listener: receives every event, in the calling thread.

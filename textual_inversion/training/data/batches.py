@@ -127,8 +127,8 @@ class PromptMaker:
     ) -> None:
         self.config, self.lines, self.captions = config, lines, captions
         self.name = tag_of(config.name)
-        self._require_name()
         self._tokenize = lru_cache(maxsize=4096)(lambda text, chunks: conditioner.tokenize([text], table, chunks, device="cpu"))
+        self._require_name()
         # every prompt is padded to the longest that a template line and a caption make, so that shapes stay the same
         self.chunks = max(self._tokenize(text, 0).chunks for text in self._longest(sorted(set(captions))))
 
@@ -138,9 +138,11 @@ class PromptMaker:
         Raises:
             PromptError: a prompt without the name would teach nothing.
         """
-        line = next((line for line in self.lines if NAME not in line), "")
-        caption = next((caption for caption in self.captions if NAME not in caption), None) if line else None
-        if caption is not None:
+        lines = [line for line in self.lines if NAME not in line]
+        pairs = ((line, caption) for caption in dict.fromkeys(self.captions if lines else []) for line in lines)
+        for line, caption in pairs:
+            if self._names_it(fill(line, self.name, caption)):
+                continue
             reason = f"The template's line {line[:60]!r} has no {NAME}, and neither has the caption {caption[:60]!r}"
             raise PromptError(
                 f"{reason}; write {NAME} into one of them, where the new word goes.", path=self.config.template, setting="template"
@@ -165,7 +167,12 @@ class PromptMaker:
         if config.shuffle_tags:
             caption = shuffle_tags(caption, rng, config.keep_tags)
         line = rng.choice(self.lines)
-        return fill(line, self.name, caption if NAME in line + caption else written)
+        prompt = fill(line, self.name, caption)
+        return prompt if NAME in line or self._names_it(prompt) else fill(line, self.name, written)
+
+    def _names_it(self, prompt: str) -> bool:
+        """Whether the embedding's vectors are in a prompt."""
+        return bool(self._tokenize(prompt, 0).tokens.mask.any())
 
     def batch(self, pictures: Sequence[int], rng: random.Random) -> TokenizedPrompts:
         """Tokenized prompts for pictures, one row of chunks each, on the CPU."""
