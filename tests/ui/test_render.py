@@ -9,9 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from textual_inversion.app.actions import Actions
 from textual_inversion.app.cards import Card
 from textual_inversion.description import EmbeddingDescription
+from textual_inversion.hosts.fake import FakeEngine
+from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.ui import render
+from textual_inversion.ui.page import TrainPage
 
 NASTY = "\"><img src=x onerror=alert(1)>'&</code>"
 
@@ -126,3 +130,12 @@ def test_where_an_embedding_stands(card: Card | None, said: str) -> None:
 
 def test_no_cards_say_what_to_do() -> None:
     assert "No embeddings yet" in render.cards([])
+
+
+def test_where_an_embedding_stands_while_the_steps_are_left_open(engine: FakeEngine) -> None:
+    engine.create(NewEmbedding("cat", "cat", 2))
+    page = TrainPage({}, {}, {}, {}, Actions(engine))
+    for steps in ("auto", "", None, " auto ", "many", "400", "400 "):
+        assert "has not been trained yet" in page.stand("cat", steps)
+    card = Card("cat", EmbeddingDescription(2, "SD1", 300))
+    assert render.standing(card, "cat", None).endswith("is at step 300. It goes on from there.</div>")

@@ -47,7 +47,9 @@ class TrainPage:
             return ""  # the live part shows this
         card = self.actions.card(name)
         problem = "" if card or not name else name_problem(name)
-        line = render.note(problem, "error") if problem else render.standing(card, name, int(steps or 0))
+        number = str(steps or "").strip()
+        last_step = int(number) if number.isdecimal() else None
+        line = render.note(problem, "error") if problem else render.standing(card, name, last_step)
         return line + render.left_out(self.actions.left_out())
 
     def refresh(self, name: Any, folder: Any, width: Any, height: Any) -> Any:

@@ -88,8 +88,8 @@ def strip(thumbnails: Sequence[str], total: int, captioned: int) -> str:
     return f'<div class="ti-strip"><div class="ti-thumbs">{images}{more}</div><span>{counted(total, "picture")}, {captions}</span></div>'
 
 
-def standing(card: Card | None, name: str, steps: int) -> str:
-    """Describe the chosen embedding, and say whether training to `steps` would do any steps."""
+def standing(card: Card | None, name: str, last_step: int | None) -> str:
+    """Describe the chosen embedding, and say whether training to `last_step` would do any steps; None = that is chosen at the start."""
     if not name:
         return note("Choose an embedding, or type a new name.", "hint")
     if card is None:
@@ -99,7 +99,9 @@ def standing(card: Card | None, name: str, steps: int) -> str:
     facts = card.description
     if not facts.step:
         return f'<div class="ti-note ti-note-hint">{word(name)} has {facts.vectors} and has not been trained yet.</div>'
-    advice = f" Raise Max steps above {facts.step} to go on." if facts.step >= steps else f" It goes on from there to {steps}."
+    advice = " It goes on from there." if last_step is None else f" It goes on from there to {last_step}."
+    if last_step is not None and facts.step >= last_step:
+        advice = f" Raise Max steps above {facts.step} to go on."
     return f'<div class="ti-note ti-note-hint">{word(name)} has {facts.vectors} and is at step {facts.step}.{advice}</div>'
 
 
