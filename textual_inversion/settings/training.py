@@ -112,8 +112,7 @@ class TrainingConfig(Settings):
         kind="text",
         label="Max steps",
         title="Max steps",
-        hint="Earlier runs included. auto: 400, because vectors as long as words learn in a fifth of the usual steps;"
-        " more where there are many pictures, 3000 for classic.",
+        hint="Earlier runs included. auto: mostly 400; 150 for the tiny checkpoint, 3000 for classic.",
         help="train until the embedding's own step reaches this number (optimizer steps, {minimum} or more). `auto` is 400, 150 for the"
         " tiny checkpoint and 3000 for `classic`; more where each picture would be shown less than 16 times, up to 4000",
         metavar="N",
