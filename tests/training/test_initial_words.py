@@ -156,7 +156,7 @@ def test_a_search_on_the_way_can_be_cut_short(tiny: StableDiffusion, tmp_path: P
     assert search.refine(stuck_vectors(tiny)) == []
 
 
-def test_a_run_looks_for_words_once(tiny: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_looks_for_words_twice(tiny: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors that are replaced change in the file, start without momentum, and the run says which words they became."""
     each = prepared(tiny, tmp_path, words="shape", vectors=3)
     asked: list[int] = []
@@ -170,40 +170,42 @@ def test_a_run_looks_for_words_once(tiny: StableDiffusion, tmp_path: Path, monke
     events: list[Event] = []
     config = replace(each.config, steps=60, batch_size=1, width=64, height=64)
     train(config, tiny, tmp_path, listener=events.append)
-    assert len(asked) == 1
+    assert len(asked) == 2
     assert any("2 “star”" in event.text for event in events if isinstance(event, Message))
     train(replace(config, steps=130), tiny, tmp_path)  # a run that goes on does not look again
-    assert len(asked) == 1
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(
     ("changes", "first_step", "expected"),
     [
-        ({"steps": 400}, 0, 50),
-        ({"steps": 90}, 0, 30),
-        ({"steps": 59}, 0, 0),
-        ({"steps": 400}, 20, 50),  # interrupted before it had looked
-        ({"steps": 400}, 50, 0),
-        ({"steps": 400}, None, 0),  # learned elsewhere
-        ({"steps": 400, "method": "classic"}, 0, 0),
-        ({"steps": 400, "method": "directional"}, 0, 50),
-        ({"steps": 400, "vocabulary_search": False}, 0, 0),
+        ({"steps": 400}, 0, (25, 50)),
+        ({"steps": 90}, 0, (15, 30)),
+        ({"steps": 59}, 0, ()),
+        ({"steps": 400}, 20, (25, 50)),  # interrupted before it had looked
+        ({"steps": 400}, 25, (50,)),
+        ({"steps": 400}, 50, ()),
+        ({"steps": 400}, None, ()),  # learned elsewhere
+        ({"steps": 400, "method": "classic"}, 0, ()),
+        ({"steps": 400, "method": "directional"}, 0, (25, 50)),
+        ({"steps": 400, "vocabulary_search": False}, 0, ()),
     ],
 )
-def test_when_a_run_looks_for_words(changes: dict[str, object], first_step: int | None, expected: int) -> None:
-    assert TrainingConfig("x", "y", **changes).search_step(first_step) == expected  # type: ignore[arg-type]
+def test_when_a_run_looks_for_words(changes: dict[str, object], first_step: int | None, expected: tuple[int, ...]) -> None:
+    assert TrainingConfig("x", "y", **changes).search_steps(first_step) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(60, 1), (100, 2), (60, 8)])
-def test_a_search_takes_a_third_of_the_run_at_most(tiny: StableDiffusion, tmp_path: Path, steps: int, batch: int) -> None:
+def test_a_search_takes_a_sixth_of_the_run_at_most(tiny: StableDiffusion, tmp_path: Path, steps: int, batch: int) -> None:
     each = prepared(tiny, tmp_path, words="shape", vectors=3)
     config = replace(each.config, steps=steps, batch_size=batch)
     search = each.word_search(tiny, config.search_rows, config.search_budget, lambda: False)
     search.refine(stuck_vectors(tiny))
     assert search.rows_left >= 0, "more was spent than there was"
     rows = sum(len(each.latents) for each in search.batches)
-    assert config.search_budget - search.rows_left == cost_on_the_way(search.count, rows, config.search_budget)
-    assert config.search_budget - search.rows_left <= steps * batch * 3 / 3  # a step costs three forward passes of each row
+    spent = config.search_budget - search.rows_left
+    assert spent <= steps * batch * 3 / 6  # a step costs three forward passes of each row
+    assert 0.3 * spent <= cost_on_the_way(search.count, rows, config.search_budget) <= 3 * spent
 
 
 @pytest.mark.parametrize("method", ["pulled", "directional"])

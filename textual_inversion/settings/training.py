@@ -29,7 +29,8 @@ PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 EVALUATION_ROWS = 16  # pictures of an evaluation, each with noise of its own
-_SEARCH_STEP, _LEAST_STEPS_OF_A_SEARCH, _LEAST_SEARCH_ROWS = 50, 60, 8
+_SEARCH_STEPS = ((25, 6), (50, 3))  # of the searches for words on the way, at most, and as a part of all steps
+_LEAST_STEPS_OF_A_SEARCH, _LEAST_SEARCH_ROWS = 60, 8
 _FIRST_SEARCH_SHARE, _MOST_FIRST_PASSES = 0.2, 4000  # of the run's cost that looking for words to start from may add, and the most
 _LEAST_EVALUATIONS = 12  # in a run that may end early by them
 _EVALUATION_SHARE = 0.05  # of the time that evaluations may take
@@ -172,8 +173,8 @@ class TrainingConfig(Settings):
         before="clip_mode",
         label="Look for words on the way",
         hint="Early in the run, vectors become words of the checkpoint where those fit the pictures much better. classic ignores it.",
-        help="after a third of the steps, 50 at most, replace vectors by words of the checkpoint where those fit the pictures much better;"
-        " not in runs under 60 steps; `classic` ignores it",
+        help="after a sixth and a third of the steps, 25 and 50 at most, replace vectors by words of the checkpoint where those fit the"
+        " pictures much better; not in runs under 60 steps; `classic` ignores it",
     )
     loss_type: str = _learning(
         "log",
@@ -547,14 +548,16 @@ class TrainingConfig(Settings):
         every = math.ceil(cost / _EVALUATION_SHARE)
         return max(1, min(every, self.total_steps // _LEAST_EVALUATIONS)) if self.early_stop else every
 
-    def search_step(self, first_step: int | None) -> int:
-        """The step at which a run that begins after `first_step` looks for words; 0 = it does not.
+    def search_steps(self, first_step: int | None) -> tuple[int, ...]:
+        """The steps at which a run that begins after `first_step` looks for words.
 
+        The second search is for words that the first one could not see: the vectors have come closer by then.
         A word whose steps are not known (None) was learned elsewhere, and stays as it is.
         """
-        step = min(_SEARCH_STEP, self.total_steps // 3)
-        wanted = self.vocabulary_search and self.method != "classic" and self.total_steps >= _LEAST_STEPS_OF_A_SEARCH
-        return step if wanted and first_step is not None and first_step < step else 0
+        if not self.vocabulary_search or self.method == "classic" or self.total_steps < _LEAST_STEPS_OF_A_SEARCH or first_step is None:
+            return ()
+        steps = (min(most, self.total_steps // part) for most, part in _SEARCH_STEPS)
+        return tuple(step for step in steps if step > first_step)
 
     @property
     def search_rows(self) -> int:
@@ -563,8 +566,8 @@ class TrainingConfig(Settings):
 
     @property
     def search_budget(self) -> int:
-        """Forward passes of one picture that a search may take: a third of what the steps take."""
-        return self.forward_passes // 3
+        """Forward passes of one picture that a search on the way may take: a sixth of what the steps take."""
+        return self.forward_passes // 6
 
     @property
     def first_search_budget(self) -> int:

@@ -7,6 +7,7 @@ Legend: b rows of all batches, n vectors, d width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -46,8 +47,7 @@ _LEAST_NORM = 0.3  # times the mean length of words; a shorter row was hardly ev
 _SHORTEST = 3  # letters of a word
 #: Forward passes of one row that a backward pass costs beside its forward pass.
 _BACKWARD = 2
-#: Forward passes of one row that the search on the way does at each place.
-_PASSES_LATER = 1 + _BACKWARD + _TRIED_LATER
+_DONE_LATER = 0.6  # share of its rows that a word tried on the way takes; most are given up after half of them
 _HALF_SCALE = 1024.0  # of the loss in fp16, whose gradients would vanish
 
 
@@ -59,7 +59,10 @@ def cost_on_the_way(count: int, rows: int, budget: int) -> int:
         rows: that words are compared by.
         budget: that it may do.
     """
-    return rows + rows * _PASSES_LATER * min(count, max(0, budget - rows) // (rows * _PASSES_LATER))
+    gradient, at_a_place = rows * (1 + _BACKWARD), _DONE_LATER * rows * _TRIED_LATER
+    if budget - rows < gradient + rows * _TRIED_LATER:
+        return rows
+    return int(rows + gradient + min(count * at_a_place, budget - rows - gradient))
 
 
 class WordSearch:
@@ -118,28 +121,47 @@ class WordSearch:
         """
         replaced: list[tuple[int, str]] = []
         self.reference = self._losses_of(vectors)
-        best = 1.0
+        best, slope = 1.0, None  # the gradient stays right until a vector is replaced
         for place in range(self.count):
             if not self._can_afford(_TRIED_LATER) or self.should_stop():
                 break
-            slope = self._gradient(vectors)[place]
-            if not bool(torch.isfinite(slope).all()):
+            slope = self._gradient(vectors) if slope is None else slope
+            if not bool(torch.isfinite(slope[place]).all()):
                 continue
-            words = F.normalize(self.table.detach()[self._vocabulary].float(), dim=1) * torch.linalg.vector_norm(vectors[place])
-            promised = (words - vectors[place]) @ slope
-            chosen = None
-            for number in promised.argsort()[:_TRIED_LATER].tolist():
-                if self.should_stop():
-                    break
-                tried = vectors.clone()
-                tried[place] = words[number]
-                loss = float((self._losses_of(tried) / self.reference).log().mean().exp())
-                if loss < _MUCH_BETTER * best if chosen is None else loss < best:
-                    chosen, best = number, loss
-            if chosen is not None:
-                vectors[place] = words[chosen]
-                replaced.append((place, self.tokenizer.word(int(self._vocabulary[chosen]))))
+            if found := self._better_word(vectors, place, slope[place], best):
+                (word, vectors[place], best), slope = found, None
+                replaced.append((place, word))
         return replaced
+
+    def _better_word(self, vectors: torch.Tensor, place: int, slope: torch.Tensor, best: float) -> tuple[str, torch.Tensor, float] | None:
+        """The word for a place that leaves the least loss, with its vector and that loss; None where no word is much better.
+
+        Args:
+            slope: gradient of the loss by the vector at this place, [d].
+            best: the loss so far.
+        """
+        words = F.normalize(self.table.detach()[self._vocabulary].float(), dim=1) * torch.linalg.vector_norm(vectors[place])
+        promised = (words - vectors[place]) @ slope
+        chosen, bound = None, _MUCH_BETTER * best
+        for number in promised.argsort()[:_TRIED_LATER].tolist():
+            if self.should_stop():
+                break
+            tried = vectors.clone()
+            tried[place] = words[number]
+            if (loss := self._relative_loss(tried, give_up_above=best)) < bound:
+                chosen, bound = number, loss
+        if chosen is None:
+            return None
+        return self.tokenizer.word(int(self._vocabulary[chosen])), words[chosen], bound
+
+    def _relative_loss(self, vectors: torch.Tensor, *, give_up_above: float) -> float:
+        """The loss of vectors as a share of the first one's; infinity where half of the rows are above a bound, which saves the others."""
+        half = (len(self.batches) + 1) // 2
+        losses = self._losses_of(vectors, self.batches[:half])
+        if float((losses / self.reference[: len(losses)]).log().mean().exp()) > give_up_above:
+            return math.inf
+        losses = torch.cat([losses, *([self._losses_of(vectors, self.batches[half:])] if half < len(self.batches) else [])])
+        return float((losses / self.reference).log().mean().exp())
 
     def vectors_of(self, words: Sequence[str]) -> torch.Tensor:
         """The vectors of found words, fp32 [n, d] on the CPU."""
@@ -196,10 +218,10 @@ class WordSearch:
         return self._losses_of(self._vectors(ids))
 
     @torch.no_grad()
-    def _losses_of(self, vectors: torch.Tensor) -> torch.Tensor:
-        """The loss of each row with vectors [n, d], [b]."""
+    def _losses_of(self, vectors: torch.Tensor, batches: Sequence[Batch] = ()) -> torch.Tensor:
+        """The loss of each row of some batches, or of all, with vectors [n, d], [b]."""
         padded = self._padded(vectors)
-        return torch.cat([self._row_errors(batch, padded) for batch in self.batches])
+        return torch.cat([self._row_errors(batch, padded) for batch in batches or self.batches])
 
     def _gradient(self, vectors: torch.Tensor) -> torch.Tensor:
         """The gradient of the relative loss, [n, d]."""

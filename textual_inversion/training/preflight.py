@@ -277,8 +277,8 @@ class _Left:
         passes = 0.0
         if every := config.evaluation_interval:
             passes += self.steps(config) / every * EVALUATION_ROWS
-        if config.search_step(self.first_step):
-            passes += cost_on_the_way(self.num_vectors, config.search_rows, config.search_budget)
+        searches = len(config.search_steps(self.first_step))
+        passes += searches * cost_on_the_way(self.num_vectors, config.search_rows, config.search_budget)
         if self.finds_words and self.first_step == 0:
             passes += config.first_search_budget
         return passes

@@ -59,9 +59,8 @@ class Run:
         self.ended = self._told_of_hash = False
         self.failure: TextualInversionError | None = None
         self.monitor = StepMonitor(trained, self.done, config.total_steps, "" if model.dtype == torch.float32 else " or precision fp32")
-        self._search_step = config.search_step(self.embedding.provenance.step)
-        if self._search_step:
-            self._words = prepared.word_search(model, config.search_rows, config.search_budget, should_stop)
+        self._search_steps = config.search_steps(self.embedding.provenance.step)
+        self._new_search = lambda: prepared.word_search(model, config.search_rows, config.search_budget, should_stop)
         self._rates: Schedule = config.rates(self.done, model.word_scale)
         self._bounds = LearningRateSchedule(config.clip_schedule if config.clip_mode != "off" else 1.0)
         if config.save_optimizer and (note := load_optimizer(optimizer_file(prepared.path), trained.optimizer)):
@@ -76,7 +75,7 @@ class Run:
     def free_steps(self) -> int:
         """Steps until the run ends, or a copy, a preview or an evaluation is due."""
         stops = [self.last_step - self.done]
-        stops += [self._search_step - self.done] if self._search_step > self.done else []
+        stops += [step - self.done for step in self._search_steps if step > self.done]
         intervals = (self.config.copy_every, self.config.preview_every, self.config.evaluation_interval)
         stops += [every - self.done % every for every in intervals if every]
         return min(stops)
@@ -97,7 +96,7 @@ class Run:
         if problem := self._report(rates):
             return self.end(failure=problem)
         begun = time.monotonic()
-        if rates and self.done == self._search_step:
+        if rates and self.done in self._search_steps:
             self._search_words()
         if self.done >= self.last_step:
             self._take_average()
@@ -124,7 +123,7 @@ class Run:
     def _search_words(self) -> None:
         """Replace vectors by words of the checkpoint where those fit the pictures much better."""
         try:
-            replaced = self._words.refine(self.trained.vectors)
+            replaced = self._new_search().refine(self.trained.vectors)
         except torch.cuda.OutOfMemoryError:
             self.listener(Message("There is not enough memory to look for words on the way; training goes on without."))
             return
