@@ -179,7 +179,7 @@ def text_kernels(config: CLIPConfig) -> dict[str, Counter[str]]:
         tokens = TokenBatch(ids, ids, ids.bool())
     found = {}
     with counting() as count:
-        hidden = text(tokens, vectors)
+        hidden = text(tokens, vectors).hidden
         found["text encoder forward"] = count.taken()
         torch.autograd.grad(hidden, vectors, torch.empty_like(hidden))
         found["text encoder backward"] = count.taken()

@@ -88,9 +88,9 @@ def random_model(sizes: Sizes, device: str, dtype: torch.dtype, *, draw_on: str 
     if with_vae:
         fill(vae, torch.Generator(draw_on).manual_seed(2), device, torch.float32)
         vae = _in_best_format(vae, device)
-    conditioner = TextConditioner(clip, cast(Tokenizer, None))  # prompts come as tokens here
+    conditioner = TextConditioner({"clip_l": clip}, cast(Tokenizer, None))  # prompts come as tokens here
     schedule = NoiseSchedule.scaled_linear().to(device)
-    return StableDiffusion(CheckpointFile(Path("random.safetensors"), {}), "SD1", unet, vae, clip, conditioner, schedule, Epsilon())
+    return StableDiffusion(CheckpointFile(Path("random.safetensors"), {}), "SD1", unet, vae, conditioner, schedule, Epsilon())
 
 
 def random_unet(sizes: Sizes, device: str, dtype: torch.dtype, *, draw_on: str = "cpu") -> UNet:

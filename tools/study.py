@@ -134,7 +134,7 @@ def run(trial: Trial) -> dict[str, Any]:
             word = formats.load(path if step == trial.steps else folder / "log" / f"{WORD}-{step}.safetensors")
             found = judge(model, WORD, {WORD: word}, concept, settings_for(concept))
             scores[step] = (found.concept, found.prompt_following)
-        norm = float(word.vectors["clip_l"].norm(dim=1).mean()) / model.word_norm
+        norm = float(torch.cat(list(word.vectors.values()), dim=1).norm(dim=1).mean()) / model.word_norm
     return {"key": trial.key, "scores": scores, "seconds": seconds, "norm": norm}
 
 

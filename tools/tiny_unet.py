@@ -66,7 +66,7 @@ class TextAndImage(nn.Module):
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """x [b, c, h, w], timesteps [b], ids [b, l] -> noise [b, c, h, w]"""
         zero = torch.zeros_like(ids)
-        context = self.clip(TokenBatch(ids, zero, zero.bool()), x.new_zeros(1, TINY_CLIP.width))
+        context = self.clip(TokenBatch(ids, zero, zero.bool()), x.new_zeros(1, TINY_CLIP.width)).hidden
         return self.unet(x, timesteps, context)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.gpu.plan import DTYPES, Plan, Row, peak, seconds_of, tell, tidy
 from benchmarks.models import first_vectors, random_model, random_prompts
+from textual_inversion.diffusion.conditioning import picture_sizes
 from textual_inversion.diffusion.generate import GuidedDenoiser
 from textual_inversion.diffusion.graphs import GraphCache
 from textual_inversion.diffusion.samplers import SAMPLERS
@@ -26,12 +27,13 @@ class Drawer:
         self.model = random_model(sizes, plan.device, DTYPES[plan.half], draw_on=plan.device, with_vae=True)
         prompts = random_prompts(sizes, 2, torch.Generator().manual_seed(0), plan.device)
         with torch.no_grad():
-            self.context = self.model.conditioner.encode(prompts, first_vectors(sizes).to(plan.device))  # 2b l d
+            self.prompts = self.model.conditioner.encode(prompts, first_vectors(sizes).to(plan.device))
+            self.sizes = picture_sizes([(sizes.pixels, sizes.pixels)] * 2, plan.device)
         self.shape = (1, sizes.unet.in_channels, sizes.latents, sizes.latents)  # b c h w
 
     def denoiser(self, *, graphed: bool) -> GuidedDenoiser:
         """A new denoiser, which records its graph in its first steps."""
-        denoiser = GuidedDenoiser(self.model, self.context, GUIDANCE)
+        denoiser = GuidedDenoiser(self.model, self.prompts, self.sizes, GUIDANCE)
         if not graphed:
             denoiser.graphs = GraphCache("cpu")  # nothing is recorded for the CPU
         return denoiser

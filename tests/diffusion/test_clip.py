@@ -44,7 +44,7 @@ def test_states_are_those_of_transformers(name: str, clip_skip: int) -> None:
     config = SMALL[name]
     encoder = random_module(config)
     ids = random_ids(config)
-    ours = encoder(plain(ids), no_vectors(encoder), clip_skip)
+    ours = encoder(plain(ids), no_vectors(encoder), clip_skip).hidden
     assert apart(ours, reference_states(config, encoder, ids, clip_skip)) < 1e-4
     if clip_skip == 1:
         assert apart(ours, transformers_clip(config, encoder.state_dict())(input_ids=ids).last_hidden_state) < 1e-4
@@ -61,13 +61,13 @@ def test_a_full_clip_l_is_that_of_transformers() -> None:
     encoder = random_module(config)
     ids = random_ids(config)
     for clip_skip in (1, 2):
-        assert apart(encoder(plain(ids), no_vectors(encoder), clip_skip), reference_states(config, encoder, ids, clip_skip)) < 1e-4
+        assert apart(encoder(plain(ids), no_vectors(encoder), clip_skip).hidden, reference_states(config, encoder, ids, clip_skip)) < 1e-4
 
 
 def test_clip_skip_past_the_first_layer_stays_there() -> None:
     encoder = random_module(SMALL["tiny"])
     tokens, vectors = plain(random_ids(encoder.config)), no_vectors(encoder)
-    assert torch.equal(encoder(tokens, vectors, 4), encoder(tokens, vectors, 12))
+    assert torch.equal(encoder(tokens, vectors, 4).hidden, encoder(tokens, vectors, 12).hidden)
 
 
 def test_a_token_sees_only_what_stands_before_it() -> None:
@@ -75,7 +75,7 @@ def test_a_token_sees_only_what_stands_before_it() -> None:
     ids = random_ids(encoder.config)
     changed = ids.clone()
     changed[:, 40:] = (changed[:, 40:] + 1) % encoder.config.vocab_size
-    before, after = (encoder(plain(x), no_vectors(encoder)) for x in (ids, changed))
+    before, after = (encoder(plain(x), no_vectors(encoder)).hidden for x in (ids, changed))
     assert apart(after[:, :40], before[:, :40]) < 1e-6
     assert not torch.allclose(before[:, 40:], after[:, 40:])
 
@@ -83,7 +83,7 @@ def test_a_token_sees_only_what_stands_before_it() -> None:
 def test_shorter_texts_take_the_first_positions() -> None:
     encoder = random_module(SMALL["tiny"])
     ids = random_ids(encoder.config)
-    assert apart(encoder(plain(ids[:, :20]), no_vectors(encoder)), encoder(plain(ids), no_vectors(encoder))[:, :20]) < 1e-5
+    assert apart(encoder(plain(ids[:, :20]), no_vectors(encoder)).hidden, encoder(plain(ids), no_vectors(encoder)).hidden[:, :20]) < 1e-5
 
 
 def spliced_batch(config: CLIPConfig) -> TokenBatch:
@@ -106,7 +106,7 @@ def test_the_splice_is_the_same_as_rows_of_a_longer_table() -> None:
     expected = functional_call(
         model, {table_name: torch.cat((encoder.token_table, theirs))}, args=(), kwargs={"input_ids": ids}
     ).last_hidden_state
-    states = encoder(tokens, ours)
+    states = encoder(tokens, ours).hidden
     assert apart(states, expected) < 1e-4
     weights = torch.randn_like(expected)
     (grad_ours,) = torch.autograd.grad((states * weights).sum(), ours)
@@ -118,14 +118,14 @@ def test_ids_under_a_splice_do_not_matter() -> None:
     encoder = random_module(SMALL["tiny"])
     tokens, vectors = spliced_batch(encoder.config), torch.randn(3, 64)
     other = TokenBatch(torch.where(tokens.mask, 0, tokens.ids), tokens.index, tokens.mask)
-    assert torch.equal(encoder(tokens, vectors), encoder(other, vectors))
+    assert torch.equal(encoder(tokens, vectors).hidden, encoder(other, vectors).hidden)
 
 
 def test_fp32_vectors_enter_a_half_precision_encoder() -> None:
     encoder = random_module(SMALL["tiny"])
     tokens, vectors = spliced_batch(encoder.config), torch.randn(3, 64, requires_grad=True)
-    full = encoder(tokens, vectors)
-    half = encoder.to(torch.bfloat16)(tokens, vectors)
+    full = encoder(tokens, vectors).hidden
+    half = encoder.to(torch.bfloat16)(tokens, vectors).hidden
     half.float().square().sum().backward()
     assert half.dtype is torch.bfloat16
     assert vectors.grad is not None

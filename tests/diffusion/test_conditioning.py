@@ -14,13 +14,13 @@ from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.prompts.tokenizer import END, START, default_tokenizer
 
-NOTHING = VectorTable.of({}, "clip_l", 64, "cpu")
+NOTHING = VectorTable.of({}, {"clip_l": 64}, "cpu")
 LONG = ", ".join(["a red circle on a blue ground"] * 14)
 
 
 @pytest.fixture(scope="module")
 def conditioner() -> TextConditioner:
-    return TextConditioner(random_module(TINY_CLIP), default_tokenizer())
+    return TextConditioner({"clip_l": random_module(TINY_CLIP)}, default_tokenizer())
 
 
 def embedding(name: str, rows: int, seed: int = 0, width: int = 64) -> Embedding:
@@ -28,11 +28,11 @@ def embedding(name: str, rows: int, seed: int = 0, width: int = 64) -> Embedding
 
 
 def table_of(*embeddings: Embedding) -> VectorTable:
-    return VectorTable.of({e.name: e for e in embeddings}, "clip_l", 64, "cpu")
+    return VectorTable.of({e.name: e for e in embeddings}, {"clip_l": 64}, "cpu")
 
 
 def encode(conditioner: TextConditioner, prompts: list[str], table: VectorTable = NOTHING, chunks: int = 0) -> torch.Tensor:
-    return conditioner.encode(conditioner.tokenize(prompts, table, chunks), table.vectors)
+    return conditioner.encode(conditioner.tokenize(prompts, table, chunks), table.vectors).context
 
 
 def original_emphasis(states: list[list[float]], weights: list[float]) -> list[list[float]]:
@@ -56,7 +56,7 @@ def test_emphasis_of_a_prompt_weighs_its_tokens(conditioner: TextConditioner) ->
     tokens = conditioner.tokenize(["a (red:1.5) circle"], NOTHING)
     assert tokens.weights is not None
     expected = original_emphasis(plain.tolist(), [1.0, 1.0, 1.5] + [1.0] * 74)
-    assert apart(conditioner.encode(tokens, NOTHING.vectors)[0], torch.tensor(expected)) < 1e-4
+    assert apart(conditioner.encode(tokens, NOTHING.vectors).context[0], torch.tensor(expected)) < 1e-4
 
 
 def test_no_emphasis_costs_nothing(conditioner: TextConditioner) -> None:
@@ -71,10 +71,10 @@ def test_one_prompts_emphasis_leaves_the_others_alone(conditioner: TextCondition
 def test_chunks_stand_next_to_each_other(conditioner: TextConditioner) -> None:
     tokens = conditioner.tokenize([LONG], NOTHING)
     assert tokens.chunks == 2
-    states = conditioner.encode(tokens, NOTHING.vectors)
+    states = conditioner.encode(tokens, NOTHING.vectors).context
     assert states.shape == (1, 154, 64)
     for chunk in range(2):
-        alone = conditioner.text_encoder(tokens.tokens[chunk : chunk + 1], NOTHING.vectors)
+        alone = conditioner.encoders["clip_l"](tokens.tokens[chunk : chunk + 1], NOTHING.vectors).hidden
         assert apart(states[:, 77 * chunk : 77 * (chunk + 1)], alone) < 1e-5
 
 
@@ -107,7 +107,7 @@ def test_an_embedding_is_the_same_as_its_rows_in_the_token_table(conditioner: Te
     ids = [conditioner.tokenizer.encode(word)[0] for word in words]
     with torch.no_grad():
         other.token_table[ids] = mine.vectors["clip_l"]
-    expected = encode(TextConditioner(other, conditioner.tokenizer), ["a photo of cat dog tree on grass"])
+    expected = encode(TextConditioner({"clip_l": other}, conditioner.tokenizer), ["a photo of cat dog tree on grass"])
     assert apart(encode(conditioner, ["a photo of mine on grass"], table_of(mine)), expected) < 1e-5
 
 
@@ -129,7 +129,7 @@ def test_gradients_reach_the_vectors_through_emphasis_and_chunks(conditioner: Te
     table = table_of(embedding("mine", 2))
     tokens = conditioner.tokenize([f"{LONG}, (mine:1.3)"], table)
     vectors = table.vectors.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(conditioner.encode(tokens, vectors)[:, 77:].square().sum(), vectors)
+    (gradient,) = torch.autograd.grad(conditioner.encode(tokens, vectors).context[:, 77:].square().sum(), vectors)
     assert gradient.abs().min() > 0
 
 

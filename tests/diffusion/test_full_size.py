@@ -33,7 +33,7 @@ seconds = time.perf_counter() - begin
 with torch.no_grad():
     mean, _ = model.vae.encode_moments(torch.rand(1, 3, 256, 256) * 2 - 1)
 vectors = torch.randn(4, 768) * 0.01
-table = VectorTable.of({"word": Embedding("word", {"clip_l": vectors})}, "clip_l", 768, "cpu")
+table = VectorTable.of({"word": Embedding("word", {"clip_l": vectors})}, {"clip_l": 768}, "cpu")
 step = TrainingStep(model, vectors, TrainingConfig("word", "pictures"))
 prompts = model.conditioner.tokenize(["a photo of a word"], table)
 batch = lambda: Batch(mean * 0.18, torch.randn_like(mean), torch.randint(1000, (1,)), prompts)

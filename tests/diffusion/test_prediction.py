@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,16 +69,15 @@ class AsV(nn.Module):
         super().__init__()
         self.unet, self.schedule, self.config = unet, schedule, unet.config
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
         signal, spread = (values[timesteps][:, None, None, None] for values in (self.schedule.signal, self.schedule.spread))
         return (self.unet(x, timesteps, context) - spread * x) / signal
 
 
 def test_a_trial_tells_the_two_apart(tiny: StableDiffusion) -> None:
-    context = torch.randn(1, 77, 64, generator=torch.Generator().manual_seed(1))
-    assert probe(tiny.unet, tiny.schedule, context) == "epsilon"
-    assert probe(AsV(tiny.unet, tiny.schedule), tiny.schedule, context) == "v_prediction"  # type: ignore[arg-type]
-    assert probe(random_module(TINY_UNET), tiny.schedule, context) == "", "random weights predict neither"  # type: ignore[arg-type]
+    assert probe(tiny) == "epsilon"
+    assert probe(replace(tiny, unet=AsV(tiny.unet, tiny.schedule))) == "v_prediction"  # type: ignore[arg-type]
+    assert probe(replace(tiny, unet=random_module(TINY_UNET))) == "", "random weights predict neither"  # type: ignore[arg-type]
 
 
 def test_a_file_that_says_v_is_computed_as_v(tmp_path: Path, weights: dict[str, torch.Tensor], tiny: StableDiffusion) -> None:

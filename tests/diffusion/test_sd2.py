@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.checkpoints import TINY_UNET, TINY_VAE, random_state, write_checkpoint
+from tests.support.checkpoints import TINY_UNET, TINY_VAE, open_clip, random_state, write_checkpoint
 from textual_inversion import formats
 from textual_inversion.diffusion.checkpoint import TEXT, UNET, checkpoint_facts, token_tables
 from textual_inversion.diffusion.clip import CLIPConfig, TokenBatch
@@ -27,31 +27,6 @@ TEXT_CONFIG = CLIPConfig(width=WIDTH, layers=LAYERS, quick_gelu=False, fixed_lay
 LDM = "cond_stage_model.model."
 
 
-def open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """CLIP's tensors as OpenCLIP stores them: queries, keys and values in one."""
-    names = {
-        "layer_norm1": "ln_1",
-        "layer_norm2": "ln_2",
-        "self_attn.out_proj": "attn.out_proj",
-        "mlp.fc1": "mlp.c_fc",
-        "mlp.fc2": "mlp.c_proj",
-    }
-    found = {
-        "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
-        "positional_embedding": state["text_model.embeddings.position_embedding.weight"],
-        "text_projection": torch.eye(8),
-        "logit_scale": torch.tensor(4.6),
-    }
-    for part in ("weight", "bias"):
-        found[f"ln_final.{part}"] = state[f"text_model.final_layer_norm.{part}"]
-        for layer in range(LAYERS):
-            ours, theirs = f"text_model.encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
-            found |= {f"{theirs}{their}.{part}": state[f"{ours}{our}.{part}"] for our, their in names.items()}
-            joined = torch.cat([state[f"{ours}self_attn.{one}_proj.{part}"] for one in "qkv"])
-            found[f"{theirs}attn.in_proj_{part}"] = joined
-    return {LDM + key: value for key, value in found.items()}
-
-
 @pytest.fixture(scope="module")
 def text_state() -> dict[str, torch.Tensor]:
     return random_state(TEXT_CONFIG, dtype=torch.float16)
@@ -61,7 +36,7 @@ def text_state() -> dict[str, torch.Tensor]:
 def path(tmp_path_factory: pytest.TempPathFactory, text_state: dict[str, torch.Tensor]) -> Path:
     unet = replace(TINY_UNET, context_dim=WIDTH, linear_projection=True)
     target = tmp_path_factory.mktemp("sd2") / "sd2.safetensors"
-    return write_checkpoint(target, unet=unet, vae=TINY_VAE, drop=[TEXT], extra=open_clip(text_state), dtype=torch.float16)
+    return write_checkpoint(target, unet=unet, vae=TINY_VAE, drop=[TEXT], extra=open_clip(text_state, LDM), dtype=torch.float16)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +58,7 @@ def test_the_hidden_states_are_those_of_transformers(sd2: StableDiffusion, text_
     sizes = {"vocab_size": 49408, "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": LAYERS - 1}
     config = transformers.CLIPTextConfig(**sizes, num_attention_heads=WIDTH // 64, hidden_act="gelu", eos_token_id=END)
     reference = transformers.CLIPTextModel(config).eval()
-    stored = {key: value.float() for key, value in open_clip(text_state).items()}
+    stored = {key: value.float() for key, value in open_clip(text_state, LDM).items()}
     stored[LDM + "text_projection"] = torch.eye(WIDTH)
     converted = loaders.convert_open_clip_checkpoint(reference, stored, prefix=LDM)
     wanted = reference.state_dict()
@@ -92,14 +67,16 @@ def test_the_hidden_states_are_those_of_transformers(sd2: StableDiffusion, text_
     ids = torch.nn.functional.pad(ids, (0, 77 - ids.shape[1]))
     with torch.no_grad():
         theirs = reference(input_ids=ids).last_hidden_state
-        ours = sd2.text_encoder(TokenBatch(ids, torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)), torch.zeros(1, WIDTH), 2)
+        ours = sd2.text_encoder(
+            TokenBatch(ids, torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)), torch.zeros(1, WIDTH), 2
+        ).hidden
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
 def test_prompts_are_padded_with_zeros(sd2: StableDiffusion) -> None:
     from textual_inversion.diffusion.conditioning import VectorTable
 
-    table = VectorTable.of({}, "clip_h", WIDTH, "cpu")
+    table = VectorTable.of({}, {"clip_h": WIDTH}, "cpu")
     ids = sd2.conditioner.tokenize(["cat"], table).tokens.ids[0]
     assert ids[:4].tolist() == [START, *default_tokenizer().encode("cat"), END, 0]
     assert not ids[3:].any()

@@ -579,9 +579,9 @@ class Numbers(Rows):
         model = load_checkpoint(webui.data / "models" / "Stable-diffusion" / "short.safetensors", device="cpu", precision="fp32")
         cond = torch.tensor(theirs["conditioning"])  # b l d
         with torch.no_grad():
-            table = VectorTable.of({}, "clip_l", model.conditioner.width, "cpu")
+            table = VectorTable.of({}, model.widths, "cpu")
             chunks = cond.shape[1] // 77
-            ours = model.conditioner.encode(model.conditioner.tokenize(texts, table, chunks=chunks), table.vectors)
+            ours = model.conditioner.encode(model.conditioner.tokenize(texts, table, chunks=chunks), table.vectors).context
             noise = model.unet(torch.tensor(theirs["latents"]), torch.tensor(theirs["timesteps"]), cond)
         worst = relative(ours, cond)
         predicted = relative(noise, torch.tensor(theirs["noise"]))

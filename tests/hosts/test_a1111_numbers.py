@@ -49,11 +49,13 @@ def test_conditioning_and_noise_prediction(tmp_path: Path) -> None:
         }
         check_clip_skip(webui)
     model = load_checkpoint(TINY / "tiny.safetensors", device="cpu", precision="fp32")
-    table = VectorTable.of(words, model.conditioner.encoder_name, model.conditioner.width, "cpu")
+    table = VectorTable.of(words, model.widths, "cpu")
     with torch.no_grad():
         chunks = theirs["conditioning"].shape[1] // 77
         # one by one, as the host does
-        conditioning = torch.cat([model.conditioner.encode(model.conditioner.tokenize([p], table, chunks), table.vectors) for p in PROMPTS])
+        conditioning = torch.cat(
+            [model.conditioner.encode(model.conditioner.tokenize([p], table, chunks), table.vectors).context for p in PROMPTS]
+        )
         noise = model.unet(theirs["latents"], theirs["timesteps"], theirs["conditioning"])
     assert conditioning.shape == theirs["conditioning"].shape
     found = relative(conditioning, theirs["conditioning"]), relative(noise, theirs["noise"])
@@ -66,7 +68,7 @@ def check_clip_skip(webui: WebUI) -> None:
     webui.post("/sdapi/v1/options", CLIP_stop_at_last_layers=2)
     theirs = torch.tensor(webui.get("/test/model", prompts=PROMPTS[0])["conditioning"])
     model = load_checkpoint(TINY / "tiny.safetensors", device="cpu", precision="fp32")
-    table = VectorTable.of({}, model.conditioner.encoder_name, model.conditioner.width, "cpu")
+    table = VectorTable.of({}, model.widths, "cpu")
     with torch.no_grad():
-        ours = model.conditioner.encode(model.conditioner.tokenize([PROMPTS[0]], table), table.vectors, clip_skip=2)
+        ours = model.conditioner.encode(model.conditioner.tokenize([PROMPTS[0]], table), table.vectors, clip_skip=2).context
     assert relative(ours, theirs) < MOST

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from textual_inversion.diffusion.checkpoint import TEXT, UNET, VAE
+from textual_inversion.diffusion.checkpoint import OPEN_CLIP_MODULES, TEXT, UNET, VAE
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder
 from textual_inversion.diffusion.noise import NoiseSchedule
 from textual_inversion.diffusion.unet import UNet, UNetConfig
@@ -66,6 +66,47 @@ def checkpoint_tensors(
     for seed, (prefix, config) in enumerate(((UNET, unet), (VAE, vae), (TEXT, clip))):
         tensors |= {prefix + key: value for key, value in random_state(config, seed, dtype).items()}
     return tensors
+
+
+def open_clip(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """CLIP's tensors as OpenCLIP stores them: queries, keys and values in one."""
+    found = {
+        "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
+        "positional_embedding": state["text_model.embeddings.position_embedding.weight"],
+        "text_projection": state.get("text_projection", torch.eye(8)),
+        "logit_scale": torch.tensor(4.6),
+    }
+    layers = {key.split(".")[3] for key in state if key.startswith("text_model.encoder.layers.")}
+    for part in ("weight", "bias"):
+        found[f"ln_final.{part}"] = state[f"text_model.final_layer_norm.{part}"]
+        for layer in layers:
+            ours, theirs = f"text_model.encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+            found |= {f"{theirs}{their}.{part}": state[f"{ours}{our}.{part}"] for our, their in OPEN_CLIP_MODULES.items()}
+            joined = torch.cat([state[f"{ours}self_attn.{one}_proj.{part}"] for one in "qkv"])
+            found[f"{theirs}attn.in_proj_{part}"] = joined
+    return {prefix + key: value for key, value in found.items()}
+
+
+# widths of the text encoders as in SDXL, so that programs recognise the embeddings; everything else small
+XL_FIRST = CLIPConfig(width=768, layers=2, fixed_layer=1, final_norm=False)
+XL_SECOND = CLIPConfig(width=1280, layers=2, quick_gelu=False, fixed_layer=1, final_norm=False, projection=1280)
+XL_UNET = UNetConfig(
+    model_channels=64,
+    channel_mult=(1, 2),
+    num_res_blocks=(1, 1),
+    transformer_depth=(0, 2),
+    middle_depth=2,
+    context_dim=768 + 1280,
+    linear_projection=True,
+    label_channels=1280 + 6 * 256,
+)
+
+
+def write_sdxl(path: str | os.PathLike[str], *, unet: UNetConfig = XL_UNET, dtype: torch.dtype = torch.float16, seed: int = 0) -> Path:
+    """Write a small SDXL checkpoint of random weights, as the original files are laid out."""
+    first = {"conditioner.embedders.0.transformer." + key: value for key, value in random_state(XL_FIRST, seed + 3, dtype).items()}
+    second = open_clip(random_state(XL_SECOND, seed + 4, dtype), "conditioner.embedders.1.model.")
+    return write_checkpoint(path, unet=unet, drop=[TEXT], extra={**first, **second}, dtype=dtype)
 
 
 def write_checkpoint(

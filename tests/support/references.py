@@ -44,9 +44,9 @@ def unet_options(config: UNetConfig) -> dict[str, Any]:
     }
 
 
-def diffusers_unet(config: UNetConfig, state: State) -> UNet2DConditionModel:
-    """diffusers' UNet with our weights, in the same memory."""
-    options = unet_options(config)
+def diffusers_unet(config: UNetConfig, state: State, **more: Any) -> UNet2DConditionModel:
+    """diffusers' UNet with our weights, in the same memory; `more` are further arguments of its."""
+    options = unet_options(config) | more
     return _filled(
         lambda: UNet2DConditionModel(**options), convert_ldm_unet_checkpoint({UNET + key: value for key, value in state.items()}, options)
     )

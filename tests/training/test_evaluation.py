@@ -213,6 +213,6 @@ def test_the_best_vectors_keep_the_optimizers_state_of_their_step(tiny: StableDi
     create_embedding(tiny, NAME, "purple dotted star", 3, tmp_path, overwrite=True)
     spoiled = replace(config, evaluate_every=1, learning_rate=3.0, steps=3, width=128, height=128, save_optimizer=True)
     kept = train(spoiled, tiny, tmp_path).vectors["clip_l"]
-    trained = TrainedVectors(kept, spoiled, torch.float32, tiny.word_norm)
+    trained = TrainedVectors(kept, spoiled, torch.float32, tiny.words)
     assert load_optimizer(optimizer_file(tmp_path / f"{NAME}.safetensors"), trained.optimizer) == ""
     assert float(trained.optimizer.steps) == 0  # of step 0, whose vectors are kept

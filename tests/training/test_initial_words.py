@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from textual_inversion import formats
 from textual_inversion.demo.run import PICTURES
+from textual_inversion.diffusion.conditioning import TextConditioner
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
 from textual_inversion.errors import ConfigError
 from textual_inversion.prompts.tokenizer import default_tokenizer
@@ -82,9 +84,10 @@ def test_an_interrupted_search_is_done_by_the_next_run(tiny: StableDiffusion, tm
 
 def test_a_checkpoint_without_words_finds_none(tiny: StableDiffusion, tmp_path: Path) -> None:
     each = prepared(tiny, tmp_path)
-    search = WordSearch(tiny, each.batches.fixed(8), 4)
-    search.table = torch.zeros_like(search.table)
-    assert search.run() == []
+    encoder = deepcopy(tiny.text_encoder)
+    encoder.token_table.zero_()
+    empty = replace(tiny, conditioner=TextConditioner({"clip_l": encoder}, tiny.conditioner.tokenizer))
+    assert WordSearch(empty, each.batches.fixed(8), 4).run() == []
 
 
 def test_a_run_finds_its_words_and_says_so(tiny: StableDiffusion, tmp_path: Path) -> None:
@@ -156,7 +159,7 @@ def test_a_search_on_the_way_can_be_cut_short(tiny: StableDiffusion, tmp_path: P
     assert search.refine(stuck_vectors(tiny)) == []
 
 
-def test_a_run_looks_for_words_twice(tiny: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_looks_for_words_three_times(tiny: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors that are replaced change in the file, start without momentum, and the run says which words they became."""
     each = prepared(tiny, tmp_path, words="shape", vectors=3)
     asked: list[int] = []
@@ -170,24 +173,24 @@ def test_a_run_looks_for_words_twice(tiny: StableDiffusion, tmp_path: Path, monk
     events: list[Event] = []
     config = replace(each.config, steps=60, batch_size=1, width=64, height=64)
     train(config, tiny, tmp_path, listener=events.append)
-    assert len(asked) == 2
+    assert len(asked) == 3
     assert any("2 “star”" in event.text for event in events if isinstance(event, Message))
-    train(replace(config, steps=130), tiny, tmp_path)  # a run that goes on does not look again
-    assert len(asked) == 2
+    train(replace(config, steps=110), tiny, tmp_path)  # a run that goes on does not look again
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize(
     ("changes", "first_step", "expected"),
     [
-        ({"steps": 400}, 0, (25, 50)),
-        ({"steps": 90}, 0, (15, 30)),
+        ({"steps": 400}, 0, (25, 50, 75)),
+        ({"steps": 90}, 0, (15, 30, 45)),
         ({"steps": 59}, 0, ()),
-        ({"steps": 400}, 20, (25, 50)),  # interrupted before it had looked
-        ({"steps": 400}, 25, (50,)),
-        ({"steps": 400}, 50, ()),
+        ({"steps": 400}, 20, (25, 50, 75)),  # interrupted before it had looked
+        ({"steps": 400}, 25, (50, 75)),
+        ({"steps": 400}, 75, ()),
         ({"steps": 400}, None, ()),  # learned elsewhere
         ({"steps": 400, "method": "classic"}, 0, ()),
-        ({"steps": 400, "method": "directional"}, 0, (25, 50)),
+        ({"steps": 400, "method": "directional"}, 0, (25, 50, 75)),
         ({"steps": 400, "vocabulary_search": False}, 0, ()),
     ],
 )
@@ -211,7 +214,7 @@ def test_a_search_takes_a_sixth_of_the_run_at_most(tiny: StableDiffusion, tmp_pa
 @pytest.mark.parametrize("method", ["pulled", "directional"])
 def test_a_replaced_vector_has_no_momentum(tiny: StableDiffusion, method: str) -> None:
     vectors = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 0.07
-    trained = TrainedVectors(vectors, TrainingConfig("x", "y", method=method), torch.float32, tiny.word_norm)
+    trained = TrainedVectors(vectors, TrainingConfig("x", "y", method=method), torch.float32, tiny.words)
     trained.learning_rate.fill_(0.01)
     trained.gradient.copy_(torch.ones(3, 64).cumsum(1))
     trained.update(torch.zeros(1, dtype=torch.int64))

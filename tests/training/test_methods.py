@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from textual_inversion import formats
+from textual_inversion.diffusion.model import WordSize
 from textual_inversion.settings.training import METHODS, TrainingConfig
 from textual_inversion.training.methods import optimizer_of, start_at_word_length
 from textual_inversion.training.optimizer import PulledAdamW, SphericalAdam
 from textual_inversion.training.trainer import train
+
+WORDS = [WordSize(16, 0.4)]
 
 
 def config_of(method: str, **changes: object) -> TrainingConfig:
@@ -24,15 +27,15 @@ def norms(vectors: torch.Tensor) -> torch.Tensor:
 
 def test_new_vectors_get_the_length_of_words_and_trained_ones_keep_theirs() -> None:
     vectors = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
-    new = start_at_word_length(vectors, 0.4, config_of("pulled", norm_factor=1.5), is_new=True)
+    new = start_at_word_length(vectors, WORDS, config_of("pulled", norm_factor=1.5), is_new=True)
     torch.testing.assert_close(norms(new), torch.full((3,), 0.6))
     torch.testing.assert_close(torch.nn.functional.cosine_similarity(new, vectors), torch.ones(3))
-    assert torch.equal(start_at_word_length(vectors, 0.4, config_of("pulled"), is_new=False), vectors)
+    assert torch.equal(start_at_word_length(vectors, WORDS, config_of("pulled"), is_new=False), vectors)
 
 
 def test_rows_of_zeros_get_a_direction_from_the_seed() -> None:
     vectors = torch.zeros(2, 16)
-    one, same, other = (start_at_word_length(vectors, 0.4, config_of("pulled", seed=seed), is_new=True) for seed in (1, 1, 2))
+    one, same, other = (start_at_word_length(vectors, WORDS, config_of("pulled", seed=seed), is_new=True) for seed in (1, 1, 2))
     torch.testing.assert_close(norms(one), torch.full((2,), 0.4))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -44,7 +47,7 @@ def test_pulled_vectors_stay_near_their_length_where_adamws_grow() -> None:
     lengths = {}
     for method in ("pulled", "classic"):
         vectors = start.clone()
-        optimizer = optimizer_of(vectors, config_of(method), 0.4)
+        optimizer = optimizer_of(vectors, config_of(method), [WordSize(64, 0.4)])
         optimizer.learning_rate.fill_(0.02)
         for number in range(200):
             optimizer.step(torch.randn(2, 64, generator=torch.Generator().manual_seed(number)) - 0.3)
@@ -75,13 +78,13 @@ def test_a_rate_that_breaks_everything_is_seen() -> None:
 def test_vectors_are_pulled_to_the_length_of_words_unless_theirs_is_their_own() -> None:
     """However often a run is interrupted and goes on, its vectors do not creep away; those of classic training keep their length."""
     near, long = torch.full((1, 4), 0.25), torch.full((1, 4), 2.0)  # lengths 0.5 and 4
-    optimizer = optimizer_of(torch.cat((near, long)), config_of("pulled"), 0.4)
+    optimizer = optimizer_of(torch.cat((near, long)), config_of("pulled"), [WordSize(4, 0.4)])
     assert isinstance(optimizer, PulledAdamW)
     torch.testing.assert_close(optimizer.lengths, torch.tensor([[0.4], [4.0]]))
 
 
 def test_each_method_has_its_optimizer() -> None:
-    kinds = [type(optimizer_of(torch.ones(1, 4), config_of(method), 0.4)).__name__ for method in METHODS]
+    kinds = [type(optimizer_of(torch.ones(1, 4), config_of(method), [WordSize(4, 0.4)])).__name__ for method in METHODS]
     assert kinds == ["PulledAdamW", "SphericalAdam", "AdamW"]
 
 
@@ -121,6 +124,6 @@ def test_the_state_of_one_method_serves_another(config, model, folder):
 
 
 def test_directional_prior_reaches_the_optimizer() -> None:
-    optimizer = optimizer_of(torch.ones(1, 4), config_of("directional", prior=0.5), 0.4)
+    optimizer = optimizer_of(torch.ones(1, 4), config_of("directional", prior=0.5), [WordSize(4, 0.4)])
     assert isinstance(optimizer, SphericalAdam)
     assert optimizer.prior == 0.5

@@ -42,7 +42,7 @@ VECTORS = torch.randn(2, 64, generator=torch.Generator().manual_seed(4)) * 0.1
 
 def batch_for(model: StableDiffusion, seed: int = 0, prompts: tuple[str, ...] = ("a photo of mine on grass", "mine")) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    table = VectorTable.of({"mine": Embedding("mine", {"clip_l": VECTORS})}, "clip_l", 64, "cpu")
+    table = VectorTable.of({"mine": Embedding("mine", {"clip_l": VECTORS})}, {"clip_l": 64}, "cpu")
     latents, noise = (torch.randn(len(prompts), 4, 8, 8, generator=generator) for _ in range(2))
     timesteps = torch.randint(1000, (len(prompts),), generator=generator)
     return Batch(latents, noise, timesteps, model.conditioner.tokenize(prompts, table))

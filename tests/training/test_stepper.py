@@ -66,7 +66,7 @@ def maker(
     model, config: TrainingConfig, vectors: torch.Tensor, first_row: int = 0, sizes: Sequence[int] = (8,), weighted=False
 ) -> BatchMaker:
     generator = torch.Generator().manual_seed(config.seed + 50)
-    table = VectorTable.of({config.name: Embedding(config.name, {"clip_l": vectors})}, "clip_l", 64, "cpu", first_row=first_row)
+    table = VectorTable.of({config.name: Embedding(config.name, {"clip_l": vectors})}, {"clip_l": 64}, "cpu", first_row=first_row)
     prompts = PromptMaker(config, ["a photo of [name], [filewords]", "[name]"], CAPTIONS, model.conditioner, table)
     buckets = []
     for index, size in enumerate(sizes):

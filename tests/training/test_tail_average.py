@@ -26,7 +26,7 @@ def test_the_blocks_do_not_matter(steps: int, first: int, cuts: set[int]) -> Non
     counted, last = rows[first:steps], rows[steps]
     expected = torch.cat([counted, last[None]]).mean(dim=0)
     assert tail.count == len(counted)
-    average = tail.average(last)
+    average = tail.average(last, [3])
     assert torch.allclose(torch.nn.functional.cosine_similarity(average, expected), torch.ones(2), atol=1e-5)
     assert torch.allclose(average.norm(dim=1), last.norm(dim=1), rtol=1e-5)
 

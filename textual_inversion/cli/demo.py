@@ -18,15 +18,18 @@ def add_demo(commands: Any) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="training steps; default: what the demonstration needs")
     text = "folder for the results; default: textual-inversion-demo"
     parser.add_argument("--out", type=Path, default=Path("textual-inversion-demo"), metavar="DIR", help=text)
+    add_value(parser, "--family", "sd1", "of the tiny checkpoint that learns: sd1 or sdxl", choices=("sd1", "sdxl"))
     add_device(parser)
     parser.set_defaults(checkpoint=None)
 
 
 def _demo(options: argparse.Namespace) -> Result:
     from textual_inversion.demo.run import STEPS, demo_config, run_demo
+    from textual_inversion.diffusion.model import TINY_CHECKPOINTS
 
     steps = STEPS if options.steps is None else options.steps
     demo_config(steps, options.seed)  # refuses bad settings before the checkpoint is read
+    options.checkpoint = TINY_CHECKPOINTS[options.family]
     report = Report(as_json=options.json)
     try:
         result = run_demo(load_model(options), options.out, steps=steps, seed=options.seed, listener=report)

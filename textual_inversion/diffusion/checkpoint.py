@@ -32,9 +32,14 @@ _TOKEN_TABLES = {
 _MAX_HEADER_BYTES = 100 * 2**20
 # the first SD1 files were written before transformers put `text_model.` in front of these
 _OLD_TEXT = tuple(TEXT + part for part in ("embeddings.", "encoder.", "final_layer_norm."))
+_XL_FIRST, _XL_SECOND = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.transformer."
+#: Family -> each of its text encoders, and the prefix of its tensors by transformers' names.
+TEXT_ENCODERS = {"SD1": {"clip_l": TEXT}, "SD2": {"clip_h": TEXT}, "SDXL": {"clip_l": _XL_FIRST, "clip_g": _XL_SECOND}}
 _OPEN_CLIP = "cond_stage_model.model."  # SD2's text encoder, in OpenCLIP's own layout
+#: Prefixes of text encoders in that layout -> those by transformers' names.
+_OPEN_CLIP_PREFIXES = {_OPEN_CLIP: TEXT, "conditioner.embedders.1.model.": _XL_SECOND}
 #: Modules of a layer, by CLIP's names -> by OpenCLIP's.
-_OPEN_CLIP_MODULES = {
+OPEN_CLIP_MODULES = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
     "self_attn.out_proj": "attn.out_proj",
@@ -93,7 +98,7 @@ class CheckpointFile:
             raise CheckpointError(f"There is no checkpoint file {path}; give the path of a .safetensors file.", path=path)
         if path.suffix.lower() == ".gguf":
             raise UnsupportedCheckpointError(
-                f"{path.name} is a GGUF file, whose weights are quantized; choose a checkpoint of Stable Diffusion 1.x or 2.x.",
+                f"{path.name} is a GGUF file, whose weights are quantized; choose an SD1, SD2 or SDXL checkpoint.",
                 path=path,
             )
         if path.suffix.lower() != ".safetensors":
@@ -104,7 +109,8 @@ class CheckpointFile:
         shapes = {key: entry.shape for key, entry in header.tensors.items()}
         stored = {TEXT + "text_model." + key[len(TEXT) :]: Stored(key) for key in shapes if key.startswith(_OLD_TEXT)}
         renamed = {key: shapes.pop(place.name) for key, place in stored.items()}
-        for key, place in _open_clip_places(shapes).items():
+        places = (_open_clip_places(shapes, theirs, ours) for theirs, ours in _OPEN_CLIP_PREFIXES.items())
+        for key, place in (each for found in places for each in found.items()):
             rows, *rest = shapes[place.name]
             stored[key], renamed[key] = place, (rows if place.third is None else rows // 3, *rest)
         return cls(path, shapes | renamed, stored, header.metadata)
@@ -159,23 +165,24 @@ class CheckpointFile:
             yield TensorReader(self, file)
 
 
-def _open_clip_places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
-    """The tensors of an OpenCLIP text encoder, by CLIP's names."""
-    text = TEXT + "text_model."
+def _open_clip_places(shapes: Mapping[str, tuple[int, ...]], theirs: str, ours: str) -> dict[str, Stored]:
+    """The tensors of an OpenCLIP text encoder under the prefix `theirs`, by CLIP's names under the prefix `ours`."""
+    text = ours + "text_model."
     names = {text + "embeddings.token_embedding.weight": "token_embedding.weight"}
     names[text + "embeddings.position_embedding.weight"] = "positional_embedding"
-    places = {key: Stored(_OPEN_CLIP + name) for key, name in names.items()}
+    names[ours + "text_projection"] = "text_projection"
+    places = {key: Stored(theirs + name) for key, name in names.items()}
     layer = 0
-    while f"{_OPEN_CLIP}transformer.resblocks.{layer}.ln_1.weight" in shapes:
-        theirs, ours = f"{_OPEN_CLIP}transformer.resblocks.{layer}.", f"{text}encoder.layers.{layer}."
+    while f"{theirs}transformer.resblocks.{layer}.ln_1.weight" in shapes:
+        their_layer, our_layer = f"{theirs}transformer.resblocks.{layer}.", f"{text}encoder.layers.{layer}."
         for part in ("weight", "bias"):
-            for our_name, name in _OPEN_CLIP_MODULES.items():
-                places[f"{ours}{our_name}.{part}"] = Stored(f"{theirs}{name}.{part}")
+            for our_name, name in OPEN_CLIP_MODULES.items():
+                places[f"{our_layer}{our_name}.{part}"] = Stored(f"{their_layer}{name}.{part}")
             for third, our_name in enumerate(("q_proj", "k_proj", "v_proj")):
-                places[f"{ours}self_attn.{our_name}.{part}"] = Stored(f"{theirs}attn.in_proj_{part}", third)
+                places[f"{our_layer}self_attn.{our_name}.{part}"] = Stored(f"{their_layer}attn.in_proj_{part}", third)
         layer += 1
     for part in ("weight", "bias"):
-        places[f"{text}final_layer_norm.{part}"] = Stored(f"{_OPEN_CLIP}ln_final.{part}")
+        places[f"{text}final_layer_norm.{part}"] = Stored(f"{theirs}ln_final.{part}")
     return {key: place for key, place in places.items() if shapes.get(place.name)}
 
 
@@ -269,20 +276,17 @@ def _read_header(path: Path) -> Header:
 
 
 def check_family(file: CheckpointFile) -> str:
-    """The family of a supported checkpoint: `SD1` or `SD2`.
+    """The family of a supported checkpoint: `SD1`, `SD2` or `SDXL`.
 
     Raises:
-        UnsupportedCheckpointError: SDXL, SD3, Flux, quantized, inpainting, depth or unCLIP.
+        UnsupportedCheckpointError: SDXL's refiner, SD3, Flux, quantized, inpainting, depth or unCLIP.
         CheckpointError: only a part of a checkpoint, or no Stable Diffusion checkpoint at all.
     """
     keys = file.shapes
     name = file.path.name
-    if any(key.startswith("conditioner.embedders.") for key in keys):
-        raise UnsupportedCheckpointError(
-            f"{name} is an SDXL checkpoint; this version trains SD1 and SD2 checkpoints, so choose one of those.", path=file.path
-        )
     _check_native(file)
-    parts = {"UNet": UNET, "VAE": VAE, "text encoder": TEXT}
+    family = _family_of(file)
+    parts = {"UNet": UNET, "VAE": VAE, **_names_of(TEXT_ENCODERS[family])}
     missing = [part for part, prefix in parts.items() if not file.under(prefix)]
     if len(missing) == len(parts):
         sample = ", ".join(sorted(keys)[:3]) or "nothing"
@@ -300,18 +304,33 @@ def check_family(file: CheckpointFile) -> str:
             f"{name} has a UNet for {count}, as inpainting checkpoints do; this version needs one for 4, so choose another checkpoint.",
             path=file.path,
         )
-    if any(key.startswith(UNET + "label_emb.") for key in keys):
+    if family != "SDXL" and any(key.startswith(UNET + "label_emb.") for key in keys):
         raise UnsupportedCheckpointError(
             f"{name} has a UNet that wants more than text, as unCLIP checkpoints do; choose another checkpoint.", path=file.path
         )
-    return "SD2" if any(key.startswith(_OPEN_CLIP) for key in keys) else "SD1"
+    return family
+
+
+def _family_of(file: CheckpointFile) -> str:
+    """The family by the text encoders; SD1 where there is none."""
+    if file.under("conditioner.embedders.0.model."):
+        reason = f"{file.path.name} is SDXL's refiner, which embeddings are not trained on; choose an SDXL base checkpoint."
+        raise UnsupportedCheckpointError(reason, path=file.path)
+    if file.under("conditioner.embedders."):
+        return "SDXL"
+    return "SD2" if any(key.startswith(_OPEN_CLIP) for key in file.shapes) else "SD1"
+
+
+def _names_of(encoders: Mapping[str, str]) -> dict[str, str]:
+    """Words for text encoders -> their prefixes."""
+    return {"text encoder" if len(encoders) == 1 else f"text encoder {encoder}": prefix for encoder, prefix in encoders.items()}
 
 
 def _check_native(file: CheckpointFile) -> None:
     for part, kind in _FOREIGN.items():
         if any(part in key for key in file.shapes):
             raise UnsupportedCheckpointError(
-                f"{file.path.name} {kind}, which is not handled; choose a Stable Diffusion 1.x or 2.x checkpoint.", path=file.path
+                f"{file.path.name} {kind}, which is not handled; choose an SD1, SD2 or SDXL checkpoint.", path=file.path
             )
 
 
@@ -349,16 +368,19 @@ class CheckpointFacts(NamedTuple):
     picture_size: int
 
 
-def picture_size(model_channels: int, *, is_large_sd2: bool = False) -> int:
+def picture_size(family: str, model_channels: int, *, predicts_v: bool = False) -> int:
     """Native picture side in pixels.
 
     Args:
+        family: as `check_family` says.
         model_channels: channels of the UNet's first level.
-        is_large_sd2: an SD2 checkpoint that predicts v.
+        predicts_v: it predicts v, as the larger SD2 checkpoints do.
     """
     if model_channels < 320:  # the tiny checkpoints
         return 128
-    return 768 if is_large_sd2 else 512
+    if family == "SDXL":
+        return 1024
+    return 768 if family == "SD2" and predicts_v else 512
 
 
 def checkpoint_facts(path: Path) -> CheckpointFacts:
@@ -375,13 +397,13 @@ def _facts(path: Path, _stamp: FileStamp | None) -> CheckpointFacts:
     from textual_inversion.diffusion.prediction import stated_prediction  # here, because it imports this module
 
     file = CheckpointFile.open(path)
-    is_sd2, stated = check_family(file) == "SD2", stated_prediction(file)
-    is_large = is_sd2 and (stated is None or stated.prediction.name == "v_prediction")  # most SD2 checkpoints predict v
+    family, stated = check_family(file), stated_prediction(file)
+    predicts_v = stated.prediction.name == "v_prediction" if stated else family == "SD2"  # most SD2 checkpoints do
     try:
-        width = file.shapes[TEXT + _TABLE][1]
+        widths = {encoder: file.shapes[prefix + _TABLE][1] for encoder, prefix in TEXT_ENCODERS[family].items()}
         channels = file.shapes[f"{UNET}input_blocks.0.0.weight"][0]
     except (KeyError, IndexError) as error:
         raise CheckpointError(
             f"{path.name} misses a tensor or has one of another shape ({error}); download it again.", path=path
         ) from error
-    return CheckpointFacts({"clip_h" if is_sd2 else "clip_l": width}, picture_size(channels, is_large_sd2=is_large))
+    return CheckpointFacts(widths, picture_size(family, channels, predicts_v=predicts_v))

@@ -1,6 +1,7 @@
 """The frozen CLIP text encoder, with learned vectors as an extra input.
 
-Architecture: Radford et al. (arXiv 2103.00020), with the module names of transformers' `CLIPTextModel`, as SD1 checkpoints hold it.
+Architecture: Radford et al. (arXiv 2103.00020), with the module names of transformers' `CLIPTextModel`, as SD1 checkpoints hold it;
+OpenCLIP's text encoders (arXiv 2212.07143) in SD2 and SDXL (arXiv 2307.01952) have the same layers.
 Legend: b batch, l tokens, d width, n vectors.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import nn
 
 from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.layers import FusedModule, Joined, attention
+from textual_inversion.prompts.tokenizer import END
 
 _SD2_LAYERS = 23  # that count
 HEAD_WIDTH = 64  # of every CLIP and OpenCLIP text encoder
@@ -31,7 +34,9 @@ class CLIPConfig:
         layers: transformer layers.
         max_tokens: length l of a chunk with its start and end tokens.
         quick_gelu: CLIP-L's activation x·sigmoid(1.702 x); OpenCLIP's are plain GELU.
-        fixed_layer: the layer whose output counts, whatever the clip skip is, as in SD2; 0 = the clip skip chooses it.
+        fixed_layer: the layer whose output counts, whatever the clip skip is, as in SD2 and SDXL; 0 = the clip skip chooses it.
+        final_norm: the output passes the final norm; SDXL's do not.
+        projection: width of the pooled vector that it makes besides, as OpenCLIP-bigG in SDXL; 0 = none.
     """
 
     vocab_size: int = 49408
@@ -40,6 +45,8 @@ class CLIPConfig:
     max_tokens: int = 77
     quick_gelu: bool = True
     fixed_layer: int = 0
+    final_norm: bool = True
+    projection: int = 0
 
     @property
     def heads(self) -> int:
@@ -47,19 +54,25 @@ class CLIPConfig:
         return max(1, self.width // HEAD_WIDTH)
 
     @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], *, is_sd2: bool = False) -> CLIPConfig:
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], family: str = "SD1", encoder: str = "clip_l") -> CLIPConfig:
         """Read the sizes from a text encoder's tensors (names from `text_model.` on). A missing name raises `KeyError` with that name.
 
+        SD2 and SDXL take the output of the last layer but one, SD2 with the final norm.
+
         Args:
-            is_sd2: it is OpenCLIP, and the output of the last layer but one of its 24 counts; a file may leave the last one out.
+            family: `SD1`, `SD2` or `SDXL`.
+            encoder: `clip_l`, `clip_h` or `clip_g`.
         """
         vocab_size, width = shapes["text_model.embeddings.token_embedding.weight"]
         layers = 0
         while f"text_model.encoder.layers.{layers}.layer_norm1.weight" in shapes:
             layers += 1
         places = shapes["text_model.embeddings.position_embedding.weight"][0]
-        fixed_layer = _SD2_LAYERS if layers >= _SD2_LAYERS else layers - 1  # tiny ones have fewer
-        return cls(vocab_size, width, layers, places, quick_gelu=not is_sd2, fixed_layer=fixed_layer if is_sd2 else 0)
+        last_but_one = _SD2_LAYERS if family == "SD2" and layers >= _SD2_LAYERS else layers - 1  # an SD2 file may leave the last one out
+        fixed_layer = 0 if family == "SD1" else last_but_one
+        projection = shapes["text_projection"][1] if encoder == "clip_g" else 0
+        is_openai = encoder == "clip_l"
+        return cls(vocab_size, width, layers, places, is_openai, fixed_layer, final_norm=family != "SDXL", projection=projection)
 
 
 @dataclass(frozen=True)
@@ -169,6 +182,18 @@ class TextModel(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.width)
 
 
+class Encoded(NamedTuple):
+    """What a text encoder makes of tokens.
+
+    Attributes:
+        hidden: [b, l, d].
+        pooled: [b, p] of the end token, projected; None where the encoder makes none.
+    """
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor | None
+
+
 class CLIPTextEncoder(FusedModule):
     """Tokens to the hidden states that condition the UNet."""
 
@@ -176,27 +201,41 @@ class CLIPTextEncoder(FusedModule):
         super().__init__()
         self.config = config
         self.text_model = TextModel(config)
+        if config.projection:
+            self.text_projection = nn.Parameter(torch.zeros(config.width, config.projection))
 
     @property
     def token_table(self) -> torch.Tensor:
         """The token table [vocab_size, d]."""
         return self.text_model.embeddings.token_embedding.weight
 
-    def forward(self, tokens: TokenBatch, vectors: torch.Tensor, clip_skip: int = 1) -> torch.Tensor:
+    def forward(self, tokens: TokenBatch, vectors: torch.Tensor, clip_skip: int = 1) -> Encoded:
         """Encode.
 
         Args:
             tokens: [b, l].
             vectors: learned vectors [n, d], n at least 1; fp32, the only leaf that ever needs a gradient.
             clip_skip: 1 takes the last layer, 2 the one before, and so on, as A1111 counts; the final norm is applied in each case.
-                SD2's text encoder ignores it.
-
-        Returns:
-            [b, l, d]
+                The text encoders of SD2 and SDXL ignore it.
         """
-        x = self.text_model.embeddings(tokens, vectors)
+        x: torch.Tensor = self.text_model.embeddings(tokens, vectors)
         layers = list(self.text_model.encoder["layers"].children())
-        delta = None
-        for layer in layers[: self.config.fixed_layer or max(1, len(layers) + 1 - clip_skip)]:
+        last = self.config.fixed_layer or max(1, len(layers) + 1 - clip_skip)
+        delta: Any = None
+        for layer in layers[:last]:
             x, delta = layer(x, delta)
+        hidden = self._normed(x, delta) if self.config.final_norm else x + delta
+        if not self.config.projection:
+            return Encoded(hidden, None)
+        for layer in layers[last:]:
+            x, delta = layer(x, delta)
+        return Encoded(hidden, self._pooled(self._normed(x, delta), tokens.ids))
+
+    def _normed(self, x: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
         return kernels.add_layer_norm(x, delta, self.text_model.final_layer_norm)[1]
+
+    def _pooled(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """states [b, l, d] -> the projection [b, p] of those at the first end token."""
+        end = (ids == END).int().argmax(dim=1)  # b
+        ended = states.gather(1, end[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
+        return ended @ self.text_projection

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from textual_inversion.diffusion.conditioning import VectorTable
+from textual_inversion.diffusion.conditioning import Conditioning, picture_sizes
 from textual_inversion.diffusion.graphs import GraphCache
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.diffusion.samplers import SAMPLERS
@@ -113,8 +113,10 @@ def draw_prompts(
     conditioner = model.conditioner
     texts = [settings.negative_prompt] * len(prompts) + [prompt for prompt, _ in prompts]
     named = {name: embeddings[name] for name in names_in(texts, embeddings)}
-    table = VectorTable.of(named, conditioner.encoder_name, conditioner.width, model.device)
-    context = conditioner.encode(conditioner.tokenize(texts, table), table.vectors, settings.clip_skip)
+    table = conditioner.table_of(named)
+    encoded = conditioner.encode(conditioner.tokenize(texts, table), table.vectors, settings.clip_skip)
+    if model.family == "SDXL" and not settings.negative_prompt:  # as A1111 and diffusers do
+        encoded = encoded.with_zeros(len(prompts))
     noise = _NoiseSource(model, [seed for _, seed in prompts], settings)
     sample, sigmas_for = SAMPLERS[settings.sampler]
     sigmas = sigmas_for(model.schedule, settings.steps)
@@ -125,7 +127,8 @@ def draw_prompts(
         if should_stop and should_stop():
             raise Interrupted
 
-    denoise = GuidedDenoiser(model, context, settings.cfg_scale)
+    sizes = picture_sizes([(settings.width, settings.height)] * len(texts), model.device)
+    denoise = GuidedDenoiser(model, encoded, sizes, settings.cfg_scale)
     # the first noise level carries a little of the picture: A1111 and k-diffusion start from sigma alone
     try:
         latents = sample(denoise, noise() * sigmas[0], sigmas, noise, after_step)
@@ -138,13 +141,14 @@ class GuidedDenoiser:
     """Estimates the clean latents with classifier-free guidance (arXiv 2207.12598); on CUDA the UNet runs from a graph.
 
     Args:
-        context: [2b, l, d], the b negative prompts, then the b prompts.
+        prompts: 2b rows, the b negative prompts, then the b prompts.
+        sizes: of the pictures, [2b, 6] as for `size_label`.
     """
 
-    def __init__(self, model: StableDiffusion, context: torch.Tensor, scale: float) -> None:
-        self.model, self.context, self.scale = model, context, scale
+    def __init__(self, model: StableDiffusion, prompts: Conditioning, sizes: torch.Tensor, scale: float) -> None:
+        self.model, self.prompts, self.sizes, self.scale = model, prompts, sizes, scale
         self.graphs = GraphCache(model.device)
-        self._timesteps = torch.zeros(len(context), device=model.device)
+        self._timesteps = torch.zeros(len(prompts.context), device=model.device)
         self._input: torch.Tensor | None = None  # 2b c h w; a graph reads and writes the same tensors each time
         self._output: torch.Tensor | None = None
 
@@ -166,7 +170,7 @@ class GuidedDenoiser:
     def _predict(self) -> None:
         assert self._input is not None
         assert self._output is not None
-        self._output.copy_(self.model.unet(self._input, self._timesteps, self.context))
+        self._output.copy_(self.model.predict(self._input, self._timesteps, self.prompts, self.sizes))
 
 
 class _NoiseSource:

@@ -5,34 +5,56 @@ Legend: b batch, c channels, h w latent size, d width.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from textual_inversion.diffusion.checkpoint import TEXT, UNET, VAE, CheckpointFile, TensorReader, check_family, picture_size
+from textual_inversion.diffusion.checkpoint import TEXT_ENCODERS, UNET, VAE, CheckpointFile, TensorReader, check_family, picture_size
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder
-from textual_inversion.diffusion.conditioning import TextConditioner, VectorTable
-from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS, NoiseSchedule, Prediction
+from textual_inversion.diffusion.conditioning import Conditioning, TextConditioner, size_label
+from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS, Epsilon, NoiseSchedule, Prediction
 from textual_inversion.diffusion.prediction import ends_in_noise, find_prediction
 from textual_inversion.diffusion.unet import UNet, UNetConfig
+from textual_inversion.diffusion.vae import SD_LATENT_SCALE, VAEConfig
 from textual_inversion.diffusion.vae import VAE as AutoEncoder
-from textual_inversion.diffusion.vae import VAEConfig
 from textual_inversion.errors import CheckpointError, ConfigError, UnsupportedCheckpointError
 from textual_inversion.prompts.tokenizer import default_tokenizer
 
-TINY_CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "tiny" / "tiny.safetensors"
+_TINY_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "tiny"
+#: Model family -> the checkpoint in miniature that ships.
+TINY_CHECKPOINTS = {"sd1": _TINY_FOLDER / "tiny.safetensors", "sdxl": _TINY_FOLDER / "tiny-sdxl.safetensors"}
+TINY_CHECKPOINT = TINY_CHECKPOINTS["sd1"]
 _LEAST_SIGNAL = 4.9e-8  # A1111's value for checkpoints that end in pure noise, where sigma would be infinite
 _ROUNDED = 2**-8  # relative error of values that were stored as bf16
 _FULL_SIZE_CHANNELS = 320
 _CLEARLY_FASTER = 0.7  # of the time in fp32
+_LATENT_SCALES = {"SDXL": 0.13025}  # family -> factor of latents, where it is another than SD1's
 Module = TypeVar("Module", bound=nn.Module)
+
+
+class WordSize(NamedTuple):
+    """How long the words of a text encoder are.
+
+    Attributes:
+        width: values of a word.
+        norm: mean length of the rows of its token table.
+    """
+
+    width: int
+    norm: float
+
+    @property
+    def scale(self) -> float:
+        """Root of the mean square of a word's values."""
+        return self.norm / self.width**0.5
 
 
 @dataclass(frozen=True)
@@ -41,9 +63,9 @@ class StableDiffusion:
 
     Attributes:
         file: the file that it was read from.
-        family: `SD1` or `SD2`.
-        unet, vae, text_encoder: the modules. The VAE is always fp32: in fp16 it overflows on some checkpoints.
-        conditioner: prompts to hidden states.
+        family: `SD1`, `SD2` or `SDXL`.
+        unet, vae: the modules. The VAE is always fp32: in fp16 it overflows on some checkpoints, and always on SDXL's.
+        conditioner: prompts to hidden states, with the text encoders.
         schedule: the noise schedule, on the model's device.
         prediction: what the UNet predicts.
         notes: sentences for the user about how the file was understood.
@@ -53,7 +75,6 @@ class StableDiffusion:
     family: str
     unet: UNet
     vae: AutoEncoder
-    text_encoder: CLIPTextEncoder
     conditioner: TextConditioner
     schedule: NoiseSchedule
     prediction: Prediction
@@ -70,35 +91,59 @@ class StableDiffusion:
         return self.file.hash
 
     @property
+    def text_encoder(self) -> CLIPTextEncoder:
+        """The text encoder; the first one of SDXL's."""
+        return next(iter(self.conditioner.encoders.values()))
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.text_encoder.token_table.device
+        return self.conditioner.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Compute type of UNet and text encoder."""
+        """Compute type of UNet and text encoders."""
         return self.text_encoder.token_table.dtype
 
     @property
     def widths(self) -> dict[str, int]:
-        """Text encoder -> width d of its token table. An embedding must have the same widths."""
-        return {self.conditioner.encoder_name: self.conditioner.width}
+        """Text encoder -> width of its token table. An embedding must have the same widths."""
+        return self.conditioner.widths
 
     @cached_property
-    def word_norm(self) -> float:
-        """Mean length of the rows of the token table. Rows of words that a small checkpoint never learned are zeros and do not count."""
-        norms = torch.linalg.vector_norm(self.text_encoder.token_table.float(), dim=1)
-        return float(norms[norms > 0.01 * norms.max()].mean())
+    def words(self) -> tuple[WordSize, ...]:
+        """How long the words of each text encoder are. Rows that a small checkpoint never learned are zeros and do not count."""
+        sizes = []
+        for encoder in self.conditioner.encoders.values():
+            norms = torch.linalg.vector_norm(encoder.token_table.float(), dim=1)
+            sizes.append(WordSize(encoder.config.width, float(norms[norms > 0.01 * norms.max()].mean())))
+        return tuple(sizes)
 
     @property
-    def word_scale(self) -> float:
-        """Root of the mean square of the values in a row of the token table."""
-        return self.word_norm / float(self.conditioner.width**0.5)
+    def word_norm(self) -> float:
+        """Mean length of a word, of all its values for all text encoders together."""
+        return math.hypot(*(size.norm for size in self.words))
+
+    def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: Conditioning, sizes: torch.Tensor | None) -> torch.Tensor:
+        """The UNet's prediction.
+
+        Args:
+            noisy: [b, c, h, w].
+            timesteps: [b].
+            sizes: [b, 6] as for `size_label`; not used by SD1 and SD2.
+
+        Returns:
+            [b, c, h, w] of the compute type
+        """
+        label = None
+        if prompts.pooled is not None and sizes is not None:
+            label = size_label(prompts.pooled, sizes)
+        return self.unet(noisy.to(self.dtype), timesteps, prompts.context, label)
 
     @property
     def default_size(self) -> int:
         """Native picture side of the checkpoint in pixels."""
-        return picture_size(self.unet.config.model_channels, is_large_sd2=self.family == "SD2" and self.prediction.name == "v_prediction")
+        return picture_size(self.family, self.unet.config.model_channels, predicts_v=self.prediction.name == "v_prediction")
 
 
 def best_device() -> str:
@@ -198,10 +243,10 @@ def load_checkpoint(
     """Load a checkpoint.
 
     Args:
-        path: an SD1 or SD2 checkpoint in the LDM layout, `.safetensors`; the one that ships with the package by default.
+        path: an SD1, SD2 or SDXL checkpoint in the LDM layout, `.safetensors`; the one that ships with the package by default.
         vae: a `.safetensors` file with a VAE in the LDM layout that replaces the checkpoint's own.
         device: torch device; empty = the best there is.
-        precision: compute type of UNet and text encoder: `auto`, `fp32`, `bf16` or `fp16`.
+        precision: compute type of UNet and text encoders: `auto`, `fp32`, `bf16` or `fp16`.
         prediction_type: what the UNet predicts: `epsilon`, `v_prediction`, or `auto` to find out.
 
     Raises:
@@ -218,27 +263,27 @@ def load_checkpoint(
     with file.reader() as reader, vae_file.reader() as vae_reader:
         loader = _Loader(reader, device)
         unet = loader.part(UNET, lambda shapes: UNet(UNetConfig.from_shapes(shapes)), dtype)
-        autoencoder = _Loader(vae_reader, device).part(VAE, lambda shapes: AutoEncoder(VAEConfig.from_shapes(shapes)), torch.float32)
-        text = loader.part(TEXT, lambda shapes: CLIPTextEncoder(CLIPConfig.from_shapes(shapes, is_sd2=family == "SD2")), dtype)
+        scale = _LATENT_SCALES.get(family, SD_LATENT_SCALE)
+        autoencoder = _Loader(vae_reader, device).part(VAE, lambda shapes: AutoEncoder(VAEConfig.from_shapes(shapes), scale), torch.float32)
+        encoders = {
+            name: loader.part(prefix, partial(_text_encoder, family, name), dtype) for name, prefix in TEXT_ENCODERS[family].items()
+        }
         schedule, notes = _read_schedule(reader)
     schedule = schedule.to(device)
-    _check_vocabulary(file, text.config.vocab_size)
+    for encoder in encoders.values():
+        _check_vocabulary(file, encoder.config.vocab_size)
     if torch.device(device).type == "cuda":
         for module in (unet, autoencoder):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    conditioner = TextConditioner(text, default_tokenizer(), "clip_h" if family == "SD2" else "clip_l")
-    prediction, note = find_prediction(
-        file, unet, schedule, lambda: _empty_prompt(conditioner), prediction_type, is_certain=family == "SD1"
-    )
+    conditioner = TextConditioner(encoders, default_tokenizer())
+    unsure = StableDiffusion(file, family, unet, autoencoder, conditioner, schedule, Epsilon())
+    prediction, note = find_prediction(unsure, prediction_type)
     notes += [note] if note else []
-    return StableDiffusion(file, family, unet, autoencoder, text, conditioner, schedule, prediction, tuple(notes))
+    return replace(unsure, prediction=prediction, notes=tuple(notes))
 
 
-@torch.no_grad()
-def _empty_prompt(conditioner: TextConditioner) -> torch.Tensor:
-    """The hidden states of a prompt without words, [1, l, d]."""
-    table = VectorTable.of({}, conditioner.encoder_name, conditioner.width, conditioner.text_encoder.token_table.device)
-    return conditioner.encode(conditioner.tokenize([""], table), table.vectors)
+def _text_encoder(family: str, name: str, shapes: Mapping[str, tuple[int, ...]]) -> CLIPTextEncoder:
+    return CLIPTextEncoder(CLIPConfig.from_shapes(shapes, family, name))
 
 
 def _check_vocabulary(file: CheckpointFile, rows: int) -> None:

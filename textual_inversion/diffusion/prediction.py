@@ -1,20 +1,19 @@
-"""Finds out what the UNet of a checkpoint predicts: from what the file says of itself, else by asking the UNet.
-
-Legend: b batch, c channels, h w latent size, l tokens, d width.
-"""
+"""Finds out what the UNet of a checkpoint predicts: from what the file says of itself, else by asking the UNet."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.checkpoint import CheckpointFile
-from textual_inversion.diffusion.noise import Epsilon, NoiseSchedule, Prediction, VPrediction
-from textual_inversion.diffusion.unet import UNet
+from textual_inversion.diffusion.conditioning import picture_sizes
+from textual_inversion.diffusion.noise import Epsilon, Prediction, VPrediction
+
+if TYPE_CHECKING:
+    from textual_inversion.diffusion.model import StableDiffusion
 
 _IN_YAML = re.compile(r"^\s*parameterization\s*:\s*[\"']?([\w-]+)", re.MULTILINE)
 _MOST_YAML_BYTES = 2**20
@@ -40,22 +39,14 @@ class StatedPrediction(NamedTuple):
     source: str
 
 
-def find_prediction(
-    file: CheckpointFile,
-    unet: UNet,
-    schedule: NoiseSchedule,
-    context: Callable[[], torch.Tensor],
-    wish: str = "auto",
-    *,
-    is_certain: bool = True,
-) -> tuple[Prediction, str]:
-    """What the UNet predicts, and a sentence about it where that is not the noise.
+def find_prediction(model: StableDiffusion, wish: str = "auto") -> tuple[Prediction, str]:
+    """What the UNet of a checkpoint predicts, and a sentence about it where that is not the noise.
 
     Args:
-        context: makes the hidden states of an empty prompt, [1, l, d].
+        model: its own prediction is not looked at.
         wish: `epsilon` or `v_prediction` where the user has decided; `auto` otherwise.
-        is_certain: where neither the file nor a trial says anything, it is the noise.
     """
+    file = model.file
     if wish != "auto":
         return (VPrediction() if wish == VPrediction.name else Epsilon()), ""
     if stated := stated_prediction(file):
@@ -63,11 +54,11 @@ def find_prediction(
         return stated.prediction, sentence
     name = file.path.name
     with kernels.force("plain"):  # fused kernels may have to be compiled first, which takes a minute
-        outcome = probe(unet, schedule, context())
+        outcome = probe(model)
     if outcome == VPrediction.name:
         return VPrediction(), f"{name} seems to predict v, by a trial of its UNet; if it does not, set the prediction type."
     guess = f"Nothing says what {name} predicts; it is taken for the noise. If that is wrong, set the prediction type."
-    return Epsilon(), "" if outcome or is_certain else guess
+    return Epsilon(), "" if outcome or model.family != "SD2" else guess  # most SD2 checkpoints predict v, few others do
 
 
 def stated_prediction(file: CheckpointFile) -> StatedPrediction | None:
@@ -97,22 +88,21 @@ def _yaml_beside(file: CheckpointFile) -> str:
 
 
 @torch.no_grad()
-def probe(unet: UNet, schedule: NoiseSchedule, context: torch.Tensor) -> str:
+def probe(model: StableDiffusion) -> str:
     """Which prediction the outputs of a UNet look like: `epsilon`, `v_prediction`, or empty where it is neither.
 
     Two trials. In a grey picture with some noise, a trained UNet of either kind points to the noise; one that does not is left alone.
     In pure noise, one kind still predicts the noise; the other predicts the picture (arXiv 2202.00512, appendix D), which is not there.
-
-    Args:
-        context: hidden states of an empty prompt, [1, l, d].
     """
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, unet.config.in_channels, _PROBE_SIDE, _PROBE_SIDE, generator=generator).to(context.device)
+    generator, schedule, conditioner = torch.Generator().manual_seed(0), model.schedule, model.conditioner
+    noise = torch.randn(1, model.unet.config.in_channels, _PROBE_SIDE, _PROBE_SIDE, generator=generator).to(model.device)
+    table = conditioner.table_of({})
+    nothing = conditioner.encode(conditioner.tokenize([""], table), table.vectors)
 
     def likeness(timestep: int) -> float:
-        timesteps = torch.full((1,), timestep, device=context.device)
+        timesteps = torch.full((1,), timestep, device=model.device)
         noisy = schedule.mix(torch.zeros_like(noise), noise, timesteps)
-        output = unet(noisy.to(context.dtype), timesteps, context).float()
+        output = model.predict(noisy, timesteps, nothing, picture_sizes([(8 * _PROBE_SIDE, 8 * _PROBE_SIDE)], model.device)).float()
         return float(torch.nn.functional.cosine_similarity(output.flatten(), noise.flatten(), dim=0))
 
     if not likeness(_PROBE_LEVEL) > _ALIKE:

@@ -8,7 +8,7 @@ Legend: b batch, c channels, h w latent size, l tokens, d width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.layers import FusedModule, GroupNorm, Joined, attention, map_from_tokens, pointwise, tokens_from_map
 
 Shapes = Mapping[str, tuple[int, ...]]
+_NO_MIDDLE = -2
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,12 @@ class UNetConfig:
         channel_mult: channels of each level, as multiples of `model_channels`.
         num_res_blocks: residual blocks on each level (the way up has one more).
         transformer_depth: transformer blocks after each residual block, level by level (0 = no attention there).
-        middle_depth: transformer blocks in the middle.
+        middle_depth: transformer blocks in the middle; -1 = a residual block alone, -2 = nothing.
         context_dim: width d of the conditioning.
         linear_projection: SD2 and SDXL project with linear layers and have heads 64 wide; SD1 has convolutions and 8 heads.
         label_channels: width of SDXL's pooled vector with size conditioning (0 = none).
+        depths_in, depths_out: transformer blocks after each residual block on the way down and up, where blocks of a level differ, as in
+            smaller versions of SDXL (arXiv 2401.02677); empty = as `transformer_depth` says.
     """
 
     in_channels: int = 4
@@ -49,6 +52,8 @@ class UNetConfig:
     context_dim: int = 768
     linear_projection: bool = False
     label_channels: int = 0
+    depths_in: tuple[int, ...] = ()
+    depths_out: tuple[int, ...] = ()
 
     def heads(self, channels: int) -> int:
         """Attention heads of a transformer with `channels` channels."""
@@ -67,19 +72,37 @@ class UNetConfig:
             else:
                 levels[-1].append((shapes[f"{block}.0.out_layers.3.weight"][0], _depth(shapes, f"{block}.1")))
             index += 1
-        projection = shapes["middle_block.1.proj_in.weight"]
+        depth = tuple(blocks[0][1] for blocks in levels)
+        down = tuple(block[1] for blocks in levels for block in blocks)
+        up = tuple(_depth(shapes, f"output_blocks.{number}.1") for number in range(len(down) + len(levels)))
+        by_level = [[level] * len(blocks) for level, blocks in zip(depth, levels)]
+        is_regular = down == tuple(_flat(by_level)) and up == tuple(_flat([[*each, each[0]] for each in reversed(by_level)]))
+        first = next(name for name in sorted(shapes) if name.endswith(".transformer_blocks.0.attn2.to_k.weight"))
         return cls(
             in_channels=base[1],
             out_channels=shapes["out.2.weight"][0],
             model_channels=base[0],
             channel_mult=tuple(blocks[0][0] // base[0] for blocks in levels),
             num_res_blocks=tuple(len(blocks) for blocks in levels),
-            transformer_depth=tuple(blocks[0][1] for blocks in levels),
-            middle_depth=_depth(shapes, "middle_block.1"),
-            context_dim=shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
-            linear_projection=len(projection) == 2,
+            transformer_depth=depth,
+            middle_depth=_middle_depth(shapes),
+            context_dim=shapes[first][1],
+            linear_projection=len(shapes[first.replace("transformer_blocks.0.attn2.to_k", "proj_in")]) == 2,
             label_channels=shapes["label_emb.0.0.weight"][1] if "label_emb.0.0.weight" in shapes else 0,
+            depths_in=() if is_regular else down,
+            depths_out=() if is_regular else up,
         )
+
+
+def _flat(lists: Sequence[Sequence[int]]) -> Iterator[int]:
+    return (value for each in lists for value in each)
+
+
+def _middle_depth(shapes: Shapes) -> int:
+    if any(name.startswith("middle_block.1.") for name in shapes):
+        shapes["middle_block.1.proj_in.weight"]  # a damaged middle is no missing one
+        return _depth(shapes, "middle_block.1")
+    return -1 if "middle_block.0.in_layers.2.weight" in shapes else -2
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:
@@ -293,6 +316,24 @@ class Block(nn.ModuleList):
         return x
 
 
+def _level_block(config: UNetConfig, level: int, in_channels: int, time: int, depth: int) -> Block:
+    """A residual block of a level, with `depth` transformer blocks behind it."""
+    channels = config.channel_mult[level] * config.model_channels
+    block = Block([ResBlock(in_channels, channels, time)])
+    if depth:
+        block.append(SpatialTransformer(channels, config, depth))
+    return block
+
+
+def _middle_block(config: UNetConfig, channels: int, time: int) -> Block:
+    if config.middle_depth == _NO_MIDDLE:
+        return Block()
+    blocks: list[nn.Module] = [ResBlock(channels, channels, time)]
+    if config.middle_depth >= 0:
+        blocks += [SpatialTransformer(channels, config, config.middle_depth), ResBlock(channels, channels, time)]
+    return Block(blocks)
+
+
 class UNet(FusedModule):
     """Predicts the noise (or v) in noisy latents, given the timestep and the conditioning."""
 
@@ -307,13 +348,7 @@ class UNet(FusedModule):
             self.label_emb = nn.Sequential(label)
         skips = self._build_input(config, base, time)
         channels = skips[-1]
-        self.middle_block = Block(
-            [
-                ResBlock(channels, channels, time),
-                SpatialTransformer(channels, config, config.middle_depth),
-                ResBlock(channels, channels, time),
-            ]
-        )
+        self.middle_block = _middle_block(config, channels, time)
         channels = self._build_output(config, channels, time, skips)
         self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1))
         self._join()
@@ -329,10 +364,11 @@ class UNet(FusedModule):
 
     def _build_input(self, config: UNetConfig, channels: int, time: int) -> list[int]:
         """Build the input blocks; return the channels of each map for the skip connections."""
-        blocks, skips = [Block([nn.Conv2d(config.in_channels, channels, 3, padding=1)])], [channels]
+        blocks, skips, depths = [Block([nn.Conv2d(config.in_channels, channels, 3, padding=1)])], [channels], iter(config.depths_in)
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks[level]):
-                blocks.append(self._level_block(config, level, channels, time))
+                depth = next(depths) if config.depths_in else config.transformer_depth[level]
+                blocks.append(_level_block(config, level, channels, time, depth))
                 channels = mult * config.model_channels
                 skips.append(channels)
             if level + 1 < len(config.channel_mult):
@@ -342,23 +378,17 @@ class UNet(FusedModule):
         return skips
 
     def _build_output(self, config: UNetConfig, channels: int, time: int, skips: list[int]) -> int:
-        blocks, skips = [], list(skips)
+        blocks, skips, depths = [], list(skips), iter(config.depths_out)
         for level in reversed(range(len(config.channel_mult))):
             for index in range(config.num_res_blocks[level] + 1):
-                block = self._level_block(config, level, channels + skips.pop(), time)
+                depth = next(depths) if config.depths_out else config.transformer_depth[level]
+                block = _level_block(config, level, channels + skips.pop(), time, depth)
                 channels = config.channel_mult[level] * config.model_channels
                 if level and index == config.num_res_blocks[level]:
                     block.append(Upsample(channels))
                 blocks.append(block)
         self.output_blocks = nn.ModuleList(blocks)
         return channels
-
-    def _level_block(self, config: UNetConfig, level: int, in_channels: int, time: int) -> Block:
-        channels = config.channel_mult[level] * config.model_channels
-        block = Block([ResBlock(in_channels, channels, time)])
-        if depth := config.transformer_depth[level]:
-            block.append(SpatialTransformer(channels, config, depth))
-        return block
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """Predict.

@@ -14,6 +14,9 @@ from torch import nn
 
 from textual_inversion.diffusion.layers import GroupNorm, attention, map_from_tokens, tokens_from_map
 
+#: Factor of latents in SD1 and SD2: it gives them a variance of about 1.
+SD_LATENT_SCALE = 0.18215
+
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -194,7 +197,7 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Pictures to latents and back. Latents that leave and enter here are multiplied by `scale_factor`."""
 
-    def __init__(self, config: VAEConfig, scale_factor: float = 0.18215) -> None:
+    def __init__(self, config: VAEConfig, scale_factor: float = SD_LATENT_SCALE) -> None:
         super().__init__()
         self.config = config
         self.scale_factor = scale_factor

@@ -29,7 +29,7 @@ PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 EVALUATION_ROWS = 16  # pictures of an evaluation, each with noise of its own
-_SEARCH_STEPS = ((25, 6), (50, 3))  # of the searches for words on the way, at most, and as a part of all steps
+_SEARCH_STEPS = ((25, 6), (50, 3), (75, 2))  # of the searches for words on the way, at most, and as a part of all steps
 _LEAST_STEPS_OF_A_SEARCH, _LEAST_SEARCH_ROWS = 60, 8
 _FIRST_SEARCH_SHARE, _MOST_FIRST_PASSES = 0.2, 4000  # of the run's cost that looking for words to start from may add, and the most
 _LEAST_EVALUATIONS = 12  # in a run that may end early by them
@@ -173,8 +173,8 @@ class TrainingConfig(Settings):
         before="clip_mode",
         label="Look for words on the way",
         hint="Early in the run, vectors become words of the checkpoint where those fit the pictures much better. classic ignores it.",
-        help="after a sixth and a third of the steps, 25 and 50 at most, replace vectors by words of the checkpoint where those fit the"
-        " pictures much better; not in runs under 60 steps; `classic` ignores it",
+        help="after a sixth, a third and half of the steps, 25, 50 and 75 at most, replace vectors by words of the checkpoint where those"
+        " fit the pictures much better; not in runs under 60 steps; `classic` ignores it",
     )
     loss_type: str = _learning(
         "log",
@@ -551,7 +551,7 @@ class TrainingConfig(Settings):
     def search_steps(self, first_step: int | None) -> tuple[int, ...]:
         """The steps at which a run that begins after `first_step` looks for words.
 
-        The second search is for words that the first one could not see: the vectors have come closer by then.
+        Later searches are for words that the first one could not see: the vectors have come closer by then.
         A word whose steps are not known (None) was learned elsewhere, and stays as it is.
         """
         if not self.vocabulary_search or self.method == "classic" or self.total_steps < _LEAST_STEPS_OF_A_SEARCH or first_step is None:

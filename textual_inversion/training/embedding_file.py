@@ -105,7 +105,7 @@ def create_embedding(
     """
     check_name(name)
     if isinstance(model, StableDiffusion):
-        file, tables = model.file, {model.conditioner.encoder_name: model.text_encoder.token_table}
+        file, tables = model.file, {name: encoder.token_table for name, encoder in model.conditioner.encoders.items()}
     else:
         file, tables = CheckpointFile.open(model), token_tables(model)
     vectors = {encoder: initial_vectors(table, initializer_text, num_vectors) for encoder, table in tables.items()}

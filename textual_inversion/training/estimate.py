@@ -16,12 +16,14 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from textual_inversion.diffusion import kernels
-from textual_inversion.diffusion.checkpoint import TEXT, UNET, VAE, CheckpointFile, check_family
+from textual_inversion.diffusion.checkpoint import TEXT_ENCODERS, UNET, VAE, CheckpointFile, check_family
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder, TokenBatch
+from textual_inversion.diffusion.conditioning import TextConditioner, TokenizedPrompts, size_label
 from textual_inversion.diffusion.kernels.launch import skipped
 from textual_inversion.diffusion.layers import product_attention
 from textual_inversion.diffusion.unet import UNet, UNetConfig
 from textual_inversion.diffusion.vae import VAEConfig
+from textual_inversion.prompts.tokenizer import default_tokenizer
 
 _CPU_SIDE, _DEVICE_SIDE = 1024, 4096  # sides of the matrices whose product is timed
 #: Share of a plain matrix product's speed that a step reaches.
@@ -38,7 +40,7 @@ class MemoryCost:
 
     Attributes:
         activations: at the peak of a forward and backward pass of one picture, without weights.
-        weights: of the frozen UNet and text encoder.
+        weights: of the frozen UNet and text encoders.
         vae: of the VAE's weights.
         encoding: that the VAE needs to encode one picture.
     """
@@ -130,20 +132,22 @@ def memory_cost(
     vae = file.under(VAE)
     return MemoryCost(
         activations=float(live.peak),
-        weights=float(sum(each.numel() * each.element_size() for module in (unet, text) for each in module.parameters())),
+        weights=float(sum(each.numel() * each.element_size() for part in (unet, *text.encoders.values()) for each in part.parameters())),
         vae=sum(4.0 * math.prod(shape) for shape in vae.values()),
         encoding=_ENCODER_COPIES * 4.0 * VAEConfig.from_shapes(vae).base_channels * size[0] * size[1],
     )
 
 
-def _on_meta(file: CheckpointFile, dtype: torch.dtype, checkpointing: bool) -> tuple[UNet, CLIPTextEncoder]:
+def _on_meta(file: CheckpointFile, dtype: torch.dtype, checkpointing: bool) -> tuple[UNet, TextConditioner]:
     """The models of a checkpoint without their weights."""
-    is_sd2 = check_family(file) == "SD2"
+    family, encoders = check_family(file), {}
     with torch.device("meta"):
         unet = UNet(UNetConfig.from_shapes(file.under(UNET))).to(dtype).requires_grad_(False)
-        text = CLIPTextEncoder(CLIPConfig.from_shapes(file.under(TEXT), is_sd2=is_sd2)).to(dtype).requires_grad_(False)
+        for name, prefix in TEXT_ENCODERS[family].items():
+            config = CLIPConfig.from_shapes(file.under(prefix), family, name)
+            encoders[name] = CLIPTextEncoder(config).to(dtype).requires_grad_(False)
     unet.checkpointing = checkpointing
-    return unet, text
+    return unet, TextConditioner(encoders, default_tokenizer())
 
 
 def free_memory(device: torch.device | str) -> float | None:
@@ -174,14 +178,14 @@ def _seconds(work: Callable[[], torch.Tensor], times: int, device: torch.device)
     return max(min(rounds[1:]), 1e-9)
 
 
-def _pass(unet: UNet, text: CLIPTextEncoder, size: tuple[int, int], dtype: torch.dtype, chunks: int) -> None:
+def _pass(unet: UNet, text: TextConditioner, size: tuple[int, int], dtype: torch.dtype, chunks: int) -> None:
     """Forward and backward as in a training step, with shapes instead of values."""
     ids = torch.zeros(chunks, 77, dtype=torch.int64, device="meta")
-    vectors = torch.zeros(1, text.config.width, device="meta", requires_grad=True)
-    hidden = text(TokenBatch(ids, ids, ids.bool()), vectors, 1)  # k 77 d
-    context = hidden.flatten(0, 1)[None]  # 1 77k d
+    vectors = torch.zeros(1, sum(text.widths.values()), device="meta", requires_grad=True)
+    prompts = text.encode(TokenizedPrompts(TokenBatch(ids, ids, ids.bool()), None, chunks), vectors)
+    label = None if prompts.pooled is None else size_label(prompts.pooled, torch.zeros(1, 6, device="meta"))
     noisy = torch.zeros(1, unet.config.in_channels, size[1] // 8, size[0] // 8, device="meta", dtype=dtype)  # 1 c h w
-    predicted = unet(noisy, torch.zeros(1, dtype=torch.int64, device="meta"), context)
+    predicted = unet(noisy, torch.zeros(1, dtype=torch.int64, device="meta"), prompts.context, label)
     predicted.float().square().mean().backward()
 
 

@@ -91,7 +91,6 @@ class WordSearch:
     ) -> None:
         self.model, self.batches, self.count = model, batches, count
         self.first_row, self.clip_skip, self.rows_left, self.should_stop = first_row, clip_skip, rows_left, should_stop
-        self.table = model.text_encoder.token_table
         self.tokenizer = default_tokenizer()
         self.reference = torch.ones((), device=model.device)  # losses [b] with the first words
 
@@ -140,7 +139,7 @@ class WordSearch:
             slope: gradient of the loss by the vector at this place, [d].
             best: the loss so far.
         """
-        words = F.normalize(self.table.detach()[self._vocabulary].float(), dim=1) * torch.linalg.vector_norm(vectors[place])
+        words = self._words_as_long_as(vectors[place])
         promised = (words - vectors[place]) @ slope
         chosen, bound = None, _MUCH_BETTER * best
         for number in promised.argsort()[:_TRIED_LATER].tolist():
@@ -167,6 +166,12 @@ class WordSearch:
         """The vectors of found words, fp32 [n, d] on the CPU."""
         return self._vectors([self.tokenizer.encode(word)[0] for word in words]).cpu()
 
+    def _words_as_long_as(self, vector: torch.Tensor) -> torch.Tensor:
+        """All words that may be chosen, each with the length that `vector` [d] has for each text encoder, [words, d]."""
+        split = self.model.conditioner.split
+        words, lengths = split(self._all_words), {name: torch.linalg.vector_norm(part) for name, part in split(vector[None]).items()}
+        return torch.cat([F.normalize(part, dim=1) * lengths[name] for name, part in words.items()], dim=1)
+
     def _first(self) -> list[int]:
         """One noun for all places: the one that fits best."""
         known = [ids[0] for word in _FIRST_WORDS if len(ids := self.tokenizer.encode(word)) == 1 and ids[0] in self._vocabulary_set]
@@ -182,7 +187,7 @@ class WordSearch:
         """The words with the best one at a place, and their loss."""
         vectors = self._vectors(ids)
         slope = self._gradient(vectors)[place]
-        promised = (self.table[self._vocabulary].float() - vectors[place]) @ slope  # change of the loss, to first order
+        promised = (self._all_words - vectors[place]) @ slope  # change of the loss, to first order
         chosen = ids
         for index in self._vocabulary[promised.argsort()[: _TRIED + 1]].tolist():
             if index == ids[place] or self.should_stop():
@@ -200,18 +205,25 @@ class WordSearch:
     @cached_property
     def _vocabulary(self) -> torch.Tensor:
         """Ids of the words that may be chosen: whole, of plain letters, and known to the checkpoint."""
-        norms = torch.linalg.vector_norm(self.table.float(), dim=1).tolist()
-        least = _LEAST_NORM * self.model.word_norm
-        known = [index for index, norm in enumerate(norms) if norm > least and _is_word(self.tokenizer.vocabulary[index])]
-        return torch.tensor(known, device=self.table.device)
+        known = torch.ones(len(self.tokenizer.vocabulary), dtype=torch.bool, device=self.model.device)
+        for encoder, size in zip(self.model.conditioner.encoders.values(), self.model.words):
+            norms = torch.linalg.vector_norm(encoder.token_table.float(), dim=1)
+            known &= norms[: len(known)] > _LEAST_NORM * size.norm
+        ids = [index for index in known.nonzero()[:, 0].tolist() if _is_word(self.tokenizer.vocabulary[index])]
+        return torch.tensor(ids, dtype=torch.int64, device=self.model.device)
+
+    @cached_property
+    def _all_words(self) -> torch.Tensor:
+        """The vectors of the words that may be chosen, fp32 [words, d]."""
+        return self.model.conditioner.rows_of(self._vocabulary)
 
     @cached_property
     def _vocabulary_set(self) -> set[int]:
         return set(self._vocabulary.tolist())
 
     def _vectors(self, ids: Sequence[int]) -> torch.Tensor:
-        """The table's rows of words, fp32 [n, d]."""
-        return self.table.detach()[torch.tensor(ids, device=self.table.device)].float()
+        """The vectors of words, fp32 [n, d]."""
+        return self.model.conditioner.rows_of(torch.tensor(ids, device=self.model.device))
 
     def _losses(self, ids: Sequence[int]) -> torch.Tensor:
         """The loss of each row with these words, [b]."""

@@ -6,6 +6,8 @@ processor never waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -196,4 +198,50 @@ def clip_gradient(gradient: torch.Tensor, mode: str, bound: torch.Tensor) -> tor
     return gradient
 
 
-Optimizer = AdamW | SphericalAdam
+OptimizerOfColumns = AdamW | SphericalAdam
+
+
+class SplitOptimizer:
+    """An optimizer for the columns of each text encoder, because their words have lengths of their own.
+
+    Args:
+        vectors: fp32 [n, d].
+        parts: optimizers of their columns, which stand side by side.
+        shares: rate of each part as a share of `learning_rate`.
+
+    Attributes:
+        learning_rate: of the first part where its share is 1, a scalar.
+    """
+
+    def __init__(self, vectors: torch.Tensor, parts: Sequence[OptimizerOfColumns], shares: Sequence[float]) -> None:
+        self.vectors, self.parts, self.shares = vectors, list(parts), list(shares)
+        self.weight_decay, self.betas, self.eps = parts[0].weight_decay, parts[0].betas, parts[0].eps
+        self.widths = [part.vectors.shape[1] for part in parts]
+        self.learning_rate = torch.zeros_like(parts[0].learning_rate)
+
+    @torch.no_grad()
+    def step(self, gradient: torch.Tensor) -> None:
+        """Move all columns along `gradient` [n, d]; those whose gradient has NaN or infinity stay."""
+        for part, share, columns in zip(self.parts, self.shares, gradient.split(self.widths, dim=1)):
+            part.learning_rate.copy_(self.learning_rate * share)
+            part.step(columns)
+
+    def forget(self, rows: list[int]) -> None:
+        """Take the momentum from rows that were replaced."""
+        for part in self.parts:
+            part.forget(rows)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The states of all parts; moments [n, d] stand side by side."""
+        states = [part.state_dict() for part in self.parts]
+        moments = {key: torch.cat([state[key] for state in states], dim=1) for key in ("mean", "square")}
+        return {"steps": states[0]["steps"], **moments}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from a state that `state_dict` returned."""
+        split = {key: state[key].split(self.widths, dim=1) for key in ("mean", "square")}
+        for number, part in enumerate(self.parts):
+            part.load_state_dict({"steps": state["steps"], **{key: columns[number] for key, columns in split.items()}})
+
+
+Optimizer = OptimizerOfColumns | SplitOptimizer

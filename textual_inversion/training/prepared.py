@@ -65,7 +65,7 @@ class Prepared:
             self._require_steps_left()
         self.lines = read_template(config.template or template_folder() / DEFAULT_TEMPLATE)
         named = {config.name: self.embedding}
-        self.table = VectorTable.of(named, conditioner.encoder_name, conditioner.width, model.device, first_row=first_row)
+        self.table = conditioner.table_of(named, first_row=first_row)
         self.listed = list_pictures(config)
         self.config = config = config.with_steps(self.listed.shown, full_size=is_full_size(model.file))
         self._require_steps_left()
@@ -94,7 +94,7 @@ class Prepared:
 
     def find_words(self, model: StableDiffusion, should_stop: Callable[[], bool]) -> None:
         """Choose the words that the embedding starts from, where it was created to have them found and has had no steps."""
-        origin, encoder = self.embedding.provenance, model.conditioner.encoder_name
+        origin = self.embedding.provenance
         if origin.step != 0 or not wants_search(origin.initializer_text):
             return
         self.listener(Message("Looking for words that describe the pictures"))
@@ -112,13 +112,13 @@ class Prepared:
         if not words:
             self.listener(Message("No words were found, because the checkpoint knows none of those that the search begins with."))
             return
-        text = " ".join(words)
+        text, vectors = " ".join(words), search.vectors_of(words)
         self.embedding = replace(
             self.embedding,
-            vectors={**self.embedding.vectors, encoder: search.vectors_of(words)},
+            vectors={**self.embedding.vectors, **model.conditioner.split(vectors)},
             provenance=replace(origin, initializer_text=text),
         )
-        self.table = replace(self.table, vectors=self.embedding.vectors[encoder].to(model.device))
+        self.table = replace(self.table, vectors=vectors.to(model.device))
         self.listener(Message(f"It starts from the words “{text}”."))
 
     def word_search(self, model: StableDiffusion, rows: int, rows_left: int, should_stop: Callable[[], bool]) -> WordSearch:
@@ -144,5 +144,5 @@ class Prepared:
         """The vectors [n, d] that training starts from."""
         vectors = self.table.vectors
         if self.config.method != "classic":
-            return start_at_word_length(vectors, model.word_norm, self.config, is_new=self.embedding.provenance.step == 0)
+            return start_at_word_length(vectors, model.words, self.config, is_new=self.embedding.provenance.step == 0)
         return vectors

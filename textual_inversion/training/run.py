@@ -61,7 +61,7 @@ class Run:
         self.monitor = StepMonitor(trained, self.done, config.total_steps, "" if model.dtype == torch.float32 else " or precision fp32")
         self._search_steps = config.search_steps(self.embedding.provenance.step)
         self._new_search = lambda: prepared.word_search(model, config.search_rows, config.search_budget, should_stop)
-        self._rates: Schedule = config.rates(self.done, model.word_scale)
+        self._rates: Schedule = config.rates(self.done, model.words[0].scale)
         self._bounds = LearningRateSchedule(config.clip_schedule if config.clip_mode != "off" else 1.0)
         if config.save_optimizer and (note := load_optimizer(optimizer_file(prepared.path), trained.optimizer)):
             self.listener(Message(note))
@@ -166,7 +166,7 @@ class Run:
     def _take_average(self) -> None:
         """Replace the last vectors by the average of the run's last steps: single steps move the vectors to and fro."""
         if self.config.method != "classic" and self._tail.count >= _LEAST_AVERAGED:
-            self.trained.vectors.copy_(self._tail.average(self.trained.vectors))
+            self.trained.vectors.copy_(self._tail.average(self.trained.vectors, list(self.model.widths.values())))
 
     def _keep_best(self) -> None:
         """Go back to the vectors that did best, where the last ones are clearly worse."""
@@ -215,7 +215,7 @@ class Run:
     def _embedding(self, step: int, learned: torch.Tensor) -> Embedding:
         """An embedding of its own: the vectors may go on learning."""
         checkpoint_hash = self._checkpoint_hash()
-        vectors = {**self.embedding.vectors, self.model.conditioner.encoder_name: learned.detach().clone()}
+        vectors = {**self.embedding.vectors, **self.model.conditioner.split(learned.detach().clone())}
         return self.embedding.with_vectors(vectors, step=step, checkpoint_name=self.model.name, checkpoint_hash=checkpoint_hash)
 
     def _checkpoint_hash(self) -> str | None:
@@ -283,10 +283,12 @@ class TailAverage:
             self._total = self._total + counted.sum(dim=0)
             self.count += len(counted)
 
-    def average(self, last: torch.Tensor) -> torch.Tensor:
-        """The average of all that were added and the last vectors [n, d], as long as those are."""
+    def average(self, last: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
+        """The average of all that were added and the last vectors [n, d], as long as those are in the columns of each text encoder."""
         average = (self._total + last) / (self.count + 1)
-        return torch.nn.functional.normalize(average, dim=1) * torch.linalg.vector_norm(last, dim=1, keepdim=True)
+        columns = zip(average.split(list(widths), dim=1), last.split(list(widths), dim=1))
+        lengths = [(part, torch.linalg.vector_norm(own, dim=1, keepdim=True)) for part, own in columns]
+        return torch.cat([torch.nn.functional.normalize(part, dim=1) * length for part, length in lengths], dim=1)
 
 
 class StepMonitor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from textual_inversion.diffusion.model import StableDiffusion
+from textual_inversion.diffusion.model import StableDiffusion, WordSize
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.data.batches import Batch
 from textual_inversion.training.methods import optimizer_of
@@ -43,7 +43,7 @@ class TrainedVectors:
         vectors: fp32 [n, d]; changed in place.
         config: the settings of the update (accumulation, clipping, weight decay).
         dtype: compute type of the model.
-        word_norm: mean length of the checkpoint's own words.
+        words: how long the checkpoint's own words are, for each text encoder.
 
     Attributes:
         loss: mean loss of the step under way, scalar.
@@ -53,10 +53,10 @@ class TrainedVectors:
         history: the vectors before each of these steps, [KEPT_STEPS, n, d].
     """
 
-    def __init__(self, vectors: torch.Tensor, config: TrainingConfig, dtype: torch.dtype, word_norm: float) -> None:
+    def __init__(self, vectors: torch.Tensor, config: TrainingConfig, dtype: torch.dtype, words: Sequence[WordSize]) -> None:
         device = vectors.device
         self.vectors, self.config = vectors, config
-        self.optimizer = optimizer_of(vectors, config, word_norm)
+        self.optimizer = optimizer_of(vectors, config, words)
         self.scale = LossScale(dtype, device)
         self.loss, self.clip_bound = torch.zeros((), device=device), torch.ones((), device=device)
         self.gradient = torch.zeros_like(vectors)
@@ -117,8 +117,8 @@ def row_errors(model: StableDiffusion, batch: Batch, vectors: torch.Tensor, clip
         vectors: fp32 [n, d]; the result is differentiable in them.
     """
     noisy = model.schedule.mix(batch.latents, batch.noise, batch.timesteps)
-    context = model.conditioner.encode(batch.prompts, vectors, clip_skip)
-    predicted = model.unet(noisy.to(model.dtype), batch.timesteps, context)
+    prompts = model.conditioner.encode(batch.prompts, vectors, clip_skip)
+    predicted = model.predict(noisy, batch.timesteps, prompts, batch.sizes)
     target = model.prediction.target(model.schedule, batch.latents, batch.noise, batch.timesteps)
     errors = (predicted.float() - target).square()  # b c h w
     return (errors if batch.weights is None else errors * batch.weights).mean(dim=(1, 2, 3))
@@ -151,8 +151,7 @@ class TrainingStep:
         rows = torch.cat([start.detach().to(model.device, torch.float32, copy=True) for start in starts])
         self.vectors = rows.requires_grad_(True)
         parts = self.vectors.detach().split([len(start) for start in starts])
-        word_norm = model.word_norm
-        self.trained = [TrainedVectors(part, each, model.dtype, word_norm) for part, each in zip(parts, configs, strict=True)]
+        self.trained = [TrainedVectors(part, each, model.dtype, model.words) for part, each in zip(parts, configs, strict=True)]
         self._first_slot = torch.zeros(1, dtype=torch.int64, device=model.device)
 
     def losses(self, batch: Batch) -> torch.Tensor:

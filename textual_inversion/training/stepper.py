@@ -202,7 +202,8 @@ def _joined(batches: Sequence[Batch], prompts: TokenizedPrompts) -> Batch:
     weights = None
     if any(each.weights is not None for each in batches):
         weights = torch.cat([torch.ones_like(each.latents[:, :1]) if each.weights is None else each.weights for each in batches])
-    return Batch(latents, noise, timesteps, prompts, weights)
+    sizes = [each.sizes for each in batches if each.sizes is not None]
+    return Batch(latents, noise, timesteps, prompts, weights, torch.cat(sizes) if sizes else None)
 
 
 @dataclass(frozen=True)

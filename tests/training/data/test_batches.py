@@ -24,7 +24,7 @@ def maker(model):
         config = TrainingConfig(NAME, "", batch_size=2, width=64, height=64, **settings)
         generator = torch.Generator().manual_seed(3)
         mean, std = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(2))
-        table = VectorTable.of({NAME: Embedding(NAME, {"clip_l": torch.ones(2, 64)})}, "clip_l", 64, "cpu")
+        table = VectorTable.of({NAME: Embedding(NAME, {"clip_l": torch.ones(2, 64)})}, {"clip_l": 64}, "cpu")
         prompts = PromptMaker(
             config, ["a photo of [name], [filewords]", "[name]"], ["red", "(green:1.2)", "blue wall"], model.conditioner, table
         )
@@ -81,7 +81,7 @@ def sized(model):
 
     def make(**settings) -> BatchMaker:
         config = TrainingConfig(NAME, "", batch_size=3, width=64, height=64, latent_sampling="deterministic", **settings)
-        table = VectorTable.of({NAME: Embedding(NAME, {"clip_l": torch.ones(2, 64)})}, "clip_l", 64, "cpu")
+        table = VectorTable.of({NAME: Embedding(NAME, {"clip_l": torch.ones(2, 64)})}, {"clip_l": 64}, "cpu")
         prompts = PromptMaker(config, ["[name], [filewords]"], ["zero", "one", "two"], model.conditioner, table)
         means = marked(8, 8, 8, 0), marked(2, 8, 16, 100)
         buckets = [
@@ -121,7 +121,7 @@ def test_a_caption_is_left_out_as_often_as_asked(model, maker):
     from random import Random
 
     config = TrainingConfig(NAME, "", caption_dropout=0.5, shuffle_tags=True, keep_tags=1, tag_dropout=0.5)
-    table = VectorTable.of({NAME: Embedding(NAME, {"clip_l": torch.ones(2, 64)})}, "clip_l", 64, "cpu")
+    table = VectorTable.of({NAME: Embedding(NAME, {"clip_l": torch.ones(2, 64)})}, {"clip_l": 64}, "cpu")
     prompts = PromptMaker(config, ["a [name], [filewords]"], ["kept, b, c"], model.conditioner, table)
     rng = Random(0)
     texts = [prompts.text(0, rng) for _ in range(400)]
@@ -157,7 +157,7 @@ def test_fixed_batches_are_those_of_other_seeds_too(maker):
 
 
 def prompts_of(model, lines, captions, **settings) -> PromptMaker:
-    table = VectorTable.of({NAME: Embedding(NAME, {"clip_l": torch.ones(2, 64)})}, "clip_l", 64, "cpu")
+    table = VectorTable.of({NAME: Embedding(NAME, {"clip_l": torch.ones(2, 64)})}, {"clip_l": 64}, "cpu")
     return PromptMaker(TrainingConfig(NAME, "", **settings), lines, captions, model.conditioner, table)
 
 

@@ -32,7 +32,7 @@ def kinds(events, kind):
 def plainly(config, model, embedding) -> torch.Tensor:
     """Vectors as one loop over pictures of one size gives them: no buckets, weights, crops or stores."""
     lines = read_template(template_folder() / DEFAULT_TEMPLATE)
-    table = VectorTable.of({config.name: embedding}, "clip_l", 64, "cpu")
+    table = VectorTable.of({config.name: embedding}, {"clip_l": 64}, "cpu")
     paths = sorted(Path(config.images).glob("*.png"))
     fitted = [ImageOps.fit(Image.open(path).convert("RGB"), (config.width, config.height), Image.Resampling.LANCZOS) for path in paths]
     pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in fitted])
@@ -62,7 +62,7 @@ def plainly(config, model, embedding) -> torch.Tensor:
             caption = drop_tags(caption, config.tag_dropout, rng) if config.tag_dropout else caption
             caption = shuffle_tags(caption, rng) if config.shuffle_tags else caption
             texts.append(fill(rng.choice(lines), "<thing>", caption))
-        context = model.conditioner.encode(model.conditioner.tokenize(texts, table, chunks), vectors)
+        context = model.conditioner.encode(model.conditioner.tokenize(texts, table, chunks), vectors).context
         loss = F.mse_loss(model.unet(model.schedule.mix(latents, noise, timesteps), timesteps, context), noise)
         optimizer.step(torch.autograd.grad(loss, vectors)[0])
     return vectors.detach()
@@ -125,7 +125,7 @@ def test_weights_reach_the_loss_the_right_way_round(config, model, pictures, mon
         return predicted
 
     monkeypatch.setattr(type(model.unet), "forward", watched)
-    table = VectorTable.of({}, "clip_l", 64, "cpu")
+    table = VectorTable.of({}, {"clip_l": 64}, "cpu")
     maker = BatchMaker(config, data.buckets, PromptMaker(config, ["[name]"], data.captions, model.conditioner, table), noise_device="cpu")
     batch = maker.next()
     step = TrainingStep(model, torch.zeros(1, 64), config)

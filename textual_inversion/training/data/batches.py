@@ -110,6 +110,7 @@ class Batch:
         timesteps: int64 [b], 0 to 999.
         prompts: tokenized, b rows of k chunks.
         weights: of each place in the loss, [b, 1, h, w]; None where all count alike.
+        sizes: of the pictures and crops, [b, 6] as SDXL is told them.
     """
 
     latents: torch.Tensor
@@ -117,6 +118,7 @@ class Batch:
     timesteps: torch.Tensor
     prompts: TokenizedPrompts
     weights: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
 
 
 class PromptMaker:
@@ -330,7 +332,8 @@ class BatchMaker:
         chosen = self._buckets[bucket]
         weights = None if chosen.weights is None else chosen.weights.index_select(0, rows)
         timesteps = timesteps if drawn.timesteps is None else drawn.timesteps
-        return Batch(sample(chosen.moments, rows, drawn.fresh), drawn.noise, timesteps, prompts, weights)
+        sizes = None if chosen.sizes is None else chosen.sizes.index_select(0, rows)
+        return Batch(sample(chosen.moments, rows, drawn.fresh), drawn.noise, timesteps, prompts, weights, sizes)
 
     def next(self) -> Batch:
         """Choose, draw and assemble the next batch."""
@@ -343,7 +346,7 @@ class _Bucket:
     """The pictures of one size; `shown` holds a picture as often as it is repeated."""
 
     def __init__(self, moments: LatentMoments, bucket: LatentBucket, repeats: Sequence[int]) -> None:
-        self.moments, self.weights = moments, bucket.weights
+        self.moments, self.weights, self.sizes = moments, bucket.weights, bucket.sizes
         self._views: dict[int, list[int]] = {}
         for row, picture in enumerate(bucket.pictures):
             self._views.setdefault(picture, []).append(row)

@@ -157,6 +157,7 @@ class _Bucket:
         self.mean: torch.Tensor | None = None
         self.std: torch.Tensor | None = None
         self.weights: torch.Tensor | None = None
+        self.sizes = torch.zeros(self.capacity * job.sides, 6)
 
     def fill(self) -> Generator[int, None, None]:
         """Read and encode everything; yields the number of rows that are done whenever there are more."""
@@ -179,10 +180,10 @@ class _Bucket:
         assert self.std is not None
         count = len(self.pictures)
         rows = None if count == self.capacity else [side * self.capacity + row for side in range(self.job.sides) for row in range(count)]
-        mean, std, weights = self.mean, self.std, self.weights
+        mean, std, weights, sizes = self.mean, self.std, self.weights, self.sizes
         if rows is not None:
-            mean, std, weights = mean[rows], std[rows], None if weights is None else weights[rows]
-        return LatentBucket(LatentMoments(mean, std, self.job.sides == 2), tuple(self.pictures), weights)
+            mean, std, weights, sizes = mean[rows], std[rows], None if weights is None else weights[rows], sizes[rows]
+        return LatentBucket(LatentMoments(mean, std, self.job.sides == 2), tuple(self.pictures), weights, sizes.to(mean.device))
 
     def _add(self, index: int, read: _Read | DatasetError) -> int:
         """Add a picture; returns how many of its views need no encoding."""
@@ -196,6 +197,7 @@ class _Bucket:
             rows = range(first, first + len(read.stored["mean"]) // self.job.sides)
             self.pictures += [index] * len(rows)
             self._put(rows, read.stored["mean"], read.stored["std"])
+            self._put_sizes(rows, read.stored["sizes"])
             self._put_weights(rows, read.stored.get("weight"))
             return expected
         self.pictures += [index] * len(read.views)
@@ -211,6 +213,7 @@ class _Bucket:
         pixels = torch.stack([view.pixels for view in views])  # b 3 height width
         sides = [self._moments(pixels.flip(-1) if mirrored else pixels) for mirrored in range(self.job.sides)]
         self._put(rows, *(torch.cat(parts) for parts in zip(*sides)))
+        self._put_sizes(rows, torch.tensor([view.sizes[side] for side in range(self.job.sides) for view in views], dtype=torch.float32))
         if any(view.weight is not None for view in views):
             ones = torch.ones(1, *sides[0][0].shape[-2:])
             self._put_weights(rows, torch.stack([ones if view.weight is None else view.weight for view in views]))
@@ -233,6 +236,10 @@ class _Bucket:
         self._check_finite(rows, mean, std)
         both = [side * self.capacity + row for side in range(self.job.sides) for row in rows]
         self.mean[both], self.std[both] = mean.to(self.mean.device), std.to(self.std.device)
+
+    def _put_sizes(self, rows: Sequence[int], sizes: torch.Tensor) -> None:
+        """Keep sizes of views, [views, 6] or with those of their mirror images behind them."""
+        self.sizes[[side * self.capacity + row for side in range(self.job.sides) for row in rows]] = sizes
 
     def _put_weights(self, rows: Sequence[int], weights: torch.Tensor | None) -> None:
         """Keep weights of views, [views, 1, h, w]; a mirror image has them mirrored."""
@@ -263,7 +270,7 @@ class _Bucket:
             assert self.mean is not None
             assert self.std is not None
             rows = [side * self.capacity + row for side in range(self.job.sides) for row in range(first, end)]
-            parts = {"mean": self.mean[rows], "std": self.std[rows]}
+            parts = {"mean": self.mean[rows], "std": self.std[rows], "sizes": self.sizes[rows]}
             if self.weights is not None:
                 parts["weight"] = self.weights[first:end]
             self.job.store.put(key, parts)

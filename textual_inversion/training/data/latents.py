@@ -65,16 +65,19 @@ class LatentBucket:
         moments: one row for each view, then one for each view's mirror image if those are wanted.
         pictures: the picture of each view, as an index into the training set; the views of a picture stand together.
         weights: loss weight of each place, fp32 [rows, 1, h, w]; None where all count alike.
+        sizes: of the picture and the crop, fp32 [rows, 6] as SDXL is told them; None where nobody knows them.
     """
 
     moments: LatentMoments
     pictures: tuple[int, ...]
     weights: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> LatentBucket:
         """The same bucket on another device."""
         weights = None if self.weights is None else self.weights.to(device)
-        return LatentBucket(self.moments.to(device), self.pictures, weights)
+        sizes = None if self.sizes is None else self.sizes.to(device)
+        return LatentBucket(self.moments.to(device), self.pictures, weights, sizes)
 
     def with_weights(self) -> LatentBucket:
         """The same bucket with weights, all 1 where it had none."""
@@ -99,7 +102,7 @@ def sample(moments: LatentMoments, rows: torch.Tensor, noise: torch.Tensor | Non
 
 
 LIMIT_BYTES = 4 * 2**30
-_VERSION = 1  # increased whenever reading or cropping of pictures changes
+_VERSION = 2  # increased whenever reading or cropping of pictures changes
 _NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 _SUM = "sha256"
 _MOST_BYTES = 64 * 2**20  # of one picture
@@ -148,7 +151,7 @@ class LatentStore:
             tensors = {name: stored.read() for name, stored in contents.tree.items()} if contents else {}
         except EmbeddingError:
             contents, tensors = None, {}
-        if contents is None or not {"mean", "std"} <= set(tensors) or _checksum(tensors) != contents.metadata.get(_SUM):
+        if contents is None or not {"mean", "std", "sizes"} <= set(tensors) or _checksum(tensors) != contents.metadata.get(_SUM):
             self._note("damaged", f"Latents kept in {self.folder} were damaged; those pictures are encoded anew.")
             return None
         return tensors

@@ -100,10 +100,13 @@ class TrainingView:
     Attributes:
         pixels: uint8 [3, height, width], 0 to 255, on the CPU.
         weight: loss weight of each latent place, fp32 [1, height / 8, width / 8] from 0 with mean 1; None where all count alike.
+        sizes: what SDXL is told of the view: height and width of the picture, top and left of the view in the picture at the size
+            at which it is cut, height and width of the view; the same for the mirror image.
     """
 
     pixels: torch.Tensor
     weight: torch.Tensor | None = None
+    sizes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def load_views(path: Path, original: Size, size: Size, places: tuple[Place, ...]
         box = view_box(rgb.size, size, place, whole=options.whole)
         weight = None if mask is None else loss_weight(mask, box, size)
         if mask is None or weight is not None:
-            views.append(TrainingView(to_tensor(cut(rgb, box, size)), weight))
+            views.append(TrainingView(to_tensor(cut(rgb, box, size)), weight, view_sizes(original, rgb.size, box, size)))
     if not views:
         raise DatasetError(
             f"Nothing of {path.name} would be learned: its mask is black, or it is transparent, wherever it is looked at; "
@@ -157,6 +160,18 @@ def view_box(image_size: Size, size: Size, place: Place, *, whole: bool) -> Box:
         return crop_box(image_size, size[0] / size[1], place)
     left, top = ((side - wanted) // 2 for side, wanted in zip(image_size, size))
     return left, top, left + size[0], top + size[1]
+
+
+def view_sizes(original: Size, read: Size, box: Box, size: Size) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What SDXL is told of a view and of its mirror image (arXiv 2307.01952, section 2.2); see `TrainingView`.
+
+    Args:
+        original: size of the picture.
+        read: its size as it was read, in whose pixels `box` is.
+        size: of the view.
+    """
+    left, top, right = (round(edge * size[0] / (box[2] - box[0])) for edge in (box[0], box[1], read[0] - box[2]))
+    return tuple((original[1], original[0], top, max(0, beside), size[1], size[0]) for beside in (left, right))  # type: ignore[return-value]
 
 
 def loss_weight(mask: Image.Image, box: Box, size: Size) -> torch.Tensor | None:
