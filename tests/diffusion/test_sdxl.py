@@ -170,6 +170,16 @@ def test_a_run_that_was_interrupted_goes_on_with_both_halves(sdxl: StableDiffusi
     assert formats.load(tmp_path / "zorb.safetensors").provenance.step == 3
 
 
+@pytest.mark.parametrize("learns", WIDTHS)
+def test_one_half_can_learn_alone(sdxl: StableDiffusion, tmp_path: Path, pictures: Path, learns: str) -> None:
+    create_embedding(sdxl, "zorb", "star", 2, tmp_path)
+    config = TrainingConfig("zorb", str(pictures), steps=2, batch_size=1, width=64, height=64, norm_factor=2, train_encoders=learns)
+    train(config, sdxl, tmp_path)
+    after_two = formats.load(tmp_path / "zorb.safetensors").vectors
+    learned = train(replace(config, steps=3), sdxl, tmp_path).vectors
+    assert {encoder for encoder in WIDTHS if not torch.equal(learned[encoder], after_two[encoder])} == {learns}
+
+
 def test_words_are_searched_for_both_encoders(sdxl: StableDiffusion, tmp_path: Path, pictures: Path) -> None:
     create_embedding(sdxl, "zorb", "auto", 1, tmp_path)
     events: list[Event] = []

@@ -46,10 +46,12 @@ class WordSize(NamedTuple):
     Attributes:
         width: values of a word.
         norm: mean length of the rows of its token table.
+        encoder: which one.
     """
 
     width: int
     norm: float
+    encoder: str = "clip_l"
 
     @property
     def scale(self) -> float:
@@ -114,9 +116,9 @@ class StableDiffusion:
     def words(self) -> tuple[WordSize, ...]:
         """How long the words of each text encoder are. Rows that a small checkpoint never learned are zeros and do not count."""
         sizes = []
-        for encoder in self.conditioner.encoders.values():
+        for name, encoder in self.conditioner.encoders.items():
             norms = torch.linalg.vector_norm(encoder.token_table.float(), dim=1)
-            sizes.append(WordSize(encoder.config.width, float(norms[norms > 0.01 * norms.max()].mean())))
+            sizes.append(WordSize(encoder.config.width, float(norms[norms > 0.01 * norms.max()].mean()), name))
         return tuple(sizes)
 
     @property

@@ -24,6 +24,7 @@ LEARNING_RATES = {"pulled": 0.7, "directional": 0.4, "classic": 0.005}
 _SHARED = ("clip_skip", "gradient_accumulation_steps", "gradient_checkpointing", "precision", "prediction_type", "device")
 #: What a form begins with for checkpoints of full size.
 FULL_SIZE = {"preview_every": 50, "copy_every": 100}
+BOTH = "both"  # text encoders
 SAMPLING_METHODS = ("once", "deterministic", "random")
 PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -175,6 +176,15 @@ class TrainingConfig(Settings):
         hint="Early in the run, vectors become words of the checkpoint where those fit the pictures much better. classic ignores it.",
         help="after a sixth, a third and half of the steps, 25, 50 and 75 at most, replace vectors by words of the checkpoint where those"
         " fit the pictures much better; not in runs under 60 steps; `classic` ignores it",
+    )
+    train_encoders: str = _learning(
+        BOTH,
+        choices=(BOTH, "clip_l", "clip_g"),
+        before="clip_mode",
+        label="Text encoders",
+        hint="Whose vectors learn. Only SDXL has two; with one of them, the other's vectors stay.",
+        help="the text encoder whose vectors learn on SDXL, which has two; with `clip_l` or `clip_g` the vectors of the other one stay."
+        " Other checkpoints have one, which learns in any case",
     )
     loss_type: str = _learning(
         "log",
@@ -554,7 +564,8 @@ class TrainingConfig(Settings):
         Later searches are for words that the first one could not see: the vectors have come closer by then.
         A word whose steps are not known (None) was learned elsewhere, and stays as it is.
         """
-        if not self.vocabulary_search or self.method == "classic" or self.total_steps < _LEAST_STEPS_OF_A_SEARCH or first_step is None:
+        wanted = self.vocabulary_search and self.method != "classic" and self.train_encoders == BOTH
+        if not wanted or self.total_steps < _LEAST_STEPS_OF_A_SEARCH or first_step is None:
             return ()
         steps = (min(most, self.total_steps // part) for most, part in _SEARCH_STEPS)
         return tuple(step for step in steps if step > first_step)

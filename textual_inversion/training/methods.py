@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from textual_inversion.diffusion.model import WordSize
-from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.settings.training import BOTH, TrainingConfig
 from textual_inversion.training.optimizer import AdamW, Optimizer, OptimizerOfColumns, PulledAdamW, SphericalAdam, SplitOptimizer
 
 _OWN_LENGTH = 1.5  # times the length of words; classic training leaves vectors longer than that
@@ -29,7 +29,8 @@ def optimizer_of(vectors: torch.Tensor, config: TrainingConfig, words: Sequence[
         return optimizers[0]
     # AdamW's step does not depend on the gradient's size, so it has to fit the values that it changes
     shares = [size.scale / words[0].scale if config.method == "pulled" else 1.0 for size in words]
-    return SplitOptimizer(vectors, optimizers, shares)
+    learns = [config.train_encoders in (BOTH, size.encoder) for size in words]
+    return SplitOptimizer(vectors, optimizers, [share if learning else 0.0 for share, learning in zip(shares, learns)])
 
 
 def _optimizer_of_columns(vectors: torch.Tensor, config: TrainingConfig, word_norm: float) -> OptimizerOfColumns:

@@ -207,7 +207,7 @@ class SplitOptimizer:
     Args:
         vectors: fp32 [n, d].
         parts: optimizers of their columns, which stand side by side.
-        shares: rate of each part as a share of `learning_rate`.
+        shares: rate of each part as a share of `learning_rate`; 0 = its columns stay as they are.
 
     Attributes:
         learning_rate: of the first part where its share is 1, a scalar.
@@ -223,8 +223,9 @@ class SplitOptimizer:
     def step(self, gradient: torch.Tensor) -> None:
         """Move all columns along `gradient` [n, d]; those whose gradient has NaN or infinity stay."""
         for part, share, columns in zip(self.parts, self.shares, gradient.split(self.widths, dim=1)):
-            part.learning_rate.copy_(self.learning_rate * share)
-            part.step(columns)
+            if share:
+                part.learning_rate.copy_(self.learning_rate * share)
+                part.step(columns)
 
     def forget(self, rows: list[int]) -> None:
         """Take the momentum from rows that were replaced."""
