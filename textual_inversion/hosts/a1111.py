@@ -61,9 +61,10 @@ class A1111Host(WebUIHost):
 
     def checkpoint(self) -> Checkpoint:
         """The loaded checkpoint, or before the first one the chosen one; raises `CheckpointError` when there is none."""
-        info = _checkpoint_info(self._model_in_use())
+        model = self._model_in_use()
+        info, widths = _checkpoint_info(model), widths_of(_database(), is_sdxl=getattr(model, "is_sdxl", False))
         vae = Path(sd_vae.loaded_vae_file) if sd_vae.loaded_vae_file else None
-        return Checkpoint(info.name_for_extra, Path(info.filename), vae, widths_of(_database()))
+        return Checkpoint(info.name_for_extra, Path(info.filename), vae, widths)
 
     @contextmanager
     def lent_memory(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
-"""The text encoder of the tiny checkpoint for WebUIs that build models from a `.yaml`: LDM's own class at another size.
+"""The text encoders of the tiny checkpoints for WebUIs that build models from a `.yaml`: LDM's and SGM's own classes at another size.
 
-The `.yaml` beside the checkpoint names it as `target`. LDM reads the sizes and the vocabulary from a transformers folder or from
-a hub; this module writes a temporary folder for it. It does not touch the checkpoint's weights.
+The `.yaml` beside a checkpoint names them as `target`. Those classes read sizes and vocabulary from a transformers folder, from OpenCLIP's
+list of models, or from a hub; this module writes a temporary folder for them. It does not touch the checkpoint's weights.
 """
 
 from __future__ import annotations
@@ -31,6 +31,29 @@ def frozen_clip(width: int, layers: int, heads: int, max_length: int = 77, **key
     with tempfile.TemporaryDirectory() as folder:
         write_clip_folder(Path(folder), width, layers, heads, max_length)
         return FrozenCLIPEmbedder(version=folder, max_length=max_length, **keywords)
+
+
+def first_of_sdxl(width: int, layers: int, heads: int, **keywords: Any) -> Any:
+    """SGM's `FrozenCLIPEmbedder`, SDXL's first text encoder, of this size; see `frozen_clip`."""
+    from sgm.modules.encoders.modules import FrozenCLIPEmbedder
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_clip_folder(Path(folder), width, layers, heads)
+        return FrozenCLIPEmbedder(version=folder, **keywords)
+
+
+def second_of_sdxl(width: int, layers: int, heads: int, **keywords: Any) -> Any:
+    """SGM's `FrozenOpenCLIPEmbedder2`, SDXL's second text encoder, of this size; see `frozen_clip`."""
+    import open_clip
+    from sgm.modules.encoders.modules import FrozenOpenCLIPEmbedder2
+
+    text = {"context_length": 77, "vocab_size": VOCABULARY_SIZE, "width": width, "heads": heads, "layers": layers}
+    picture = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32}  # is built and thrown away
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "textual-inversion-tiny.json"
+        path.write_text(json.dumps({"embed_dim": width, "vision_cfg": picture, "text_cfg": text}), encoding="utf-8")
+        open_clip.add_model_config(path)
+        return FrozenOpenCLIPEmbedder2(arch=path.stem, version=None, **keywords)
 
 
 def write_clip_folder(folder: Path, width: int, layers: int, heads: int, max_length: int = 77) -> None:

@@ -34,10 +34,10 @@ _MOST_NAMED = 5  # files in a line of the console
 _log = logging.getLogger(__name__)
 
 
-def widths_of(database: Any) -> dict[str, int] | None:
-    """Text encoder -> width of the vectors that a table takes; None while the table accepts every width."""
+def widths_of(database: Any, *, is_sdxl: bool = False) -> dict[str, int] | None:
+    """Text encoder -> width of the vectors that a table takes; None while the table accepts every width, and where it only knows a sum."""
     expected = database.expected_shape
-    return None if expected == -1 else _WIDTHS.get(expected, {"clip_l": expected})
+    return None if expected == -1 else _WIDTHS.get(expected, None if is_sdxl else {"clip_l": expected})
 
 
 @dataclass(frozen=True)

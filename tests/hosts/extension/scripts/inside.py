@@ -68,6 +68,21 @@ def model(prompts: str, seed: int = 0) -> dict[str, Any]:
     return {"encoded in": encoded_in, **{name: value.tolist() for name, value in told.items()}}
 
 
+def sdxl_model(prompts: str, seed: int = 0) -> dict[str, Any]:
+    """The same of an SDXL model, for pictures of 128 x 128 pixels; `vector` is the pooled vector with the sizes."""
+    from modules import prompt_parser
+
+    texts = prompts.split("\n")
+    latents = torch.randn(len(texts), 4, 16, 16, generator=torch.Generator().manual_seed(seed))  # b c h w
+    timesteps = torch.linspace(50, 950, len(texts)).long()
+    with torch.no_grad():
+        parts = [shared.sd_model.get_learned_conditioning(prompt_parser.SdConditioning([text], width=128, height=128)) for text in texts]
+        cond = {key: torch.cat([part[key] for part in parts]) for key in ("crossattn", "vector")}
+        noise = shared.sd_model.apply_model(latents, timesteps, cond)
+    told = {"conditioning": cond["crossattn"], "vector": cond["vector"], "latents": latents, "timesteps": timesteps, "noise": noise}
+    return {name: value.float().tolist() for name, value in told.items()}
+
+
 def parts_of_model() -> tuple[Any, Any]:
     """The loaded model's text encoder and noise prediction, at one time each on its device."""
     loaded = shared.sd_model
@@ -171,7 +186,15 @@ def add_routes(demo: Any, app: Any) -> None:
         shared.demo.server.force_exit = True
         shared.state.request_restart()
 
-    routes = {"inside": inside, "model": model, "seconds": seconds, "suggested": suggested, "reload": reload, "card": pretend_card}
+    routes = {
+        "inside": inside,
+        "model": model,
+        "sdxl": sdxl_model,
+        "seconds": seconds,
+        "suggested": suggested,
+        "reload": reload,
+        "card": pretend_card,
+    }
     for path, answer in routes.items():
         app.add_api_route(f"/test/{path}", answer, methods=["GET"])
 
