@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -168,6 +169,18 @@ class Embedding:
         """The facts for people and programs."""
         counts = {encoder: tensor.shape[0] for encoder, tensor in self.vectors.items()}
         return self.provenance.describe(self.num_vectors, self.family, widths=self.widths, counts=counts)
+
+    def for_encoders(self, widths: Mapping[str, int]) -> Embedding:
+        """The same, with its vectors under the name that a checkpoint's only text encoder has.
+
+        Files for one text encoder do not name it, and their width tells no encoder where that is an unusual one.
+
+        Args:
+            widths: text encoder -> width, of the checkpoint.
+        """
+        if len(widths) != 1 or len(self.vectors) != 1 or set(self.widths.values()) != set(widths.values()):
+            return self
+        return replace(self, vectors=dict(zip(widths, self.vectors.values())))
 
     def with_vectors(self, vectors: dict[str, torch.Tensor], **provenance: object) -> Embedding:
         """A copy with other vectors and, by keyword, other fields of the provenance."""

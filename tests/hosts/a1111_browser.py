@@ -27,14 +27,14 @@ API = "/textual-inversion/v1"
 
 
 @contextmanager
-def running_a1111(data: Path, *arguments: str) -> Iterator[WebUI]:
-    """A1111 over `data` with the tiny checkpoint, as it is shipped, in `data / "models"`."""
+def running_a1111(data: Path, *arguments: str, checkpoint: str = "tiny") -> Iterator[WebUI]:
+    """A1111 over `data` with one of the tiny checkpoints, as it is shipped, in `data / "models"`."""
     if not os.environ.get("A1111_DIR"):
         pytest.skip("A1111_DIR does not name the folder of an A1111")
     checkpoints = data / "models" / "Stable-diffusion"
     for folder in (checkpoints, data / "models" / "VAE", data / "embeddings"):
         folder.mkdir(parents=True, exist_ok=True)
-    for file in TINY.iterdir():
+    for file in TINY.glob(f"{checkpoint}.*"):
         if not (checkpoints / file.name).exists():
             shutil.copy(file, checkpoints)
     process, webui = start_a1111(data, "--models-dir", str(data / "models"), *arguments)

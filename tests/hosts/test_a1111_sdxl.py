@@ -38,10 +38,8 @@ def written(folder: Path) -> Embedding:
 
 def test_conditioning_prediction_and_training(tmp_path: Path) -> None:
     embedding = written(tmp_path / "embeddings")
-    (tmp_path / "config.json").write_text(
-        json.dumps({"sd_model_checkpoint": "tiny-sdxl.safetensors", "live_previews_enable": False}), encoding="utf-8"
-    )
-    with running_a1111(tmp_path) as webui:
+    (tmp_path / "config.json").write_text(json.dumps({"live_previews_enable": False}), encoding="utf-8")
+    with running_a1111(tmp_path, checkpoint="tiny-sdxl") as webui:
         assert webui.get("/test/inside")["loaded"]["learned"][:2] == [3, 128]
         theirs = {name: torch.tensor(value) for name, value in webui.get("/test/sdxl", prompts="\n".join(PROMPTS[:4])).items()}
         longest = torch.tensor(webui.get("/test/sdxl", prompts=PROMPTS[4])["conditioning"])

@@ -61,7 +61,7 @@ class VectorTable:
 
 def _side_by_side(name: str, embedding: Embedding, widths: Mapping[str, int]) -> torch.Tensor:
     """The vectors of an embedding for all text encoders, [n, d]."""
-    parts = []
+    parts, embedding = [], embedding.for_encoders(widths)
     for encoder, width in widths.items():
         vectors = embedding.vectors.get(encoder)
         if vectors is None or vectors.shape[1] != width:

@@ -44,16 +44,29 @@ def first_of_sdxl(width: int, layers: int, heads: int, **keywords: Any) -> Any:
 
 def second_of_sdxl(width: int, layers: int, heads: int, **keywords: Any) -> Any:
     """SGM's `FrozenOpenCLIPEmbedder2`, SDXL's second text encoder, of this size; see `frozen_clip`."""
-    import open_clip
     from sgm.modules.encoders.modules import FrozenOpenCLIPEmbedder2
+
+    return FrozenOpenCLIPEmbedder2(arch=_add_to_open_clip(width, layers, heads), version=None, **keywords)
+
+
+def open_clip_of_sd2(width: int, layers: int, heads: int, **keywords: Any) -> Any:
+    """LDM's `FrozenOpenCLIPEmbedder`, SD2's text encoder, of this size; see `frozen_clip`."""
+    from ldm.modules.encoders.modules import FrozenOpenCLIPEmbedder
+
+    return FrozenOpenCLIPEmbedder(arch=_add_to_open_clip(width, layers, heads), version=None, **keywords)
+
+
+def _add_to_open_clip(width: int, layers: int, heads: int) -> str:
+    """Add a model of this size to OpenCLIP's list; returns its name there."""
+    import open_clip
 
     text = {"context_length": 77, "vocab_size": VOCABULARY_SIZE, "width": width, "heads": heads, "layers": layers}
     picture = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32}  # is built and thrown away
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "textual-inversion-tiny.json"
+        path = Path(folder) / f"textual-inversion-{width}-{layers}-{heads}.json"
         path.write_text(json.dumps({"embed_dim": width, "vision_cfg": picture, "text_cfg": text}), encoding="utf-8")
         open_clip.add_model_config(path)
-        return FrozenOpenCLIPEmbedder2(arch=path.stem, version=None, **keywords)
+    return path.stem
 
 
 def write_clip_folder(folder: Path, width: int, layers: int, heads: int, max_length: int = 77) -> None:

@@ -64,6 +64,7 @@ class Prepared:
         if config.steps != AUTO:
             self._require_steps_left()
         self.lines = read_template(config.template or template_folder() / DEFAULT_TEMPLATE)
+        self.embedding = self.embedding.for_encoders(model.widths)
         named = {config.name: self.embedding}
         self.table = conditioner.table_of(named, first_row=first_row)
         self.listed = list_pictures(config)
