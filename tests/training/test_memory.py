@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textual_inversion.training.estimate import MemoryCost
-from textual_inversion.training.memory import MemoryPlan, choose, fitted, vae_at_work
+from benchmarks.models import SDXL
+from tests.support.checkpoints import shapes_of
+from textual_inversion.diffusion.checkpoint import TEXT_ENCODERS, UNET, VAE, CheckpointFile
+from textual_inversion.diffusion.clip import CLIPConfig
+from textual_inversion.diffusion.vae import VAEConfig
+from textual_inversion.training.estimate import MemoryCost, memory_cost
+from textual_inversion.training.memory import EncodingPlan, MemoryPlan, choose, choose_encoding, fitted, unet_aside, vae_at_work
 from textual_inversion.training.trainer import train
 
 GIB = 2**30
@@ -88,3 +95,35 @@ def test_the_model_is_afterwards_as_it_was(model) -> None:
         raise KeyError
     assert not model.unet.checkpointing
     assert model.vae.device == model.device
+
+
+@pytest.mark.parametrize(
+    ("usable", "together", "unet_waits"),
+    [(20, 4, False), (8.25, 4, False), (8, 3, False), (2.25, 1, False), (2, 3, True), (0.5, 2, True), (-2, 1, True), (-9, 1, True)],
+)
+def test_pictures_are_encoded_in_the_memory_that_there_is(usable: float, together: int, unet_waits: bool) -> None:
+    """2 GiB for a picture, 0.25 GiB beside, a UNet of 4.8 GiB."""
+    assert choose_encoding(2 * GIB, 4.8 * GIB, usable * GIB) == EncodingPlan(together, unet_waits)
+
+
+def test_the_unet_comes_back_after_encoding(model) -> None:
+    before = {key: value.clone() for key, value in model.unet.state_dict().items()}
+    with suppress(KeyError), unet_aside(model, EncodingPlan(1, unet_waits=True)):
+        raise KeyError
+    after = model.unet.state_dict()
+    assert all(torch.equal(value, after[key]) and value.device == model.device for key, value in before.items())
+
+
+def test_sdxl_fits_into_8_gib_with_everything_on_and_into_12_without() -> None:
+    """By shapes alone; measured peaks are in docs/benchmarks.md."""
+    first = CLIPConfig(fixed_layer=11, final_norm=False)
+    second = CLIPConfig(width=1280, layers=32, quick_gelu=False, fixed_layer=31, final_norm=False, projection=1280)
+    encoders = TEXT_ENCODERS["SDXL"]
+    parts = ((UNET, SDXL.unet), (VAE, VAEConfig()), (encoders["clip_l"], first), (encoders["clip_g"], second))
+    file = CheckpointFile(
+        Path("sdxl.safetensors"), {prefix + key: shape for prefix, each in parts for key, shape in shapes_of(each).items()}
+    )
+    plain = memory_cost(file, (1024, 1024), torch.bfloat16, fused=True)
+    assert plain.peak(1) < 12 * GIB
+    small = memory_cost(file, (1024, 1024), torch.bfloat16, fused=True, checkpointing=True)
+    assert max(small.training(1, vae_stays=False), small.encoding_peak(unet_stays=False)) < 8 * GIB

@@ -30,7 +30,7 @@ _CPU_SIDE, _DEVICE_SIDE = 1024, 4096  # sides of the matrices whose product is t
 _REACHED = 0.5
 #: Peaks measured on an H200 (SDXL's UNet at 1024², bf16, 2026-11-27: 10.5 GiB at batch 1, 25.9 at batch 4) over those that are counted.
 _MEASURED_OVER_COUNTED = 1.07
-_WORKSPACE = 0.25 * 2**30  # of cuBLAS and cuDNN, by the same measurement
+ENCODING_WORKSPACE = _WORKSPACE = 0.25 * 2**30  # of cuBLAS and cuDNN, by the same measurement
 _ENCODER_COPIES = 4  # maps of its first level that the VAE's encoder holds at its peak
 
 
@@ -43,12 +43,14 @@ class MemoryCost:
         weights: of the frozen UNet and text encoders.
         vae: of the VAE's weights.
         encoding: that the VAE needs to encode one picture.
+        unet: of the UNet's weights, a part of `weights`; it may wait elsewhere while pictures are encoded.
     """
 
     activations: float
     weights: float
     vae: float
     encoding: float
+    unet: float = 0.0
 
     def training(self, batch_size: int, *, vae_stays: bool = True) -> float:
         """Bytes at the peak of a step.
@@ -63,13 +65,14 @@ class MemoryCost:
         """Bytes at the peak, while pictures are encoded or trained; arguments as for `training` and `encoding_peak`."""
         return max(self.training(batch_size), self.encoding_peak(encoded_together))
 
-    def encoding_peak(self, encoded_together: int = 1) -> float:
+    def encoding_peak(self, encoded_together: int = 1, *, unet_stays: bool = True) -> float:
         """Bytes at the peak while pictures are encoded.
 
         Args:
             encoded_together: pictures in one pass of the VAE, which is made smaller where pictures are large.
+            unet_stays: the UNet is on the device meanwhile.
         """
-        return _WORKSPACE + self.weights + self.vae + encoded_together * self.encoding
+        return _WORKSPACE + self.weights - (not unet_stays) * self.unet + self.vae + encoded_together * self.encoding
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,14 @@ def memory_cost(
         activations=float(live.peak),
         weights=float(sum(each.numel() * each.element_size() for part in (unet, *text.encoders.values()) for each in part.parameters())),
         vae=sum(4.0 * math.prod(shape) for shape in vae.values()),
-        encoding=_ENCODER_COPIES * 4.0 * VAEConfig.from_shapes(vae).base_channels * size[0] * size[1],
+        encoding=encoding_bytes(VAEConfig.from_shapes(vae).base_channels, size),
+        unet=float(sum(each.numel() * each.element_size() for each in unet.parameters())),
     )
+
+
+def encoding_bytes(base_channels: int, size: tuple[int, int]) -> float:
+    """Bytes that the VAE, in fp32, needs to encode one picture of `size` (width, height)."""
+    return _ENCODER_COPIES * 4.0 * base_channels * size[0] * size[1]
 
 
 def _on_meta(file: CheckpointFile, dtype: torch.dtype, checkpointing: bool) -> tuple[UNet, TextConditioner]:

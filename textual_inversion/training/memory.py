@@ -12,7 +12,7 @@ from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.diffusion.vae import VAE
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.estimate import MemoryCost, free_memory, memory_cost
+from textual_inversion.training.estimate import ENCODING_WORKSPACE, MemoryCost, encoding_bytes, free_memory, memory_cost
 
 _GIB = 2**30
 
@@ -74,6 +74,61 @@ def choose(
                 if plans[-1].needed <= available:
                     return plans[-1]
     return min(plans, key=lambda plan: plan.needed)
+
+
+@dataclass(frozen=True)
+class EncodingPlan:
+    """How the pictures are encoded.
+
+    Attributes:
+        together: pictures in one pass of the VAE.
+        unet_waits: the UNet is in the processor's memory meanwhile.
+    """
+
+    together: int = 4
+    unet_waits: bool = False
+
+
+def choose_encoding(one_picture: float, unet: float, usable: float) -> EncodingPlan:
+    """The fastest plan that fits; the smallest one where none does. All in bytes.
+
+    Args:
+        one_picture: that a pass of the VAE takes for each picture.
+        unet: of the UNet's weights.
+        usable: that the device has beside the model.
+    """
+    most = EncodingPlan().together
+    fits = [together for together in range(most, 0, -1) if ENCODING_WORKSPACE + together * one_picture <= usable]
+    if fits:
+        return EncodingPlan(fits[0])
+    room = usable + unet - ENCODING_WORKSPACE
+    return EncodingPlan(max(1, min(most, int(room // one_picture))), unet_waits=True)
+
+
+def plan_encoding(model: StableDiffusion, size: tuple[int, int]) -> EncodingPlan:
+    """The plan for pictures of `size` (width, height); only CUDA says how much memory there is."""
+    free = free_memory(model.device)
+    if free is None:
+        return EncodingPlan()
+    usable = free + torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    unet = sum(each.numel() * each.element_size() for each in model.unet.parameters())
+    return choose_encoding(encoding_bytes(model.vae.config.base_channels, size), unet, usable)
+
+
+@contextmanager
+def unet_aside(model: StableDiffusion, plan: EncodingPlan) -> Iterator[None]:
+    """Inside, the UNet is in the processor's memory if the plan wants it."""
+    if not plan.unet_waits:
+        yield
+        return
+    device = model.device
+    try:
+        model.unet.to("cpu")
+        torch.cuda.empty_cache()
+        yield
+    finally:
+        torch.cuda.empty_cache()
+        model.unet.to(device)
 
 
 def plan_memory(

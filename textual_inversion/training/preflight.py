@@ -319,7 +319,8 @@ def _estimate(config: TrainingConfig, listed: TrainingSet, chunks: int, checkpoi
     passes = left.steps(config) * config.gradient_accumulation_steps
     extra = left.extra_passes(config) / (config.batch_size * PASSES_OF_A_STEP)  # in training passes
     seconds = (passes + extra) * speed.seconds(cost, config.batch_size) * mean
-    memory = max(plan.needed, cost.memory.encoding_peak())
+    unet_stays = free is None or cost.memory.encoding_peak() <= free
+    memory = max(plan.needed, cost.memory.encoding_peak(unet_stays=unet_stays))
     figures = f"{_duration(seconds)} on {device} and {memory / 2**30:.1f} GB of its memory"
     findings = [Finding(GOOD, f"The run takes about {figures} (rough figures).")]
     if free is not None and plan.needed <= free and (sentence := plan.sentence(free, config.batch_size)):

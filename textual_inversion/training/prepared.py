@@ -23,6 +23,7 @@ from textual_inversion.training.data.training_set import TrainingSet
 from textual_inversion.training.embedding_file import GuardedFile
 from textual_inversion.training.events import Event, Message, Started, Stopped
 from textual_inversion.training.initial_words import WordSearch
+from textual_inversion.training.memory import EncodingPlan
 from textual_inversion.training.methods import start_at_word_length
 
 _LEAST_ROWS, _MOST_FIXED = 8, 24  # that words are compared by
@@ -79,12 +80,12 @@ class Prepared:
             sentence = f"{self.config.name!r} has been trained for {trained}; set steps above that to go on (they are {steps})."
             raise ConfigError(sentence, setting="steps")
 
-    def encode(self, model: StableDiffusion, should_stop: Callable[[], bool]) -> bool:
+    def encode(self, model: StableDiffusion, plan: EncodingPlan, should_stop: Callable[[], bool]) -> bool:
         """Encode the pictures; False where that was interrupted."""
         config, listed, prompts = self.config, self.listed, self.prompts
         first_step = self.embedding.provenance.step or 0
         try:
-            data = encode_pictures(config, model, listed, self.listener, should_stop)
+            data = encode_pictures(config, model, listed, self.listener, should_stop, together=plan.together)
         except InterruptedEncodingError:
             return False
         self.is_started = True

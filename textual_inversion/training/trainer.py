@@ -18,7 +18,7 @@ from textual_inversion.settings.training import EVALUATION_ROWS, TrainingConfig,
 from textual_inversion.training.embedding_file import find_embedding
 from textual_inversion.training.evaluation import Evaluation
 from textual_inversion.training.events import Event, Message
-from textual_inversion.training.memory import MemoryPlan, fitted, plan_memory
+from textual_inversion.training.memory import MemoryPlan, fitted, plan_encoding, plan_memory, unet_aside
 from textual_inversion.training.prepared import Prepared
 from textual_inversion.training.run import Run
 from textual_inversion.training.step import TrainingStep
@@ -96,7 +96,10 @@ def train_together(
         prepared[0].listener(Message(note))
     _prepare_kernels(model, prepared[0].listener)
     plan = _fit(prepared, model)
-    if not all(each.encode(model, should_stop) for each in prepared):
+    encoding = plan_encoding(model, _largest(prepared))
+    with unet_aside(model, encoding):
+        is_encoded = all(each.encode(model, encoding, should_stop) for each in prepared)
+    if not is_encoded:
         for each in prepared:
             each.report_interrupt()
         return [each.embedding for each in prepared]
@@ -127,10 +130,15 @@ def _prepare_kernels(model: StableDiffusion, listener: Callable[[Event], None]) 
         listener(Message(f"{reason} Training goes on without them, somewhat slower."))
 
 
+def _largest(prepared: Sequence[Prepared]) -> tuple[int, int]:
+    """Size (width, height) of the largest pictures."""
+    return max((size for each in prepared for size in each.listed.sizes()), key=lambda size: size[0] * size[1])
+
+
 def _fit(prepared: Sequence[Prepared], model: StableDiffusion) -> MemoryPlan:
     """Choose how the run fits into the device's memory, and say what was changed for it."""
     first = prepared[0]
-    size = max((size for each in prepared for size in each.listed.sizes()), key=lambda size: size[0] * size[1])
+    size = _largest(prepared)
     chunks = max(each.prompts.chunks for each in prepared)
     batch = sum(each.config.batch_size for each in prepared if size in each.listed.sizes())  # one pass has pictures of one size
     parts = 1024 // first.config.gradient_accumulation_steps if len(prepared) == 1 else 1

@@ -321,9 +321,15 @@ def list_pictures(config: TrainingConfig) -> TrainingSet:
 
 
 def encode_pictures(
-    config: TrainingConfig, model: StableDiffusion, listed: TrainingSet, listener: Callable[[Event], None], should_stop: Callable[[], bool]
+    config: TrainingConfig,
+    model: StableDiffusion,
+    listed: TrainingSet,
+    listener: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+    *,
+    together: int = 4,
 ) -> TrainingData:
-    """Encode the pictures on the model's device.
+    """Encode the pictures on the model's device, so many of them together.
 
     Raises:
         InterruptedEncodingError: `should_stop` asked for it.
@@ -341,7 +347,7 @@ def encode_pictures(
     if config.latent_cache:
         store = LatentStore(config.latent_cache, f"{encoder_hash(vae.encoder, vae.quant_conv)} {vae.scale_factor}")
     try:
-        encoded = encode_set(vae, listed, flip=config.flip, progress=progress, store=store)
+        encoded = encode_set(vae, listed, flip=config.flip, batch_size=together, progress=progress, store=store)
     except torch.cuda.OutOfMemoryError as error:
         size = f"{config.width} x {config.height}"
         sentence = f"The device ran out of memory while it encoded pictures of {size} pixels; use a smaller size."
