@@ -13,8 +13,8 @@ from textual_inversion.cli import main
 from textual_inversion.demo.judge import Setting, follows, judge, look, settings_for, shows
 from textual_inversion.demo.run import CONCEPT, NAME, PICTURES, run_demo
 from textual_inversion.demo.world import draw
-from textual_inversion.diffusion.checkpoint import CheckpointFile
-from textual_inversion.diffusion.model import TINY_CHECKPOINT, load_checkpoint
+from textual_inversion.diffusion.checkpoint import CheckpointFile, check_family
+from textual_inversion.diffusion.model import TINY_CHECKPOINT, TINY_CHECKPOINTS, load_checkpoint
 
 KEYS = [
     *("steps", "seconds", "steps_per_second", "embedding", "pictures"),
@@ -89,6 +89,28 @@ def test_the_demo_command_prints_its_json_and_leaves_its_files(capsys, tmp_path)
     sheet = Image.open(result["pictures"])
     assert sheet.width > 1000
     assert len(sheet.getcolors(1 << 20) or range(1 << 20)) > 1000
+
+
+@pytest.mark.parametrize("family", TINY_CHECKPOINTS)
+def test_every_family_in_miniature_learns_a_step(family, capsys, tmp_path):
+    file = CheckpointFile.open(TINY_CHECKPOINTS[family])
+    assert check_family(file).lower() == family
+    assert file.path.stat().st_size <= 28_000_000
+    assert file.path.with_suffix(".yaml").is_file(), "WebUIs build their model by it"
+    arguments = ["--family", family, "--steps", "1", "--out", str(tmp_path / "out"), "--device", "cpu", "--json"]
+    assert main(["demo", *arguments]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["prompt_following_before"] >= 0.8
+    assert formats.load(result["embedding"]).provenance.step == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_the_other_families_learn_too(family, tmp_path):
+    result = run_demo(load_checkpoint(TINY_CHECKPOINTS[family], device="cpu"), tmp_path)
+    assert result.concept_before < 0.2
+    assert result.concept_after >= 0.85
+    assert result.prompt_following_after >= 0.85
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from textual_inversion.app.port import Checkpoint, Folders, Host, Suggestions, Turn
 from textual_inversion.diffusion.checkpoint import checkpoint_facts
-from textual_inversion.diffusion.model import TINY_CHECKPOINT
+from textual_inversion.diffusion.model import TINY_CHECKPOINT, TINY_CHECKPOINTS
 from textual_inversion.errors import CheckpointError
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.training import FULL_SIZE
@@ -54,8 +54,8 @@ class StandaloneHost(Host):
         return Folders(embeddings, self._data / "outputs", template_folder(), DEMO_PICTURES, (embeddings,))
 
     def suggestions(self) -> Suggestions:
-        """For the tiny checkpoint the demonstration's run; for others what guides recommend."""
-        if self._chosen != TINY:
+        """For the tiny checkpoints the demonstration's run; for others what guides recommend."""
+        if self._chosen not in TINY_CHECKPOINTS.values():
             return Suggestions(training={"images": "", **FULL_SIZE})
         from textual_inversion.demo import run, world
 
@@ -90,7 +90,7 @@ class StandaloneHost(Host):
         """Nobody else has to be told."""
 
     def checkpoints(self) -> list[str]:
-        """Names of the one that ships, the one given, and those in `checkpoints/`."""
+        """Names of those that ship, the one given, and those in `checkpoints/`."""
         return list(self._files())
 
     def checkpoint(self) -> Checkpoint:
@@ -110,7 +110,7 @@ class StandaloneHost(Host):
 
     def _files(self) -> dict[str, Path]:
         added = sorted((self._data / "checkpoints").glob("*.safetensors"), key=lambda path: path.name.lower())
-        files = [path for path in (TINY, self._given, *added) if path is not None and path.is_file()]
+        files = [path for path in (*TINY_CHECKPOINTS.values(), self._given, *added) if path is not None and path.is_file()]
         return {path.stem: path for path in files}
 
 
