@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.checkpoints import XL_FIRST, XL_SECOND, XL_UNET, random_state, shapes_of, write_sdxl
+from tests.support.checkpoints import XL_FIRST, XL_SECOND, XL_UNET, random_module, random_state, shapes_of, write_sdxl
 from tests.support.references import apart, diffusers_unet, transformers_clip
 from textual_inversion import formats
 from textual_inversion.diffusion.checkpoint import CheckpointFile, check_family, checkpoint_facts, token_tables
 from textual_inversion.diffusion.clip import CLIPConfig
-from textual_inversion.diffusion.conditioning import picture_sizes, size_label
+from textual_inversion.diffusion.conditioning import TextConditioner, picture_sizes, size_label
 from textual_inversion.diffusion.generate import generate
 from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
 from textual_inversion.diffusion.unet import UNet, UNetConfig
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError, UnsupportedCheckpointError
-from textual_inversion.prompts.tokenizer import END
+from textual_inversion.prompts.tokenizer import END, default_tokenizer
 from textual_inversion.settings.generation import GenerationSettings
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.embedding_file import create_embedding
@@ -68,13 +68,16 @@ def test_the_family_the_widths_and_the_sizes(sdxl: StableDiffusion, path: Path) 
     assert sdxl.vae.scale_factor == 0.13025
 
 
-def reference_conditioning(prompt_ids: torch.Tensor, second_ids: torch.Tensor, model: StableDiffusion) -> tuple[torch.Tensor, torch.Tensor]:
+def reference_conditioning(
+    prompt_ids: torch.Tensor, second_ids: torch.Tensor, conditioner: TextConditioner
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What diffusers' SDXL pipeline makes of token ids: states of the layer before the last of both encoders, and the pooled vector."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    first, second = model.conditioner.encoders.values()
+    first, second = conditioner.encoders.values()
     states = transformers_clip(first.config, first.state_dict())(input_ids=prompt_ids, output_hidden_states=True).hidden_states[-2]
-    sizes = {"vocab_size": 49408, "hidden_size": 1280, "intermediate_size": 4 * 1280, "num_hidden_layers": 2, "num_attention_heads": 20}
+    sizes = {"vocab_size": 49408, "hidden_size": 1280, "intermediate_size": 4 * 1280, "num_attention_heads": 20}
+    sizes["num_hidden_layers"] = second.config.layers
     config = CLIPTextConfig(**sizes, hidden_act="gelu", projection_dim=1280, eos_token_id=END)
     theirs = CLIPTextModelWithProjection(config).eval()
     state = dict(second.state_dict())
@@ -93,7 +96,7 @@ def test_the_conditioning_is_that_of_transformers(sdxl: StableDiffusion) -> None
     ids = tokens.tokens.ids
     after_end = (ids == END).cumsum(1) > 1
     ours = sdxl.conditioner.encode(tokens, table.vectors)
-    context, pooled = reference_conditioning(ids, ids.masked_fill(after_end, 0), sdxl)
+    context, pooled = reference_conditioning(ids, ids.masked_fill(after_end, 0), sdxl.conditioner)
     assert ours.pooled is not None
     assert apart(ours.context, context) < 1e-4
     assert apart(ours.pooled, pooled) < 1e-4
@@ -113,7 +116,7 @@ def test_vectors_stand_for_new_tokens_in_both_encoders(sdxl: StableDiffusion) ->
     try:
         for each, vectors in zip(tables, embedding.vectors.values()):
             each[replaced] = vectors
-        context, pooled = reference_conditioning(ids, ids.masked_fill((ids == END).cumsum(1) > 1, 0), sdxl)
+        context, pooled = reference_conditioning(ids, ids.masked_fill((ids == END).cumsum(1) > 1, 0), sdxl.conditioner)
     finally:
         for each, rows in zip(tables, before):
             each[replaced] = rows
@@ -133,6 +136,34 @@ def test_the_unet_is_diffusers_with_its_own_time_ids(sdxl: StableDiffusion) -> N
     expected = theirs(x, torch.tensor([3, 800]), context, added_cond_kwargs=added).sample
     ours = sdxl.unet(x, torch.tensor([3, 800]), context, size_label(pooled, sizes))
     assert apart(ours, expected) < 1e-4
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_full_unet_and_both_full_encoders_are_those_of_diffusers_and_transformers() -> None:
+    """SDXL's own sizes, random weights, fp32; one part after the other, in 20 GB."""
+    table_of_rows = 49408
+    first = CLIPConfig(fixed_layer=11, final_norm=False)
+    second = CLIPConfig(table_of_rows, 1280, 32, quick_gelu=False, fixed_layer=31, final_norm=False, projection=1280)
+    encoders: dict[str, Any] = {"clip_l": random_module(first), "clip_g": random_module(second)}
+    conditioner = TextConditioner(encoders, default_tokenizer())
+    table = conditioner.table_of({})
+    tokens = conditioner.tokenize(["a red star on a hill"], table)
+    ours, ids = conditioner.encode(tokens, table.vectors), tokens.tokens.ids
+    context, pooled = reference_conditioning(ids, ids.masked_fill((ids == END).cumsum(1) > 1, 0), conditioner)
+    assert ours.pooled is not None
+    assert apart(ours.context, context) < 1e-4
+    assert apart(ours.pooled, pooled) < 1e-4
+    del conditioner, encoders
+    config = replace(
+        XL_UNET, model_channels=320, channel_mult=(1, 2, 4), num_res_blocks=(2, 2, 2), transformer_depth=(0, 2, 10), middle_depth=10
+    )
+    unet: Any = random_module(config)
+    sizes, x = torch.tensor([[1024, 768, 0, 128, 1024, 1024]]), torch.randn(1, 4, 24, 16, generator=torch.Generator().manual_seed(1))
+    options = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "class_embed_type": None}
+    theirs = diffusers_unet(config, unet.state_dict(), **options)
+    expected = theirs(x, torch.tensor([800]), context, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
+    assert apart(unet(x, torch.tensor([800]), context, size_label(pooled, sizes)), expected) < 1e-4
 
 
 def test_sizes_of_whole_pictures() -> None:
