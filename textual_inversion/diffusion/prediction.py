@@ -15,6 +15,7 @@ from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.checkpoint import CheckpointFile
 from textual_inversion.diffusion.noise import Epsilon, NoiseSchedule, Prediction, VPrediction
 from textual_inversion.diffusion.unet import UNet
+from textual_inversion.diffusion.weights.diffusers_settings import PREDICTION
 
 _IN_YAML = re.compile(r"^\s*parameterization\s*:\s*[\"']?([\w-]+)", re.MULTILINE)
 _MOST_YAML_BYTES = 2**20
@@ -26,6 +27,7 @@ _MEANINGS: dict[str, type[Prediction]] = {
 #: Metadata that trainers and mergers write -> the meaning of their values.
 _IN_METADATA: dict[str, dict[str, type[Prediction]]] = {
     "modelspec.prediction_type": _MEANINGS,
+    PREDICTION: _MEANINGS,  # of a folder in diffusers' layout
     "ss_v_parameterization": {"true": VPrediction, "1": VPrediction, "false": Epsilon, "0": Epsilon},
 }
 _PROBE_SIDE = 32  # latents
@@ -78,7 +80,7 @@ def stated_prediction(file: CheckpointFile) -> StatedPrediction | None:
         return StatedPrediction(meaning(), "the .yaml beside it")
     for key, meanings in _IN_METADATA.items():
         if meaning := meanings.get(file.metadata.get(key, "").strip().lower()):
-            return StatedPrediction(meaning(), f"its metadata ({key})")
+            return StatedPrediction(meaning(), f"its {key}" if key == PREDICTION else f"its metadata ({key})")
     return None
 
 
