@@ -194,7 +194,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="a Stable Diffusion 1.x or 2.x checkpoint: .safetensors, .ckpt, or a folder in diffusers' layout; default: the tiny one that ships",
+        help="a Stable Diffusion 1.x or 2.x checkpoint: .safetensors, .ckpt or a diffusers folder; default: the tiny one that ships",
     )
 
 

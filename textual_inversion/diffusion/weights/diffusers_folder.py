@@ -205,7 +205,7 @@ def _shards(folder: _Folder, index: str) -> list[str]:
     listed = read_json(folder.path, index).get("weight_map")
     found = sorted(set(listed.values())) if isinstance(listed, dict) and all(isinstance(one, str) for one in listed.values()) else []
     inside = (folder.path / index).parent
-    if not found or any(Path(name).name != name or "\\" in name for name in found):
+    if not found or any(not name or Path(name).name != name or "\\" in name for name in found):
         raise CheckpointError(f"{folder.path.name}: {index} lists no files of its own folder; download it again.", path=folder.path)
     if missing := [name for name in found if not (inside / name).is_file()]:
         reason = f"{folder.path.name} has {len(missing)} of {len(found)} parts of {index} not there, such as {missing[0]}"

@@ -54,7 +54,7 @@ def check_unet(path: Path, config: Mapping[str, Any]) -> None:
     blocks = [*_list(config.get("down_block_types")), *_list(config.get("up_block_types"))]
     if strange := [name for name in blocks if name not in _BLOCKS]:
         raise _unsupported(path, "unet", "block types", strange[0])
-    widths = _list(config.get("block_out_channels", (320, 640, 1280, 1280)))
+    widths = _list(config.get("block_out_channels", (320, 640, 1280, 1280)), 1)
     if strange := [width for width in widths if type(width) is not int]:
         raise _unsupported(path, "unet", "block_out_channels", strange[0])
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
