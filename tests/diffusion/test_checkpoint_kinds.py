@@ -104,3 +104,20 @@ def test_there_are_enough_kinds() -> None:
 def test_the_documentation_lists_them() -> None:
     rows = re.findall(r"^\| (.+?) \| (computed|refused) \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
     assert dict(rows) == {name: "refused" if kind.refused else "computed" for name, kind in KINDS.items()}
+
+
+@pytest.mark.slow
+def test_a_file_of_more_than_four_gigabytes(tmp_path: Path) -> None:
+    """PyTorch's own zip with numbers of 64 bits; the file is a hole where the file system knows holes."""
+    size = 4_400_000_000
+    if not hasattr(torch.serialization, "skip_data"):
+        pytest.skip("this PyTorch cannot save without the data")
+    with (tmp_path / "hole").open("wb") as file:
+        file.truncate(size)
+    large = torch.from_file(str(tmp_path / "hole"), shared=False, size=size, dtype=torch.uint8)
+    with torch.serialization.skip_data():
+        torch.save({"state_dict": {"large": large, "last": torch.ones(2, 3)}}, tmp_path / "large.ckpt")
+    file = CheckpointFile.open(tmp_path / "large.ckpt")
+    assert file.shapes == {"large": (size,), "last": (2, 3)}
+    with file.reader() as reader:
+        assert torch.equal(reader.tensor("last"), torch.zeros(2, 3))
