@@ -90,7 +90,7 @@ def random_model(sizes: Sizes, device: str, dtype: torch.dtype, *, draw_on: str 
         vae = _in_best_format(vae, device)
     conditioner = TextConditioner({"clip_l": clip}, cast(Tokenizer, None))  # prompts come as tokens here
     schedule = NoiseSchedule.scaled_linear().to(device)
-    return StableDiffusion(CheckpointFile(Path("random.safetensors"), {}), "SD1", unet, vae, conditioner, schedule, Epsilon())
+    return StableDiffusion(CheckpointFile.of_shapes(Path("random.safetensors"), {}), "SD1", unet, vae, conditioner, schedule, Epsilon())
 
 
 def random_unet(sizes: Sizes, device: str, dtype: torch.dtype, *, draw_on: str = "cpu") -> UNet:

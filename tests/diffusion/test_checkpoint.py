@@ -196,9 +196,9 @@ def test_other_families_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert "GGUF" in refusal(tmp_path / "model.gguf", UnsupportedCheckpointError)
     lora = with_tensors(tmp_path / "lora.safetensors", "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha")
-    assert "no Stable Diffusion checkpoint" in refusal(lora)
+    assert "is a LoRA or LyCORIS, no checkpoint; it belongs into models/Lora" in refusal(lora)
     diffusers = with_tensors(tmp_path / "diffusion_pytorch_model.safetensors", "conv_in.weight", "down_blocks.0.resnets.0.conv1.weight")
-    assert "conv_in.weight" in refusal(diffusers)
+    assert "only the UNet of a diffusers folder" in refusal(diffusers)
     assert "holds 0 tensors" in refusal(with_tensors(tmp_path / "empty.safetensors"))
     inpainting = write_checkpoint(tmp_path / "i.safetensors", **SMALL | {"unet": UNetConfig(9, 4, 32, (1,), (1,), (1,), context_dim=64)})
     assert "9 channels" in refusal(inpainting, UnsupportedCheckpointError)
@@ -218,10 +218,10 @@ def test_paths_that_are_no_checkpoint_files(tmp_path: Path) -> None:
     assert "no checkpoint file" in refusal(tmp_path / "absent.safetensors")
     folder = tmp_path / "folder.safetensors"
     folder.mkdir()
-    assert "is a folder" in refusal(folder, UnsupportedCheckpointError)
-    for name, content in (("model.ckpt", b"PK\x03\x04"), ("model.pt", b""), ("README", b"hello")):
+    assert "is a folder without model_index.json" in refusal(folder)
+    for name, content, said in (("model.ckpt", b"PK\x03\x04", "damaged"), ("model.pt", b"", "empty"), ("README", b"hello", "torch.save")):
         (tmp_path / name).write_bytes(content)
-        assert "convert it to .safetensors" in refusal(tmp_path / name)
+        assert said in refusal(tmp_path / name)
 
 
 NOT_SAFETENSORS = {

@@ -120,9 +120,8 @@ def test_sdxl_fits_into_8_gib_with_everything_on_and_into_12_without() -> None:
     second = CLIPConfig(width=1280, layers=32, quick_gelu=False, fixed_layer=31, final_norm=False, projection=1280)
     encoders = TEXT_ENCODERS["SDXL"]
     parts = ((UNET, SDXL.unet), (VAE, VAEConfig()), (encoders["clip_l"], first), (encoders["clip_g"], second))
-    file = CheckpointFile(
-        Path("sdxl.safetensors"), {prefix + key: shape for prefix, each in parts for key, shape in shapes_of(each).items()}
-    )
+    shapes = {prefix + key: shape for prefix, each in parts for key, shape in shapes_of(each).items()}
+    file = CheckpointFile.of_shapes(Path("sdxl.safetensors"), shapes)
     plain = memory_cost(file, (1024, 1024), torch.bfloat16, fused=True)
     assert plain.peak(1) < 12 * GIB
     small = memory_cost(file, (1024, 1024), torch.bfloat16, fused=True, checkpointing=True)

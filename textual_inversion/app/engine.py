@@ -217,11 +217,7 @@ def _load_and_train(checkpoint: Checkpoint, config: TrainingConfig, folder: Path
     from textual_inversion.training import train
 
     listener(Message(f"Loading {checkpoint.name}"))
-    vae = checkpoint.vae
-    if vae is not None and vae.suffix.lower() != ".safetensors":
-        listener(Message(f"{vae.name} is not a .safetensors file; training uses the VAE inside the checkpoint"))
-        vae = None
     model = load_checkpoint(
-        checkpoint.path, vae=vae, device=config.device, precision=config.precision, prediction_type=config.prediction_type
+        checkpoint.path, vae=checkpoint.vae, device=config.device, precision=config.precision, prediction_type=config.prediction_type
     )
     train(config, model, folder, listener=listener, should_stop=should_stop)

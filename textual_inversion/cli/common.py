@@ -192,7 +192,9 @@ def library_of(options: argparse.Namespace, widths: dict[str, int] | None) -> Em
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add the option for the checkpoint."""
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="an SD1, SD2 or SDXL checkpoint, .safetensors; default: the tiny one that ships"
+        "--checkpoint",
+        metavar="FILE",
+        help="an SD1, SD2 or SDXL checkpoint: .safetensors, .ckpt or a diffusers folder; default: the tiny one that ships",
     )
 
 

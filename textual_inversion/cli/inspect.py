@@ -15,7 +15,7 @@ from textual_inversion.description import LABELS
 if TYPE_CHECKING:
     from textual_inversion.audit import EmbeddingJudgement, FileJudgement
 
-_COMPARE_HELP = "compare with the words of this checkpoint, .safetensors of SD1, SD2 or SDXL; default: the tiny one, where it fits"
+_COMPARE_HELP = "compare with the words of this checkpoint of SD1, SD2 or SDXL; default: the tiny one, where it fits"
 
 
 def add_inspect(commands: Any) -> None:

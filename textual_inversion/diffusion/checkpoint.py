@@ -1,24 +1,26 @@
-"""Reads checkpoint files in the LDM layout: memory-mapped. The tensor shapes give the sizes and the model family."""
+"""Checkpoints in the LDM layout, whatever they are stored as. The tensor shapes give the sizes and the model family."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from textual_inversion.errors import CheckpointError, EmbeddingError, UnsupportedCheckpointError
-from textual_inversion.files import FileStamp, os_error_words, sha256_of
-
-if TYPE_CHECKING:
-    from textual_inversion.formats.containers.safetensors_file import Header
+from textual_inversion.diffusion.weights.diffusers_folder import is_diffusers_folder, open_folder, vae_alone
+from textual_inversion.diffusion.weights.families import foreign_family
+from textual_inversion.diffusion.weights.places import OpenWeights, Weights, stamp_of
+from textual_inversion.diffusion.weights.single_file import open_single_file
+from textual_inversion.diffusion.weights.strangers import not_a_checkpoint
+from textual_inversion.diffusion.weights.tensor_files import ENDINGS, TensorFile
+from textual_inversion.errors import CheckpointError, UnsupportedCheckpointError
+from textual_inversion.files import FileStamp, sha256_of
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 _TABLE = "text_model.embeddings.token_embedding.weight"
@@ -29,7 +31,6 @@ _TOKEN_TABLES = {
     "cond_stage_model.model.token_embedding.weight": "clip_h",
     TEXT + _TABLE: "clip_l",
 }
-_MAX_HEADER_BYTES = 100 * 2**20
 # the first SD1 files were written before transformers put `text_model.` in front of these
 _OLD_TEXT = tuple(TEXT + part for part in ("embeddings.", "encoder.", "final_layer_norm."))
 _XL_FIRST, _XL_SECOND = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.transformer."
@@ -45,12 +46,6 @@ OPEN_CLIP_MODULES = {
     "self_attn.out_proj": "attn.out_proj",
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
-}
-# part of a tensor's name -> the unsupported kind of checkpoint that contains it
-_FOREIGN = {
-    "double_blocks.": "is a Flux checkpoint",
-    "joint_blocks.": "is an SD3 checkpoint",
-    ".quant_state.": "holds quantized weights (nf4 or fp4)",
 }
 
 
@@ -68,52 +63,51 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A checkpoint file and the shapes in it; weights are read on demand.
+    """A checkpoint file, or a folder in diffusers' layout, and the shapes in it; weights are read on demand.
 
     Attributes:
-        path: the file.
+        path: the file or the folder.
         shapes: tensor name -> shape; names are those of today's layout.
-        stored: tensor name -> its place in the file, where the layout there is another.
-        metadata: what programs have written into the header.
+        weights: reads the tensors, under the names of the LDM layout.
+        stored: tensor name -> its place in the weights, where the layout there is another.
+        metadata: what programs have written into the header, or what the folder's settings say.
     """
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
+    weights: Weights
     stored: dict[str, Stored] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> CheckpointFile:
-        """Read the header of a `.safetensors` file.
+        """Read the header of a `.safetensors` file, of a file of `torch.save`, or of the files of a folder in diffusers' layout.
 
         Raises:
-            CheckpointError: no such file, another kind of file, or a damaged header.
+            CheckpointError: no such file, another kind of file, or a damaged one.
+            UnsupportedCheckpointError: a kind of weights, or of model, that is not handled.
         """
         path = Path(path)
-        if path.is_dir():
-            kind = "a folder in diffusers' layout" if (path / "model_index.json").is_file() else "a folder"
-            reason = f"{path} is {kind}, which is not read so far; give a checkpoint that is a single .safetensors file."
-            raise UnsupportedCheckpointError(reason, path=path)
-        if not path.is_file():
-            raise CheckpointError(f"There is no checkpoint file {path}; give the path of a .safetensors file.", path=path)
-        if path.suffix.lower() == ".gguf":
-            raise UnsupportedCheckpointError(
-                f"{path.name} is a GGUF file, whose weights are quantized; choose an SD1, SD2 or SDXL checkpoint.",
-                path=path,
-            )
-        if path.suffix.lower() != ".safetensors":
-            raise CheckpointError(
-                f"{path.name} is not a .safetensors file; convert it to .safetensors, the only kind read so far.", path=path
-            )
-        header = _read_header(path)
-        shapes = {key: entry.shape for key, entry in header.tensors.items()}
+        if not path.exists():
+            reason = f"There is no checkpoint file {path}; give the path of one, or of a folder in diffusers' layout."
+            raise CheckpointError(reason, path=path)
+        return cls._of(open_folder(path) if path.is_dir() else open_single_file(path))
+
+    @classmethod
+    def of_shapes(cls, path: Path, shapes: dict[str, tuple[int, ...]]) -> CheckpointFile:
+        """A checkpoint of which only the shapes are known, to estimate what it would cost."""
+        return cls(path, shapes, Weights(path, TensorFile(path, {}), {}))
+
+    @classmethod
+    def _of(cls, weights: Weights) -> CheckpointFile:
+        shapes = weights.shapes()
         stored = {TEXT + "text_model." + key[len(TEXT) :]: Stored(key) for key in shapes if key.startswith(_OLD_TEXT)}
         renamed = {key: shapes.pop(place.name) for key, place in stored.items()}
         places = (_open_clip_places(shapes, theirs, ours) for theirs, ours in _OPEN_CLIP_PREFIXES.items())
         for key, place in (each for found in places for each in found.items()):
             rows, *rest = shapes[place.name]
             stored[key], renamed[key] = place, (rows if place.third is None else rows // 3, *rest)
-        return cls(path, shapes | renamed, stored, header.metadata)
+        return cls(weights.path, shapes | renamed, weights, stored, weights.metadata)
 
     @classmethod
     def open_vae(cls, path: str | os.PathLike[str]) -> CheckpointFile:
@@ -123,6 +117,8 @@ class CheckpointFile:
             CheckpointError: as `open`, or the file has no VAE.
         """
         file = cls.open(path)
+        if (alone := vae_alone(file.weights)) is not None:
+            return cls._of(alone)
         if file.under(VAE):
             return file
         if "encoder.conv_in.weight" not in file.shapes:
@@ -130,21 +126,25 @@ class CheckpointFile:
             raise CheckpointError(
                 f"{file.path.name} is no VAE: it holds {sample}; expected encoder.conv_in.weight; choose another VAE.", path=file.path
             )
-        return cls(file.path, {VAE + key: shape for key, shape in file.shapes.items()}, {VAE + key: Stored(key) for key in file.shapes})
+        return replace(
+            file, shapes={VAE + key: shape for key, shape in file.shapes.items()}, stored={VAE + key: Stored(key) for key in file.shapes}
+        )
 
     @property
     def name(self) -> str:
-        """File name without ending, as the WebUIs show it."""
-        return self.path.stem
+        """File name without ending, as the WebUIs show it; of a folder its whole name."""
+        return name_of(self.path)
 
     @cached_property
-    def hash(self) -> str:
+    def hash(self) -> str | None:
         """First 10 hex digits of the file's sha256, as A1111 shows it. Reads the whole file, and again only when the file changes.
+
+        None for a folder, because no other program has a hash for one.
 
         Raises:
             OSError: the file cannot be read.
         """
-        return _hash(self.path, FileStamp.of(self.path))
+        return None if self.path.is_dir() else _hash(self.path, FileStamp.of(self.path))
 
     def under(self, prefix: str) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors whose names start with `prefix`, by the rest of the name."""
@@ -152,17 +152,26 @@ class CheckpointFile:
 
     @contextmanager
     def reader(self) -> Iterator[TensorReader]:
-        """Open the file for reading tensors; they are mapped from the disk, not loaded at once.
+        """Open the file for reading tensors; they are read one at a time, not loaded at once.
 
         Raises:
             CheckpointError: the file is cut off, or its header contradicts itself.
         """
-        try:
-            opened = safe_open(self.path, framework="pt", device="cpu")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path.name} is damaged or cut off ({error}); download it again.", path=self.path) from error
-        with opened as file:
-            yield TensorReader(self, file)
+        with self.weights.opened() as opened:
+            yield TensorReader(self, opened)
+
+
+def name_of(path: Path) -> str:
+    """The name of a checkpoint: its file name without ending; of a folder its whole name."""
+    return path.name if path.is_dir() else path.stem
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoint files and the folders in diffusers' layout in a folder, by the alphabet; of files that differ in their ending only,
+    the one that other programs take first comes first."""
+    found = [path for path in folder.glob("*") if path.suffix.lower() in ENDINGS or (path.is_dir() and is_diffusers_folder(path))]
+    rank = {ending: index for index, ending in enumerate(ENDINGS)}
+    return sorted(found, key=lambda path: (name_of(path).lower(), rank.get(path.suffix.lower(), len(rank))))
 
 
 def _open_clip_places(shapes: Mapping[str, tuple[int, ...]], theirs: str, ours: str) -> dict[str, Stored]:
@@ -196,18 +205,13 @@ class TensorReader:
     """Tensors of an open checkpoint file."""
 
     source: CheckpointFile
-    file: safe_open
+    file: OpenWeights
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor called `name`, as stored."""
+        """The tensor called `name`, as stored; raises `CheckpointError` where it cannot be read."""
         stored, third = self.source.stored.get(name, Stored(name))
-        try:
-            tensor = self.file.get_tensor(stored)
-            return tensor if third is None else tensor.chunk(3)[third]
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self.source.path.name}: {stored} cannot be read ({error}); download the file again.", path=self.source.path
-            ) from error
+        tensor = self.file.get_tensor(stored)
+        return tensor if third is None else tensor.chunk(3)[third]
 
     def fill(self, module: nn.Module, prefix: str, *, device: torch.device | str, dtype: torch.dtype) -> None:
         """Load frozen weights into a module on the meta device. Ignores other tensors under `prefix`.
@@ -259,22 +263,6 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
-def _read_header(path: Path) -> Header:
-    """The header of a safetensors file."""
-    from textual_inversion.formats import open_file, read_header  # here, so that the model needs torch and safetensors only
-
-    try:
-        with open_file(path) as source:
-            return read_header(source, max_bytes=_MAX_HEADER_BYTES, max_brackets=_MAX_HEADER_BYTES)  # metadata of merges is long
-    except EmbeddingError as error:
-        if isinstance(error.__cause__, OSError):
-            words = os_error_words(error.__cause__)
-            raise CheckpointError(f"{path.name} cannot be read ({words}); check the file and its folder.", path=path) from error
-        raise CheckpointError(
-            f"{path.name} is not a .safetensors checkpoint, or damaged; download it again: {error.reason}", path=path
-        ) from error
-
-
 def check_family(file: CheckpointFile) -> str:
     """The family of a supported checkpoint: `SD1`, `SD2` or `SDXL`.
 
@@ -289,10 +277,7 @@ def check_family(file: CheckpointFile) -> str:
     parts = {"UNet": UNET, "VAE": VAE, **_names_of(TEXT_ENCODERS[family])}
     missing = [part for part, prefix in parts.items() if not file.under(prefix)]
     if len(missing) == len(parts):
-        sample = ", ".join(sorted(keys)[:3]) or "nothing"
-        raise CheckpointError(
-            f"{name} is no Stable Diffusion checkpoint: it holds {len(keys)} tensors such as {sample}; expected {UNET}….", path=file.path
-        )
+        raise not_a_checkpoint(file.path, file.weights.keys, f"{UNET}…")
     if missing:
         raise CheckpointError(
             f"{name} has no {' and no '.join(missing)}; a whole checkpoint with UNet, VAE and text encoder is needed.", path=file.path
@@ -313,9 +298,6 @@ def check_family(file: CheckpointFile) -> str:
 
 def _family_of(file: CheckpointFile) -> str:
     """The family by the text encoders; SD1 where there is none."""
-    if file.under("conditioner.embedders.0.model."):
-        reason = f"{file.path.name} is SDXL's refiner, which embeddings are not trained on; choose an SDXL base checkpoint."
-        raise UnsupportedCheckpointError(reason, path=file.path)
     if file.under("conditioner.embedders."):
         return "SDXL"
     return "SD2" if any(key.startswith(_OPEN_CLIP) for key in file.shapes) else "SD1"
@@ -327,11 +309,10 @@ def _names_of(encoders: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_native(file: CheckpointFile) -> None:
-    for part, kind in _FOREIGN.items():
-        if any(part in key for key in file.shapes):
-            raise UnsupportedCheckpointError(
-                f"{file.path.name} {kind}, which is not handled; choose an SD1, SD2 or SDXL checkpoint.", path=file.path
-            )
+    if kind := foreign_family((*file.shapes, *file.weights.keys)):
+        raise UnsupportedCheckpointError(
+            f"{file.path.name} {kind}, which is not handled; choose an SD1, SD2 or SDXL checkpoint.", path=file.path
+        )
 
 
 def token_tables(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
@@ -389,7 +370,7 @@ def checkpoint_facts(path: Path) -> CheckpointFacts:
     Raises:
         CheckpointError: no checkpoint, or one of a family that is not handled.
     """
-    return _facts(path, FileStamp.of(path))
+    return _facts(path, stamp_of(path))
 
 
 @lru_cache(maxsize=32)

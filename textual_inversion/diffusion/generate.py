@@ -72,7 +72,8 @@ def generate(
         pictures += drawn
     hashes = {name: short for name in _used(model, settings, embeddings) if (short := hash_of(name))}
     listed = ", ".join(f"{name}: {short}" for name, short in hashes.items())
-    origin = [f"Model hash: {checkpoint_hash.result()}"] if not isinstance(checkpoint_hash.exception(), OSError) else []
+    known_hash = None if isinstance(checkpoint_hash.exception(), OSError) else checkpoint_hash.result()
+    origin = [f"Model hash: {known_hash}"] if known_hash else []
     origin += [f"Model: {model.name}", *([f'TI hashes: "{listed}"'] if hashes else [])]
     for picture, (_, seed) in zip(pictures, prompts):
         picture.info["parameters"] = _infotext(settings, seed, origin)

@@ -92,8 +92,8 @@ class StableDiffusion:
         return self.file.name
 
     @property
-    def hash(self) -> str:
-        """First 10 hex digits of the file's sha256."""
+    def hash(self) -> str | None:
+        """First 10 hex digits of the file's sha256; None for a folder."""
         return self.file.hash
 
     @property
@@ -249,8 +249,9 @@ def load_checkpoint(
     """Load a checkpoint.
 
     Args:
-        path: an SD1, SD2 or SDXL checkpoint in the LDM layout, `.safetensors`; the one that ships with the package by default.
-        vae: a `.safetensors` file with a VAE in the LDM layout that replaces the checkpoint's own.
+        path: an SD1, SD2 or SDXL checkpoint, `.safetensors`, `.ckpt` or another file of `torch.save`, or a folder in diffusers' layout;
+            the one that ships with the package by default.
+        vae: a file with a VAE that replaces the checkpoint's own.
         device: torch device; empty = the best there is.
         precision: compute type of UNet and text encoders: `auto`, `fp32`, `bf16` or `fp16`.
         prediction_type: what the UNet predicts: `epsilon`, `v_prediction`, or `auto` to find out.

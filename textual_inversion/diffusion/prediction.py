@@ -11,6 +11,7 @@ from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.checkpoint import CheckpointFile
 from textual_inversion.diffusion.conditioning import picture_sizes
 from textual_inversion.diffusion.noise import Epsilon, Prediction, VPrediction
+from textual_inversion.diffusion.weights.diffusers_settings import PREDICTION
 
 if TYPE_CHECKING:
     from textual_inversion.diffusion.model import StableDiffusion
@@ -25,6 +26,7 @@ _MEANINGS: dict[str, type[Prediction]] = {
 #: Metadata that trainers and mergers write -> the meaning of their values.
 _IN_METADATA: dict[str, dict[str, type[Prediction]]] = {
     "modelspec.prediction_type": _MEANINGS,
+    PREDICTION: _MEANINGS,  # of a folder in diffusers' layout
     "ss_v_parameterization": {"true": VPrediction, "1": VPrediction, "false": Epsilon, "0": Epsilon},
 }
 _PROBE_SIDE = 32  # latents
@@ -69,7 +71,7 @@ def stated_prediction(file: CheckpointFile) -> StatedPrediction | None:
         return StatedPrediction(meaning(), "the .yaml beside it")
     for key, meanings in _IN_METADATA.items():
         if meaning := meanings.get(file.metadata.get(key, "").strip().lower()):
-            return StatedPrediction(meaning(), f"its metadata ({key})")
+            return StatedPrediction(meaning(), f"its {key}" if key == PREDICTION else f"its metadata ({key})")
     return None
 
 

@@ -120,5 +120,5 @@ def _is_vae(path: Path, _stamp: FileStamp | None) -> bool:
     try:
         shapes = CheckpointFile.open(path).shapes
     except CheckpointError:
-        return "vae" in path.name.lower()  # not .safetensors: training reports that it cannot be used
+        return "vae" in path.name.lower()  # training reports that it cannot be used
     return any(key in shapes for key in _VAE_KEYS)

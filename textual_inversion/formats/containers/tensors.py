@@ -27,6 +27,8 @@ ELEMENT_SIZES = {
     "int8": 1,
     "uint8": 1,
     "bool": 1,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
 }
 #: Type as shown -> the type's name in torch. A bool is read as uint8.
 _TORCH_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "bool": "uint8"}

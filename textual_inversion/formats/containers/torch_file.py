@@ -9,10 +9,12 @@ Format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +22,7 @@ from textual_inversion.errors import EmbeddingError, UnsafeFileError
 from textual_inversion.formats.containers.file_bytes import FileBytes
 from textual_inversion.formats.containers.pickle_tags import ModuleState, StorageSpec, TensorSpec
 from textual_inversion.formats.containers.tensors import ELEMENT_SIZES, Contents, Parameters, StoredTensor, tensor_from
-from textual_inversion.formats.containers.unpickler import walk_pickle
+from textual_inversion.formats.containers.unpickler import EMBEDDING_RULES, PickleRules, walk_pickle
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +44,39 @@ _LIST_PART = struct.Struct("<4s4xHH4x3I4H6xI")
 _OWN_PART = struct.Struct("<4s2xHH16xHH")  # signature, flags, compression, length of the name and of the extra field
 _NAME = re.compile(r"[^/\0]+/(data\.pkl|data/\w+|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id)")
 _ENCRYPTED, _UTF8 = 1, 0x800
+_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # a number too large for its place, which follows in a place of 64 bits
+_ZIP64 = struct.Struct("<HH")  # signature 1 and length of an extra field with such numbers
 _DAMAGED = "it begins as a zip file but is cut off or damaged."
 _TWO_WAYS = "so programs could read different things from it."
+
+
+@dataclass(frozen=True)
+class TorchLimits:
+    """What a PyTorch file may hold; the defaults are for embeddings.
+
+    Attributes:
+        pickle_bytes: size of its pickle.
+        entries: entries of its zip.
+        elements: numbers in all tensors together, and in a tensor that repeats the numbers of its data.
+        values: values of its pickle.
+        depth: how deeply they are nested.
+        rules: what its pickle may hold.
+        checks_sums: whether the sums of all data are checked, for which the whole file must be read.
+        allows_empty: whether a tensor may have no elements.
+    """
+
+    pickle_bytes: int = MAX_PICKLE_BYTES
+    entries: int = MAX_ENTRIES
+    elements: int = MAX_ELEMENTS
+    values: int = MAX_VALUES
+    depth: int = MAX_DEPTH
+    rules: PickleRules = EMBEDDING_RULES
+    checks_sums: bool = True
+    allows_empty: bool = False
+
+
+EMBEDDING_LIMITS = TorchLimits()
+Data = bytes | mmap.mmap
 
 
 def is_torch_file(source: FileBytes) -> bool:
@@ -59,33 +92,42 @@ def read_torch_file(source: FileBytes) -> Contents:
         UnsafeFileError: the file contains or hides more than data.
         EmbeddingError: the file is damaged or too large.
     """
-    data = source.all()
-    return Contents("pickle", _read_zip(data) if data.startswith(ZIP_START) else _read_legacy(data))
+    return Contents("pickle", read_torch_data(source.all()))
 
 
-def _read_zip(data: bytes) -> Any:
+def read_torch_data(data: Data, limits: TorchLimits = EMBEDDING_LIMITS) -> Any:
+    """Read the bytes of a file of `torch.save`, which may be mapped into memory, as plain data with `StoredTensor`s that lie in them.
+
+    Raises:
+        UnsafeFileError: the file contains or hides more than data.
+        EmbeddingError: the file is damaged or too large.
+    """
+    return _read_zip(data, limits) if data[: len(ZIP_START)] == ZIP_START else _read_legacy(data, limits)
+
+
+def _read_zip(data: Data, limits: TorchLimits) -> Any:
     """The plain data of the zip's pickle, with its tensors."""
-    entries = read_zip(data)
+    entries = read_zip(data, limits)
     if "data.pkl" not in entries:
         raise EmbeddingError("it is a zip file without data.pkl, so PyTorch did not write it.")
-    if len(entries["data.pkl"]) > MAX_PICKLE_BYTES:
-        raise EmbeddingError(f"its pickle has {len(entries['data.pkl'])} bytes; an embedding's has a few thousand.")
+    if len(entries["data.pkl"]) > limits.pickle_bytes:
+        raise EmbeddingError(f"its pickle has {len(entries['data.pkl'])} bytes; at most {limits.pickle_bytes} are read.")
     if entries.get("byteorder", b"little") != b"little":
         raise EmbeddingError("it was written on a big-endian machine; convert it there to safetensors.")
-    tree = walk_pickle(BytesIO(entries["data.pkl"]))
-    return _Builder({key.removeprefix("data/"): part for key, part in entries.items()}).build(tree)
+    tree = walk_pickle(BytesIO(entries["data.pkl"]), rules=limits.rules)
+    return build_tree(tree, {key.removeprefix("data/"): part for key, part in entries.items()}, limits)
 
 
-def _read_legacy(data: bytes) -> Any:
+def _read_legacy(data: Data, limits: TorchLimits) -> Any:
     """Read five pickles (magic, protocol, system, object, storage keys), then the element count and raw data for each key."""
-    stream = BytesIO(data[:MAX_PICKLE_BYTES])
+    stream = BytesIO(data[: limits.pickle_bytes])
     if walk_pickle(stream) != _LEGACY_MAGIC or walk_pickle(stream) != _LEGACY_PROTOCOL:
         raise EmbeddingError("it is a pickle, but not one that PyTorch wrote.")
     system = walk_pickle(stream)
     if isinstance(system, dict) and system.get("little_endian") is False:
         raise EmbeddingError("it was written on a big-endian machine; convert it there to safetensors.")
     specs: list[StorageSpec] = []
-    tree, keys = walk_pickle(stream, specs), walk_pickle(stream)
+    tree, keys = walk_pickle(stream, specs, limits.rules), walk_pickle(stream, rules=limits.rules)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
         raise EmbeddingError("its list of tensor data is damaged.")
     by_key = {spec.key: spec for spec in specs}
@@ -99,22 +141,33 @@ def _read_legacy(data: bytes) -> Any:
         storages[key], rest = rest[8:end], rest[end:]
     if rest:
         raise UnsafeFileError("other data follows after its tensors.")
-    return _Builder(storages).build(tree)
+    return build_tree(tree, storages, limits)
+
+
+def build_tree(value: Any, storages: Mapping[str, memoryview], limits: TorchLimits) -> Any:
+    """Turn a value of `walk_pickle` into plain data with `StoredTensor`s, whose numbers lie in `storages`, by key.
+
+    Raises:
+        UnsafeFileError: it claims more than the limits, or than its data.
+        EmbeddingError: data is missing.
+    """
+    return _Builder(storages, limits).build(value)
 
 
 class _Builder:
     """Turns the result of `walk_pickle` into plain data, and checks every tensor against its storage."""
 
-    def __init__(self, storages: Mapping[str, memoryview]) -> None:
+    def __init__(self, storages: Mapping[str, memoryview], limits: TorchLimits) -> None:
         self._storages = storages
+        self._limits = limits
         self._elements = 0
         self._values = 0
 
     def build(self, value: Any, depth: int = 0) -> Any:
         """Convert `value` to plain data. Depth and size are limited, because a pickle's lists may contain themselves."""
         self._values += 1
-        if depth > MAX_DEPTH or self._values > MAX_VALUES:
-            raise UnsafeFileError("its pickle is nested too deeply or holds too many values for an embedding.")
+        if depth > self._limits.depth or self._values > self._limits.values:
+            raise UnsafeFileError("its pickle is nested too deeply or holds too many values.")
         if isinstance(value, TensorSpec):
             return self._tensor(value)
         if isinstance(value, ModuleState):
@@ -128,15 +181,18 @@ class _Builder:
 
     def _tensor(self, spec: TensorSpec) -> StoredTensor:
         size, stride, dtype = spec.size, spec.stride, spec.storage.dtype
+        most = self._limits.elements
         inside = len(size) == len(stride) <= MAX_DEPTH and spec.offset >= 0
-        if not inside or min(size, default=1) < 1 or not all(0 <= step <= MAX_ELEMENTS for step in stride):
+        if self._limits.allows_empty and inside and min(size, default=1) == 0:
+            return _empty(size, dtype)
+        if not inside or min(size, default=1) < 1 or not all(0 <= step <= most for step in stride):
             raise UnsafeFileError(f"its pickle describes an impossible tensor (shape {list(size[:4])}, stride {list(stride[:4])}).")
         count = 1
         for length in size:
-            count = min(count * length, MAX_ELEMENTS + 1)  # capped, so the number stays small
+            count = min(count * length, most + 1)  # capped, so the number stays small
         self._elements += count
-        if self._elements > MAX_ELEMENTS:
-            raise UnsafeFileError(f"its pickle claims tensors of more than {MAX_ELEMENTS} elements, such as one of shape {list(size[:4])}.")
+        if self._elements > most or count > max(MAX_ELEMENTS, spec.storage.numel):
+            raise UnsafeFileError(f"its pickle claims tensors of more than {most} elements, such as one of shape {list(size[:4])}.")
         last = spec.offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
         storage = self._storage(spec.storage)
         if last >= spec.storage.numel:
@@ -159,6 +215,11 @@ class _Builder:
         return data
 
 
+def _empty(size: tuple[int, ...], dtype: str) -> StoredTensor:
+    """A tensor without elements; it needs no data."""
+    return StoredTensor(size, dtype, lambda: tensor_from(b"", dtype, (0,)).reshape(size))
+
+
 class _Entry(NamedTuple):
     """An entry of the list: its name in the original bytes, checksum, size, and the offset of its local header."""
 
@@ -170,7 +231,7 @@ class _Entry(NamedTuple):
     begin: int
 
 
-def read_zip(data: bytes) -> dict[str, memoryview]:
+def read_zip(data: Data, limits: TorchLimits = EMBEDDING_LIMITS) -> dict[str, memoryview]:
     """Return entry name, without the archive's folder -> its bytes within `data`.
 
     Raises:
@@ -178,18 +239,18 @@ def read_zip(data: bytes) -> dict[str, memoryview]:
         EmbeddingError: the zip is cut off or damaged.
     """
     try:
-        entries = sorted(_read_list(data), key=lambda entry: entry.begin)
+        entries = sorted(_read_list(data, limits.entries), key=lambda entry: entry.begin)
         names = [entry.name for entry in entries]
         if len(set(names)) != len(names) or len({name.partition("/")[0] for name in names}) > 1:
             raise UnsafeFileError(f"its zip holds an entry twice or several folders, {_TWO_WAYS}")
         if unknown := [name for name in names if not _NAME.fullmatch(name)]:
             raise UnsafeFileError(f"its zip holds {unknown[0][:60]!r}, which PyTorch does not write.")
-        return _slice(memoryview(data), entries)
+        return _slice(memoryview(data), entries, limits)
     except (struct.error, ValueError) as error:
         raise EmbeddingError(_DAMAGED) from error
 
 
-def _find_list(data: bytes) -> tuple[int, int, int]:
+def _find_list(data: Data, most_entries: int) -> tuple[int, int, int]:
     """Where the list begins and ends, and its number of entries."""
     place = len(data) - _END_PART.size
     signature, disk, other_disk, here, count, size, begin, comment = _END_PART.unpack(data[max(0, place) :])
@@ -202,6 +263,9 @@ def _find_list(data: bytes) -> tuple[int, int, int]:
         end -= _END64_PART.size
         larger = _END64_PART.unpack(data[end : end + _END64_PART.size])
         located = _LOCATOR_PART.unpack(data[place - _LOCATOR_PART.size : place])
+        # each number of the part for large files says the same as the one of the end, or takes the place of one that is too large
+        numbers, full = (here, count, size, begin), (_FULL16, _FULL16, _FULL32, _FULL32)
+        here, count, size, begin = (b if a == most and b >= most else a for a, b, most in zip(numbers, larger[6:], full))
         expected = (_END64, _END64_PART.size - 12, *larger[2:4], disk, other_disk, here, count, size, begin)
         if larger != expected or located != (_LOCATOR, 0, end, 1):
             raise UnsafeFileError(f"its zip tells in two ways where its list of entries is, {_TWO_WAYS}")
@@ -209,14 +273,14 @@ def _find_list(data: bytes) -> tuple[int, int, int]:
         end = place
     if disk or other_disk or here != count or begin + size != end:
         raise UnsafeFileError(f"its zip has other data before or after it, or its list of entries is elsewhere than it says, {_TWO_WAYS}")
-    if count > MAX_ENTRIES:
-        raise UnsafeFileError(f"its zip has {count} entries; an embedding has a few.")
+    if count > most_entries:
+        raise UnsafeFileError(f"its zip has {count} entries; at most {most_entries} are read.")
     return begin, end, count
 
 
-def _read_list(data: bytes) -> list[_Entry]:
+def _read_list(data: Data, most: int) -> list[_Entry]:
     """Read the entries of the list; they must fill it exactly."""
-    begin, end, count = _find_list(data)
+    begin, end, count = _find_list(data, most)
     entries = []
     for _ in range(count):
         part = data[begin : begin + _LIST_PART.size]
@@ -225,18 +289,32 @@ def _read_list(data: bytes) -> list[_Entry]:
         name = raw_name.decode("utf-8" if flags & _UTF8 else "cp437")
         if signature != _LIST_ENTRY or flags & _ENCRYPTED:
             raise ValueError("no entry, or an encrypted one")
+        begin += _LIST_PART.size + named
+        size, packed, place, extra = _large_numbers(data[begin : begin + extra], (size, packed, place))
         if method or packed != size:
             raise UnsafeFileError(f"its zip entry {name[:60]!r} is compressed, which PyTorch never does.")
-        if extra or comment or disk:
+        if extra < 0 or comment or disk:
             raise UnsafeFileError(f"its zip tells more of {name[:60]!r} than PyTorch writes, {_TWO_WAYS}")
         entries.append(_Entry(raw_name, name, flags, checksum, size, place))
-        begin += _LIST_PART.size + named
+        begin += extra
     if begin != end:
         raise UnsafeFileError(f"its zip has a longer list of entries than it says, {_TWO_WAYS}")
     return entries
 
 
-def _slice(data: memoryview, entries: list[_Entry]) -> dict[str, memoryview]:
+def _large_numbers(extra: bytes, numbers: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """Sizes and place of an entry from 4 GB on, and the length of the extra field that holds them; -1 = it holds something else."""
+    large = [index for index, number in enumerate(numbers) if number == _FULL32]
+    if not extra:
+        return (*numbers, 0)
+    if not large or len(extra) != _ZIP64.size + 8 * len(large) or _ZIP64.unpack_from(extra) != (1, 8 * len(large)):
+        return (*numbers, -1)
+    values = dict(zip(large, struct.unpack_from(f"<{len(large)}Q", extra, _ZIP64.size)))
+    size, packed, place = (values.get(index, number) for index, number in enumerate(numbers))
+    return size, packed, place, len(extra)
+
+
+def _slice(data: memoryview, entries: list[_Entry], limits: TorchLimits) -> dict[str, memoryview]:
     """Cut out the entries without copying. They must follow each other in the file, and their local headers must agree with the list."""
     parts: dict[str, memoryview] = {}
     free = 0
@@ -250,7 +328,7 @@ def _slice(data: memoryview, entries: list[_Entry]) -> dict[str, memoryview]:
             raise UnsafeFileError("its zip entries overlap.")
         if signature != ZIP_START or method or raw_name != entry.raw_name:
             raise UnsafeFileError(f"its zip describes {entry.name[:60]!r} in two ways, {_TWO_WAYS}")
-        if flags & _ENCRYPTED or zlib.crc32(data[begin:end]) != entry.checksum:
+        if flags & _ENCRYPTED or (limits.checks_sums and zlib.crc32(data[begin:end]) != entry.checksum):
             raise ValueError("encrypted or damaged")
         parts[entry.name.partition("/")[2]] = data[begin:end]
         free = end

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import pickletools
 import struct
-from collections.abc import Callable
-from io import BytesIO
-from typing import IO, Any, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any, Protocol, cast
 
 from textual_inversion.errors import EmbeddingError, UnsafeFileError
 from textual_inversion.formats.containers.pickle_tags import ALLOWED, Import, Opaque, StorageSpec, change_state, describe_call, storage_from
@@ -52,7 +52,7 @@ class _Mark:
 class _ShortLines:
     """A stream that cuts long lines, because Python needs minutes to parse a number of many digits."""
 
-    def __init__(self, stream: BytesIO) -> None:
+    def __init__(self, stream: Stream) -> None:
         self.read, self.tell = stream.read, stream.tell
         self._readline = stream.readline
 
@@ -60,7 +60,44 @@ class _ShortLines:
         return self._readline(_MAX_LINE)
 
 
-def walk_pickle(stream: BytesIO, storages: list[StorageSpec] | None = None) -> Any:
+@dataclass(frozen=True)
+class PickleRules:
+    """What a pickle may hold; the defaults are for embeddings.
+
+    Attributes:
+        allowed: the names that it may import -> their tags.
+        inert: beginnings of other names that it may import. They stand for objects that no reader needs, so nothing is kept of them.
+        max_opcodes: how many instructions it may have.
+        persistent: turns a reference to data outside the pickle into a description of that data.
+    """
+
+    allowed: Mapping[str, Import] = field(default_factory=lambda: ALLOWED)
+    inert: tuple[str, ...] = ()
+    max_opcodes: int = MAX_OPCODES
+    persistent: Callable[[Any], Any] = storage_from
+
+    def tag(self, name: str) -> Import | None:
+        """The tag of a name; None where it is not allowed."""
+        return self.allowed.get(name) or (Import("opaque") if name.startswith(self.inert) else None)
+
+
+EMBEDDING_RULES = PickleRules()
+
+
+class Stream(Protocol):
+    """What `walk_pickle` needs of a stream of bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, at most `size`."""
+
+    def readline(self, limit: int, /) -> bytes:
+        """The bytes up to the next newline, at most `limit`."""
+
+    def tell(self) -> int:
+        """The place of the next byte."""
+
+
+def walk_pickle(stream: Stream, storages: list[StorageSpec] | None = None, rules: PickleRules = EMBEDDING_RULES) -> Any:
     """Read one pickle at the stream's position and return its value. The position moves to the byte after the pickle.
 
     Dicts, lists, tuples, numbers and texts come back as themselves, all other values as the classes of pickle_tags.py. Every storage
@@ -70,11 +107,11 @@ def walk_pickle(stream: BytesIO, storages: list[StorageSpec] | None = None) -> A
         UnsafeFileError: the pickle imports, calls or changes something beyond the allow-list.
         EmbeddingError: the pickle is damaged.
     """
-    machine = _Machine([] if storages is None else storages)
+    machine = _Machine([] if storages is None else storages, rules)
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", _ShortLines(stream)))):
-            if count > MAX_OPCODES:
-                raise EmbeddingError(f"its pickle has more than {MAX_OPCODES} instructions; an embedding has some hundreds.")
+            if count > rules.max_opcodes:
+                raise EmbeddingError(f"its pickle has more than {rules.max_opcodes} instructions; honest files have fewer.")
             handler = _HANDLERS.get(opcode.name)
             if handler is None:
                 raise UnsafeFileError(f"its pickle uses {opcode.name}, which no embedding needs; it was not run.")
@@ -87,8 +124,9 @@ def walk_pickle(stream: BytesIO, storages: list[StorageSpec] | None = None) -> A
 class _Machine:
     """Stack, memo and result. The handlers below execute the opcodes."""
 
-    def __init__(self, storages: list[StorageSpec]) -> None:
+    def __init__(self, storages: list[StorageSpec], rules: PickleRules) -> None:
         self.storages = storages
+        self.rules = rules
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.result: Any = None
@@ -115,14 +153,20 @@ class _Machine:
     def set_items(self, flat: list[Any]) -> None:
         """Put alternating keys and values into the dict on top of the stack."""
         top = self.stack[-1]
+        if self.rules.inert and isinstance(top, Opaque):
+            return
         if type(top) is not dict or len(flat) % 2:
             raise ValueError("items for something that is not a dict")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
+            if self.rules.inert and isinstance(key, (Import, Opaque)):
+                continue  # the state of a training program's part, filed under its class
             if not isinstance(key, str) and not (type(key) is int and abs(key) < _MAX_KEY):  # large numbers can have colliding hashes
                 raise ValueError("a key that is neither text nor a small number")
             top[key] = value
 
     def extend(self, items: list[Any]) -> None:
+        if self.rules.inert and isinstance(self.stack[-1], Opaque):
+            return
         if type(self.stack[-1]) is not list:
             raise ValueError("items for something that is not a list")
         self.stack[-1].extend(items)
@@ -147,7 +191,7 @@ def _literal(machine: _Machine, value: Any) -> None:
 
 def _import(machine: _Machine, module: str, name: str) -> None:
     """Push the tag of an allowed name."""
-    tag = ALLOWED.get(f"{module}.{name}")
+    tag = machine.rules.tag(f"{module}.{name}")
     if tag is None:
         raise UnsafeFileError(
             f"its pickle imports {f'{module}.{name}'[:80]!r}, which is code, not data; it was not run; best delete the file."
@@ -183,7 +227,7 @@ def _build(machine: _Machine, _: None) -> None:
 
 def _persistent(machine: _Machine, _: None) -> None:
     """Push the storage or the module's class that a persistent id names."""
-    value = storage_from(machine.pop())
+    value = machine.rules.persistent(machine.pop())
     if isinstance(value, StorageSpec):
         machine.storages.append(value)
     machine.push(value)

@@ -76,6 +76,12 @@ def names_foreign_file(key: str) -> bool:
     return _recognise({key: None}) is not None
 
 
+def kind_of_file(keys: Iterable[str]) -> tuple[str, str] | None:
+    """The kind of a file by its keys, such as `a LoRA or LyCORIS`, and the folder for it; None where it is of no known kind."""
+    kind = _recognise(dict.fromkeys(keys))
+    return (kind.what, kind.where) if kind else None
+
+
 def read_xti(contents: Contents) -> list[Parsed]:
     """Return an unusable embedding: XTI has vectors for each layer, but a prompt gives all layers the same vectors."""
     reason = "it is an XTI embedding with its own vectors for each attention layer, which no prompt here can use"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual_inversion.app.port import Checkpoint, Folders, Host, Suggestions, Turn
-from textual_inversion.diffusion.checkpoint import checkpoint_facts
+from textual_inversion.diffusion.checkpoint import checkpoint_facts, checkpoints_in, name_of
 from textual_inversion.diffusion.model import TINY_CHECKPOINT, TINY_CHECKPOINTS
 from textual_inversion.errors import CheckpointError
 from textual_inversion.settings.creation import NewEmbedding
@@ -31,7 +31,7 @@ class StandaloneHost(Host):
 
     Args:
         data: the folder, made if missing.
-        checkpoint: a file to choose at first; None = the tiny one that ships.
+        checkpoint: a file or a folder to choose at first; None = the tiny one that ships.
 
     Raises:
         CheckpointError: `checkpoint` is not there or is not one.
@@ -95,10 +95,11 @@ class StandaloneHost(Host):
 
     def checkpoint(self) -> Checkpoint:
         """The chosen one; raises `CheckpointError` when its file is gone or no checkpoint any more."""
-        if not self._chosen.is_file():
+        if not self._chosen.exists():
             raise CheckpointError(f"The checkpoint {self._chosen} is not there; put it back or choose another.")
         checkpoint_facts(self._chosen)
-        return Checkpoint(self._chosen.stem, self._chosen)
+        name = next((name for name, path in self._files().items() if path == self._chosen), name_of(self._chosen))
+        return Checkpoint(name, self._chosen)
 
     def choose_checkpoint(self, name: str) -> None:
         """Choose by name; raises `CheckpointError` for an unknown name or a file that is no checkpoint, and keeps the one before."""
@@ -109,9 +110,12 @@ class StandaloneHost(Host):
         self._chosen = files[name]
 
     def _files(self) -> dict[str, Path]:
-        added = sorted((self._data / "checkpoints").glob("*.safetensors"), key=lambda path: path.name.lower())
-        files = [path for path in (*TINY_CHECKPOINTS.values(), self._given, *added) if path is not None and path.is_file()]
-        return {path.stem: path for path in files}
+        """Name -> file or folder; of two with one name, the second is called by its whole file name."""
+        files: dict[str, Path] = {}
+        for path in (*TINY_CHECKPOINTS.values(), self._given, *checkpoints_in(self._data / "checkpoints")):
+            if path is not None and path.exists() and path not in files.values():
+                files[name_of(path) if name_of(path) not in files else path.name] = path
+        return files
 
 
 def default_data_folder() -> Path:

@@ -301,7 +301,7 @@ def serve(
     Args:
         port: TCP port (1 to 65535).
         listen: answer other machines too, not only this one; there is no password.
-        checkpoint: a `.safetensors` file; None = the tiny one that ships.
+        checkpoint: a checkpoint's file or folder; None = the tiny one that ships.
         open_browser: open the page in a browser as soon as it is reachable.
         data_dir: folder for embeddings and pictures; None = `default_data_folder()`.
         announce: called with the page's address as soon as it is reachable; None = log the address.

@@ -1,0 +1,102 @@
+"""Names files that are given as checkpoints but are something else: by their first bytes, or by the names in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from textual_inversion.errors import CheckpointError, TextualInversionError, UnsupportedCheckpointError
+
+_DOWNLOAD = "download it again"
+_ANOTHER = "choose a Stable Diffusion checkpoint"
+
+
+class _Beginning(NamedTuple):
+    """What a file is that begins with one of `bytes`, and what to do about it."""
+
+    bytes: tuple[bytes, ...]
+    what: str
+    advice: str
+
+
+_BEGINNINGS = (
+    _Beginning((b"version https://git-lfs",), "a Git LFS pointer, not the checkpoint that it stands for", "fetch it with: git lfs pull"),
+    _Beginning((b"<!doctype", b"<html", b"<?xml", b"<head", b"<script"), "a web page", f"the site may ask you to log in, so {_DOWNLOAD}"),
+    _Beginning((b'{"error', b'{"message', b'{"detail', b'{"statuscode'), "the error message of a server", _DOWNLOAD),
+    _Beginning((b"gguf", b"ggml", b"ggjt"), "a GGUF file, whose weights are quantized", f"{_ANOTHER} in fp16 or fp32"),
+    _Beginning((b"\x89png", b"\xff\xd8\xff", b"riff", b"gif8"), "a picture", _ANOTHER),
+    _Beginning((b"rar!", b"7z\xbc\xaf", b"\x1f\x8b", b"\xfd7zxz", b"(\xb5/\xfd"), "a packed archive", "unpack it first"),
+    _Beginning((b"\x89hdf",), "a Keras file", _ANOTHER),
+)
+_ONNX = tuple(bytes((8, version, 18)) for version in range(1, 16))  # version, then the name of the program that wrote it
+#: Endings of files that downloading programs have not finished.
+_UNFINISHED = (".part", ".crdownload", ".aria2", ".tmp", ".download", ".incomplete", ".!ut")
+#: Names in a file -> which single part of a model it holds, and which folder it usually lies in. All names of a line must be there.
+_PARTS = (
+    (("input_blocks.0.0.weight", "out.2.weight"), "only the UNet of a checkpoint"),
+    (("down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"), "only the UNet of a diffusers folder"),
+    (("encoder.down_blocks.0.resnets.0.conv1.weight",), "only the VAE of a diffusers folder"),
+    (("text_model.embeddings.token_embedding.weight",), "only a text encoder"),
+    (("embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.weight"), "only a text encoder"),
+)
+_MOST_EMBEDDING_BYTES = 64 * 2**20
+
+
+def stranger(path: Path, head: bytes, size: int) -> CheckpointError:
+    """The error for a file that no reader of tensors recognises.
+
+    Args:
+        head: its first bytes, some hundred.
+        size: its length in bytes.
+    """
+    begins = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    known = next((kind for kind in _BEGINNINGS if begins.startswith(kind.bytes)), None)
+    if known:
+        kind = UnsupportedCheckpointError if "GGUF" in known.what else CheckpointError
+        return kind(f"{path.name} is {known.what}; {known.advice}.", path=path)
+    if path.suffix.lower() == ".onnx" or (head.startswith(_ONNX) and head[3:4] < b"\x40"):
+        return UnsupportedCheckpointError(f"{path.name} is an ONNX file, which cannot be trained on; {_ANOTHER}.", path=path)
+    if path.suffix.lower() in _UNFINISHED:
+        return CheckpointError(f"{path.name} is a download that has not ended; wait for it, or {_DOWNLOAD}.", path=path)
+    if not head.strip(b"\0"):
+        return CheckpointError(f"{path.name} begins with zeros, as a download that has not ended does; {_DOWNLOAD}.", path=path)
+    sentence = f"{path.name} ({size:,} bytes) is not a .safetensors file and no file of torch.save; download it again or {_ANOTHER}."
+    return CheckpointError(sentence, path=path)
+
+
+def not_a_checkpoint(path: Path, keys: Iterable[str], expected: str) -> CheckpointError:
+    """The error for a file of tensors that holds none of a checkpoint's.
+
+    Args:
+        keys: the names in it.
+        expected: the names of a checkpoint, for the sentence.
+    """
+    names = set(keys)
+    if part := next((what for wanted, what in _PARTS if names.issuperset(wanted)), ""):
+        return CheckpointError(f"{path.name} holds {part}; {_whole_of(path)}.", path=path)
+    if kind := _kind(path, names):
+        return CheckpointError(f"{path.name} is {kind[0]}, no checkpoint; {kind[1]}, and {_ANOTHER}.", path=path)
+    sample = ", ".join(sorted(names)[:3])[:200] or "nothing"
+    counted = f"it holds {len(names)} tensors such as {sample}"
+    return CheckpointError(f"{path.name} is no Stable Diffusion checkpoint: {counted}; expected {expected}.", path=path)
+
+
+def _whole_of(path: Path) -> str:
+    """Where the rest of a single part may be."""
+    folder = path.absolute().parent.parent
+    return f"give the whole folder, {folder}" if (folder / "model_index.json").is_file() else "give a whole checkpoint"
+
+
+def _kind(path: Path, names: set[str]) -> tuple[str, str] | None:
+    """What a file is, and where it belongs."""
+    from textual_inversion.formats import read_all
+    from textual_inversion.formats.layouts.foreign_files import kind_of_file
+
+    if found := kind_of_file(names):
+        return found[0], f"it belongs into {found[1]}"
+    try:
+        embeddings = read_all(path) if path.stat().st_size <= _MOST_EMBEDDING_BYTES else []
+    except (TextualInversionError, OSError):
+        return None
+    return ("an embedding", "it belongs into embeddings") if embeddings else None
