@@ -263,7 +263,8 @@ def rewritten(source: Path, target: Path, change: dict[str, object]) -> Path:
     {"dtype": "F99"}, {"dtype": 16}, {"dtype": "F64"},
 ], ids=str)  # fmt: skip
 def test_headers_that_lie(tmp_path: Path, small: Path, change: dict[str, object]) -> None:
-    assert "lie.safetensors" in refusal(rewritten(small, tmp_path / "lie.safetensors", change))
+    kind = UnsupportedCheckpointError if change == {"dtype": "F99"} else CheckpointError  # a type of a newer format
+    assert "lie.safetensors" in refusal(rewritten(small, tmp_path / "lie.safetensors", change), kind)
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.01, 0.3, 0.9, 0.999999])

@@ -76,7 +76,7 @@ def not_a_checkpoint(path: Path, keys: Iterable[str], expected: str) -> Checkpoi
     if part := next((what for wanted, what in _PARTS if names.issuperset(wanted)), ""):
         return CheckpointError(f"{path.name} holds {part}; {_whole_of(path)}.", path=path)
     if kind := _kind(path, names):
-        return CheckpointError(f"{path.name} is {kind[0]}, no checkpoint; {kind[1]}, and {_ANOTHER}.", path=path)
+        return CheckpointError(f"{path.name} is {kind[0]}, no checkpoint; {kind[1]}, so {_ANOTHER}.", path=path)
     sample = ", ".join(sorted(names)[:3])[:200] or "nothing"
     counted = f"it holds {len(names)} tensors such as {sample}"
     return CheckpointError(f"{path.name} is no Stable Diffusion checkpoint: {counted}; expected {expected}.", path=path)
@@ -90,13 +90,14 @@ def _whole_of(path: Path) -> str:
 
 def _kind(path: Path, names: set[str]) -> tuple[str, str] | None:
     """What a file is, and where it belongs."""
-    from textual_inversion.formats import read_all
+    from textual_inversion.formats import describe_all
     from textual_inversion.formats.layouts.foreign_files import kind_of_file
 
     if found := kind_of_file(names):
         return found[0], f"it belongs into {found[1]}"
     try:
-        embeddings = read_all(path) if path.stat().st_size <= _MOST_EMBEDDING_BYTES else []
+        embeddings = describe_all(path) if path.stat().st_size <= _MOST_EMBEDDING_BYTES else []
     except (TextualInversionError, OSError):
         return None
-    return ("an embedding", "it belongs into embeddings") if embeddings else None
+    is_one = any(embedding.family for embedding in embeddings)  # of a width that some text encoder has
+    return ("an embedding", "it belongs into embeddings") if is_one else None
