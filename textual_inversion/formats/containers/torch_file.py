@@ -17,7 +17,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from textual_inversion.errors import EmbeddingError, UnsafeFileError
-from textual_inversion.formats.containers.file_bytes import FileBytes
+from textual_inversion.formats.containers.file_bytes import MAX_READ_BYTES, FileBytes
 from textual_inversion.formats.containers.pickle_tags import ModuleState, StorageSpec, TensorSpec
 from textual_inversion.formats.containers.tensors import ELEMENT_SIZES, Contents, Parameters, StoredTensor, tensor_from
 from textual_inversion.formats.containers.unpickler import walk_pickle
@@ -29,6 +29,7 @@ MAX_PICKLE_BYTES = 4 * 2**20
 MAX_ELEMENTS = 2**24  # of all tensors together; with a stride of 0, a few bytes can claim any size
 MAX_VALUES = 50_000
 MAX_DEPTH = 8
+_BLOCK = 2**20  # bytes of a large file read at a time
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 ZIP_START = b"PK\x03\x04"
@@ -59,24 +60,77 @@ def read_torch_file(source: FileBytes) -> Contents:
         UnsafeFileError: the file contains or hides more than data.
         EmbeddingError: the file is damaged or too large.
     """
-    data = source.all()
-    return Contents("pickle", _read_zip(data) if data.startswith(ZIP_START) else _read_legacy(data))
+    is_zip = source.read(0, 4) == ZIP_START
+    if source.size <= MAX_READ_BYTES:
+        data = source.all()
+        return Contents("pickle", _read_zip(data) if is_zip else _read_legacy(data))
+    try:  # a vector may be a row of a whole token table, of which only that row is read
+        large = _FilePart(source, 0, source.size)
+        return Contents("pickle", _read_zip(large) if is_zip else _read_legacy(large))
+    except _TooMuchError as error:
+        size = source.size // 2**20
+        raise EmbeddingError(f"it has {size} MB and more in it than an embedding has, so this may be a LoRA or a checkpoint.") from error
 
 
-def _read_zip(data: bytes) -> Any:
+class _TooMuchError(UnsafeFileError):
+    """More entries, values or elements than an embedding has."""
+
+
+class _FilePart:
+    """Bytes of a large file that are read when they are asked for.
+
+    Args:
+        checksum: of all of these bytes; None where it is checked already, or there is none.
+    """
+
+    def __init__(self, source: FileBytes, begin: int, end: int, checksum: int | None = None) -> None:
+        self._source, self._begin, self._end, self._checksum = source, begin, max(begin, min(end, source.size)), checksum
+
+    def __len__(self) -> int:
+        return self._end - self._begin
+
+    def __getitem__(self, place: slice) -> bytes:
+        begin, end, _ = place.indices(len(self))
+        return self._source.read(self._begin + begin, self._begin + max(begin, end))
+
+    def part(self, begin: int, end: int, checksum: int | None = None) -> _FilePart:
+        """The bytes from `begin` up to `end`, not read yet."""
+        return _FilePart(self._source, self._begin + begin, self._begin + end, checksum)
+
+    def check(self) -> None:
+        """Read all of it once and compare its checksum; raises `EmbeddingError`."""
+        if self._checksum is None:
+            return
+        found = 0
+        for begin in range(0, len(self), _BLOCK):
+            found = zlib.crc32(self[begin : begin + _BLOCK], found)
+        if found != self._checksum:
+            raise EmbeddingError(_DAMAGED)
+        self._checksum = None
+
+
+_Data = bytes | _FilePart
+_Part = memoryview | _FilePart
+
+
+def _part_of(data: _Data, begin: int, end: int) -> _Part:
+    return data.part(begin, end) if isinstance(data, _FilePart) else memoryview(data)[begin:end]
+
+
+def _read_zip(data: _Data) -> Any:
     """The plain data of the zip's pickle, with its tensors."""
     entries = read_zip(data)
     if "data.pkl" not in entries:
         raise EmbeddingError("it is a zip file without data.pkl, so PyTorch did not write it.")
     if len(entries["data.pkl"]) > MAX_PICKLE_BYTES:
         raise EmbeddingError(f"its pickle has {len(entries['data.pkl'])} bytes; an embedding's has a few thousand.")
-    if entries.get("byteorder", b"little") != b"little":
+    if "byteorder" in entries and bytes(entries["byteorder"][:]) != b"little":
         raise EmbeddingError("it was written on a big-endian machine; convert it there to safetensors.")
-    tree = walk_pickle(BytesIO(entries["data.pkl"]))
+    tree = walk_pickle(BytesIO(entries["data.pkl"][:]))
     return _Builder({key.removeprefix("data/"): part for key, part in entries.items()}).build(tree)
 
 
-def _read_legacy(data: bytes) -> Any:
+def _read_legacy(data: _Data) -> Any:
     """Read five pickles (magic, protocol, system, object, storage keys), then the element count and raw data for each key."""
     stream = BytesIO(data[:MAX_PICKLE_BYTES])
     if walk_pickle(stream) != _LEGACY_MAGIC or walk_pickle(stream) != _LEGACY_PROTOCOL:
@@ -89,15 +143,15 @@ def _read_legacy(data: bytes) -> Any:
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
         raise EmbeddingError("its list of tensor data is damaged.")
     by_key = {spec.key: spec for spec in specs}
-    rest = memoryview(data)[stream.tell() :]
-    storages: dict[str, memoryview] = {}
+    place = stream.tell()
+    storages: dict[str, _Part] = {}
     for key in keys:
-        spec = by_key.get(key)
-        if spec is None or len(rest) < 8 or struct.unpack("<q", rest[:8])[0] != spec.numel:
+        spec, count = by_key.get(key), data[place : place + 8]
+        if spec is None or len(count) < 8 or struct.unpack("<q", count)[0] != spec.numel:
             raise EmbeddingError("its tensor data does not match its pickle; the file is cut off or damaged.")
-        end = 8 + max(spec.numel, 0) * ELEMENT_SIZES[spec.dtype]
-        storages[key], rest = rest[8:end], rest[end:]
-    if rest:
+        end = place + 8 + max(spec.numel, 0) * ELEMENT_SIZES[spec.dtype]
+        storages[key], place = _part_of(data, place + 8, end), end
+    if place < len(data):
         raise UnsafeFileError("other data follows after its tensors.")
     return _Builder(storages).build(tree)
 
@@ -105,7 +159,7 @@ def _read_legacy(data: bytes) -> Any:
 class _Builder:
     """Turns the result of `walk_pickle` into plain data, and checks every tensor against its storage."""
 
-    def __init__(self, storages: Mapping[str, memoryview]) -> None:
+    def __init__(self, storages: Mapping[str, _Part]) -> None:
         self._storages = storages
         self._elements = 0
         self._values = 0
@@ -114,7 +168,7 @@ class _Builder:
         """Convert `value` to plain data. Depth and size are limited, because a pickle's lists may contain themselves."""
         self._values += 1
         if depth > MAX_DEPTH or self._values > MAX_VALUES:
-            raise UnsafeFileError("its pickle is nested too deeply or holds too many values for an embedding.")
+            raise _TooMuchError("its pickle is nested too deeply or holds too many values for an embedding.")
         if isinstance(value, TensorSpec):
             return self._tensor(value)
         if isinstance(value, ModuleState):
@@ -136,22 +190,24 @@ class _Builder:
             count = min(count * length, MAX_ELEMENTS + 1)  # capped, so the number stays small
         self._elements += count
         if self._elements > MAX_ELEMENTS:
-            raise UnsafeFileError(f"its pickle claims tensors of more than {MAX_ELEMENTS} elements, such as one of shape {list(size[:4])}.")
+            raise _TooMuchError(f"its pickle claims tensors of more than {MAX_ELEMENTS} elements, such as one of shape {list(size[:4])}.")
         last = spec.offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
         storage = self._storage(spec.storage)
         if last >= spec.storage.numel:
             raise UnsafeFileError(f"its pickle describes a tensor of shape {list(size)} that reaches beyond its data.")
-        part = storage[spec.offset * ELEMENT_SIZES[dtype] : (last + 1) * ELEMENT_SIZES[dtype]]  # may cut one row out of a whole table
 
         def read() -> torch.Tensor:
             import torch
 
+            if isinstance(storage, _FilePart):
+                storage.check()
+            part = storage[spec.offset * ELEMENT_SIZES[dtype] : (last + 1) * ELEMENT_SIZES[dtype]]  # perhaps one row of a whole table
             flat = tensor_from(part, dtype, (last + 1 - spec.offset,))
             return flat.as_strided(size, stride).clone(memory_format=torch.contiguous_format)
 
         return StoredTensor(size, dtype, read)
 
-    def _storage(self, spec: StorageSpec) -> memoryview:
+    def _storage(self, spec: StorageSpec) -> _Part:
         data = self._storages.get(spec.key) if spec.inline is None else memoryview(spec.inline)
         if data is None or spec.numel < 1 or len(data) != spec.numel * ELEMENT_SIZES[spec.dtype]:
             size = "none" if data is None else f"{len(data)} bytes"
@@ -170,8 +226,8 @@ class _Entry(NamedTuple):
     begin: int
 
 
-def read_zip(data: bytes) -> dict[str, memoryview]:
-    """Return entry name, without the archive's folder -> its bytes within `data`.
+def read_zip(data: _Data) -> dict[str, _Part]:
+    """Return entry name, without the archive's folder -> its bytes within `data`; large ones in a large file are not read yet.
 
     Raises:
         UnsafeFileError: two zip readers could see different contents, or the zip has entries that PyTorch does not write.
@@ -183,13 +239,13 @@ def read_zip(data: bytes) -> dict[str, memoryview]:
         if len(set(names)) != len(names) or len({name.partition("/")[0] for name in names}) > 1:
             raise UnsafeFileError(f"its zip holds an entry twice or several folders, {_TWO_WAYS}")
         if unknown := [name for name in names if not _NAME.fullmatch(name)]:
-            raise UnsafeFileError(f"its zip holds {unknown[0][:60]!r}, which PyTorch does not write.")
-        return _slice(memoryview(data), entries)
+            raise UnsafeFileError(f"its zip holds {unknown[0][:60]!r}, which PyTorch does not write; if it is an archive, unpack it.")
+        return _slice(data, entries)
     except (struct.error, ValueError) as error:
         raise EmbeddingError(_DAMAGED) from error
 
 
-def _find_list(data: bytes) -> tuple[int, int, int]:
+def _find_list(data: _Data) -> tuple[int, int, int]:
     """Where the list begins and ends, and its number of entries."""
     place = len(data) - _END_PART.size
     signature, disk, other_disk, here, count, size, begin, comment = _END_PART.unpack(data[max(0, place) :])
@@ -210,11 +266,11 @@ def _find_list(data: bytes) -> tuple[int, int, int]:
     if disk or other_disk or here != count or begin + size != end:
         raise UnsafeFileError(f"its zip has other data before or after it, or its list of entries is elsewhere than it says, {_TWO_WAYS}")
     if count > MAX_ENTRIES:
-        raise UnsafeFileError(f"its zip has {count} entries; an embedding has a few.")
+        raise _TooMuchError(f"its zip has {count} entries; an embedding has a few.")
     return begin, end, count
 
 
-def _read_list(data: bytes) -> list[_Entry]:
+def _read_list(data: _Data) -> list[_Entry]:
     """Read the entries of the list; they must fill it exactly."""
     begin, end, count = _find_list(data)
     entries = []
@@ -236,9 +292,9 @@ def _read_list(data: bytes) -> list[_Entry]:
     return entries
 
 
-def _slice(data: memoryview, entries: list[_Entry]) -> dict[str, memoryview]:
+def _slice(data: _Data, entries: list[_Entry]) -> dict[str, _Part]:
     """Cut out the entries without copying. They must follow each other in the file, and their local headers must agree with the list."""
-    parts: dict[str, memoryview] = {}
+    parts: dict[str, _Part] = {}
     free = 0
     for entry in entries:
         begin = entry.begin + _OWN_PART.size
@@ -250,8 +306,14 @@ def _slice(data: memoryview, entries: list[_Entry]) -> dict[str, memoryview]:
             raise UnsafeFileError("its zip entries overlap.")
         if signature != ZIP_START or method or raw_name != entry.raw_name:
             raise UnsafeFileError(f"its zip describes {entry.name[:60]!r} in two ways, {_TWO_WAYS}")
-        if flags & _ENCRYPTED or zlib.crc32(data[begin:end]) != entry.checksum:
-            raise ValueError("encrypted or damaged")
-        parts[entry.name.partition("/")[2]] = data[begin:end]
+        if flags & _ENCRYPTED:
+            raise ValueError("encrypted")
+        name = entry.name.partition("/")[2]
+        if isinstance(data, _FilePart) and name.startswith("data/"):
+            parts[name] = data.part(begin, end, entry.checksum)  # checked when it is read
+        elif entry.size > MAX_READ_BYTES or zlib.crc32(data[begin:end]) != entry.checksum:
+            raise ValueError("damaged")
+        else:
+            parts[name] = _part_of(data, begin, end)
         free = end
     return parts
