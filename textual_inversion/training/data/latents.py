@@ -99,7 +99,7 @@ def sample(moments: LatentMoments, rows: torch.Tensor, noise: torch.Tensor | Non
 
 
 LIMIT_BYTES = 4 * 2**30
-_VERSION = 1  # increased whenever reading or cropping of pictures changes
+_VERSION = 2  # increased whenever reading or cropping of pictures changes
 _NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 _SUM = "sha256"
 _MOST_BYTES = 64 * 2**20  # of one picture
