@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
 from textual_inversion.prompts.emphasis import NUMBER
+from textual_inversion.prompts.tokenizer import default_tokenizer
 
 _TAG = re.compile(r"<([^<>]+)>")
 _WEIGHT = re.compile(NUMBER)
@@ -53,6 +54,24 @@ def rewrite_names(text: str, known: Collection[str]) -> str:
 def tag_of(name: str) -> str:
     """`<name>`, which names the embedding whatever its neighbours are. The tokenizer would join a plain `cat-` and a comma to one word."""
     return f"<{name}>"
+
+
+def about_name(name: str) -> str:
+    """A sentence for the user about a name that prompts hold without meaning the embedding; empty for a word that means nothing yet."""
+    tokenizer = default_tokenizer()
+    words = name.split()
+    if all(word.isdigit() for word in words):
+        kind = "a number"
+    elif len(name) == 1:
+        kind = "a single letter or sign"
+    elif all(word.isalpha() and len(tokenizer.encode(word)) == 1 for word in words):
+        kind = "a word that the checkpoint knows already" if len(words) == 1 else "made of words that the checkpoint knows already"
+    else:
+        return ""
+    return (
+        f"“{name}” is {kind}: every prompt with it means the embedding from now on, in other WebUIs as well. "
+        f"A name that means nothing yet, such as “my-{words[0]}”, leaves other prompts alone."
+    )
 
 
 def names_in(texts: Iterable[str], known: Iterable[str]) -> list[str]:
