@@ -122,7 +122,7 @@ def preflight(
     findings = [*_check_pictures(config, listed, done), *_check_rate(config, done), *_check_sizes(config, listed)]
     findings += [*prompts.findings, *cost.findings]
     questions = remarks(config, prompts.beside_name, num_vectors, embedding, done)
-    findings += [Finding(PROBLEM, sentence) for sentence in questions]
+    findings += [Finding(HINT, sentence) for sentence in questions]
     return Preflight(
         pictures=len(listed.pictures),
         skipped=listed.skipped,
