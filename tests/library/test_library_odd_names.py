@@ -74,7 +74,7 @@ def spliced(prompt: str, names: dict[str, int]) -> set[str]:
 def test_every_usable_file_can_be_named(library: EmbeddingLibrary) -> None:
     names = dict.fromkeys(library.as_mapping(), 2)
     usable = [entry for entry in library.entries() if entry.usable]
-    assert len(usable) > len(ODD_NAMES) * 0.8
+    assert len(usable) > len(ODD_NAMES) * 0.6
     for entry in usable:
         for prompt in (f"a photo of <{entry.name}>, blue", f"<{entry.name}:1.2>", f"a photo of {escaped(entry.name)} in blue"):
             found = spliced(prompt, names)
@@ -98,3 +98,12 @@ def test_the_name_of_the_file_works_as_well(library: EmbeddingLibrary) -> None:
 
 def test_the_others_say_why_not(library: EmbeddingLibrary) -> None:
     assert all(entry.reason for entry in library.entries() if not entry.usable)
+
+
+@pytest.mark.parametrize(("first", "second"), [("Zorb", "zorb"), ("a_b", "a_ b"), ("a\u0308x", "äx"), ("v 1.5", "v1.5"), ("x y", "x  y")])
+def test_of_two_names_that_prompts_read_alike_one_says_so(tmp_path, first: str, second: str) -> None:
+    for name in (first, second):
+        save_file({"emb_params": torch.randn(2, 64) * 0.07}, tmp_path / f"{name}.safetensors")
+    entries = EmbeddingLibrary([tmp_path]).entries()
+    assert sorted(entry.usable for entry in entries) == [False, True]
+    assert any("prompts do not tell it apart from" in entry.reason for entry in entries)

@@ -16,6 +16,7 @@ _SPECIAL = re.compile(r"[()\[\]\\]")
 _MARKUP = rf"(?:[()\[\]]|:\s*{NUMBER}\s*\))*"
 _LEADING_MARKUP = re.compile(r"\A" + _MARKUP)
 _TRAILING_MARKUP = re.compile(_MARKUP + r"\Z")
+_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+")
 _IGNORED = re.compile(r"[\s\\<>]+")
 _LONGEST_SHOWN, _MOST_SHOWN = 60, 5  # characters of a tag and tags in one sentence
 _LONGEST_MARKUP = 64  # limits the search for the neighbour, so a prompt with many brackets stays fast
@@ -72,6 +73,11 @@ def about_name(name: str) -> str:
         f"“{name}” is {kind}: every prompt with it means the embedding from now on, in other WebUIs as well. "
         f"A name that means nothing yet, such as “my-{words[0]}”, leaves other prompts alone."
     )
+
+
+def words_in_prompts(name: str) -> tuple[str, ...]:
+    """The words that the tokenizer reads in a name. Names with the same words are one for prompts: `Zorb` and `zorb`, `a_b` and `a_ b`."""
+    return tuple(_WORDS.findall(unicodedata.normalize("NFC", name).lower()))
 
 
 def names_in(texts: Iterable[str], known: Iterable[str]) -> list[str]:
