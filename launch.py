@@ -44,6 +44,7 @@ EPILOG = """other commands:
   test [PYTEST ARGUMENTS]      install what the tests need and run them
   create | preprocess | train | generate | list | inspect | convert | scan | demo
                                passed on to the command line; COMMAND --help explains
+  --version                    the versions of everything that takes part
 
 environment:
   TORCH_INDEX_URL              package index to take PyTorch from, such as
@@ -82,7 +83,9 @@ def mac_problem(system: str, machine: str, release: str) -> "str | None":
 
 
 def split_arguments(arguments: "list[str]") -> "tuple[str, list[str]]":
-    """Command and what belongs to it: without a first word the command is `serve`."""
+    """Command and what belongs to it: without a first word the command is `serve`; `--version` counts as one."""
+    if arguments[:1] == ["--version"]:
+        return arguments[0], list(arguments[1:])
     if not arguments or arguments[0].startswith("-"):
         return "serve", list(arguments)
     return arguments[0], list(arguments[1:])

@@ -45,6 +45,7 @@ BELOW = {
     "hosts.reforge": _WORK | {"app", "hosts.webui", "hosts.a1111"},
     "hosts.entry": _WORK | {"app", "ui", "hosts.webui", "hosts.a1111", "hosts.forge", "hosts.reforge"},  # which WebUI is this
     "cli": _WORK | {"audit", "app", "demo", "__init__", "hosts.standalone"},
+    "__main__": {"cli"},
 }
 #: Layers that are imported inside one program only: the standalone WebUI, or a WebUI that hosts us.
 PROGRAMS = {"hosts.standalone", "hosts.webui", "hosts.a1111", "hosts.forge", "hosts.reforge"}

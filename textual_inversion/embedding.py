@@ -87,6 +87,15 @@ def name_in_file(stem: str, word: str | None) -> str:
     return clean_name(stem) if word is None else word_name(word)
 
 
+def is_spelling(stem: str) -> bool:
+    """Whether prompts can also name an embedding by this name of its file, which names proper cannot have.
+
+    One with a colon would be taken for a name with a weight, and one with other white space than single spaces for another name.
+    """
+    is_plain = stem == " ".join(stem.split()) and ":" not in stem
+    return bool(stem) and is_plain and clean_name(stem) != stem and not _BREAK.search(stem)
+
+
 def fold_name(name: str) -> str:
     """The same text for all spellings of a name: prompts do not tell capitals apart, and some systems store accents as own characters."""
     return unicodedata.normalize("NFC", name).casefold()

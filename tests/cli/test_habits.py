@@ -99,3 +99,25 @@ def test_a_checkpoint_that_is_gone_costs_its_hash_and_not_the_pictures(tmp_path:
     (picture,) = generate(model, GenerationSettings(prompt="a heart", steps=1, width=128, height=128), {})
     assert "Model hash" not in picture.info["parameters"]
     assert picture.info["parameters"].endswith("Model: moved")
+
+
+def test_the_versions_that_a_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    for words in ("textual-inversion ", f"Python {sys.version.split()[0]}", "torch ", "CUDA ", "device ", "safetensors "):
+        assert words in printed
+
+
+def test_create_tells_of_a_name_that_is_a_word(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["create", "red", "--init", "star"]) == 0
+    assert "every prompt with it means the embedding" in capsys.readouterr().out
+
+
+def test_a_picture_without_an_embedding_does_not_take_a_name(folder: Path) -> None:
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "Bird.png")
+    assert main(["create", "bird", "--init", "star"]) == 0
+    assert (folder / "Bird.png").is_file()
+    assert main(["create", "bird", "--init", "star"]) == 2

@@ -34,13 +34,15 @@ def outputs(path: Path) -> Outputs:
     with file.reader() as reader:
         unet = _filled(reader, UNET, UNet(UNetConfig.from_shapes(file.under(UNET))))
         vae = _filled(reader, VAE, AutoEncoder(VAEConfig.from_shapes(file.under(VAE))))
-        text = _filled(reader, TEXT, CLIPTextEncoder(CLIPConfig.from_shapes(file.under(TEXT), is_sd2=family == "SD2")))
+        text = _filled(
+            reader, TEXT, CLIPTextEncoder(CLIPConfig.from_shapes(file.under(TEXT), family, "clip_h" if family == "SD2" else "clip_l"))
+        )
         schedule = reader.tensor("alphas_cumprod").float()
     generator = torch.Generator().manual_seed(0)
     latents, pixels = torch.randn(1, 4, 8, 8, generator=generator), torch.rand(1, 3, 16, 16, generator=generator)
     ids = torch.randint(0, 90, (1, 77), generator=generator)
     tokens = TokenBatch(ids, torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool))
-    context = text(tokens, torch.zeros(1, text.config.width))
+    context = text(tokens, torch.zeros(1, text.config.width)).hidden
     return {
         "text": context,
         "unet": unet(latents, torch.tensor([500]), context),

@@ -147,7 +147,7 @@ def test_values_that_are_not_finite_are_never_written(tmp_path):
 def test_files_that_cannot_be_embeddings_say_why(tmp_path, monkeypatch):
     (tmp_path / "empty.pt").touch()
     (tmp_path / "page.pt").write_text("<!DOCTYPE html><html></html>")
-    reasons = {"no.pt": "it does not exist", "": "it is not a file", "empty.pt": "it is empty", "page.pt": "it is no safetensors file"}
+    reasons = {"no.pt": "it does not exist", "": "it is not a file", "empty.pt": "it is empty", "page.pt": "it is a web page"}
     for name, reason in reasons.items():
         with pytest.raises(EmbeddingError) as error:
             load(tmp_path / name)

@@ -40,12 +40,14 @@ def test_every_folder_and_its_subfolders_are_searched(tmp_path):
     assert [entry.info.family for entry in library.entries()] == ["SD1"] * 3
 
 
-def test_get_prefers_the_exact_name_then_other_capitals(tmp_path):
+def test_get_takes_any_capitals_and_of_twins_the_first(tmp_path):
     for value, name in enumerate(["Cat", "cat", "my (dog)"]):
         _put(tmp_path / f"{name}.safetensors", value=value)
     library = EmbeddingLibrary([tmp_path])
-    assert [library.get(name).vectors["clip_l"][0, 0].item() for name in ("Cat", "cat", "my (dog)", "MY _DOG_")] == [0, 1, 2, 2]
-    assert library.get("CAT").name in ("Cat", "cat")
+    assert [library.get(name).vectors["clip_l"][0, 0].item() for name in ("Cat", "my (dog)", "MY _DOG_")] == [0, 2, 2]
+    with pytest.raises(EmbeddingError, match="prompts do not tell it apart from “Cat”"):
+        library.get("cat")
+    assert library.get("CAT").name == "Cat"
 
 
 def test_an_accent_is_found_however_it_is_spelt(tmp_path):

@@ -85,3 +85,51 @@ def test_a_caption_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_words_of_a_file_name(regex: str, join: str, caption: str) -> None:
     assert caption_for("nowhere/0001-red_fox-in snow.png", regex, join) == caption
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("IMG_20230101_123451", "DSC01234", "DSCN1234", "_DSC0001", "P1010001", "PXL_20230101_123451234.MP", "MVIMG_20230101", "100_0001"),
+        *("Screenshot_2023-01-01 at 12.34.56", "WhatsApp Image 2023-01-01 at 12.34.56", "IMG-20230101-WA0001", "IMG_E1234", "image (1)"),
+        *("download (3)", "images (5)", "ComfyUI_00001_", "微信图片_20230101", "mmexport1234567", "d41d8cd98f00b204e9800998ecf8427e"),
+        *("123e4567-e89b-12d3-a456-426614174000", "Photo on 1-1-23 at 3.45 PM", "DSC_0001-edited", "frame_0001", "20230101_123451"),
+    ],
+)
+def test_names_of_cameras_and_programs_are_no_captions(tmp_path: Path, name: str) -> None:
+    assert caption_for(tmp_path / f"{name}.jpg") == ""
+    assert caption_for(tmp_path / f"00001-0-{name}.jpg") == "", "nor are they in the names of results"
+
+
+@pytest.mark.parametrize("name", ["1girl", "3d render", "img of a cat 2", "photo of 2 cats", "portrait 3", "35mm", "2B", "star", "p"])
+def test_names_with_a_word_are_captions(tmp_path: Path, name: str) -> None:
+    assert caption_for(tmp_path / f"{name}.jpg") == name
+
+
+@pytest.mark.parametrize("ending", [".txt", ".TXT", ".Txt", ".caption", ".CAPTION", ".png.txt"])
+def test_texts_beside_the_picture_whatever_their_ending(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"cat{ending}").write_text("a red cat")
+    assert caption_for(tmp_path / "cat.png") == "a red cat"
+
+
+def test_the_text_comes_before_the_data_and_the_table(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "cat.png", "text": "table"}\nnot json\n')
+    assert caption_for(tmp_path / "cat.png") == "table"
+    (tmp_path / "cat.json").write_text('{"rating": 1}')
+    assert caption_for(tmp_path / "cat.png") == "table", "nothing in it is a caption"
+    (tmp_path / "cat.json").write_text('{"caption": "data"}')
+    assert caption_for(tmp_path / "cat.png") == "data"
+    (tmp_path / "cat.caption").write_text("caption")
+    assert caption_for(tmp_path / "cat.png") == "caption"
+    (tmp_path / "cat.txt").write_text("text")
+    assert caption_for(tmp_path / "cat.png") == "text"
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_in_data_and_tables_give_one_line(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    folder = tmp_path_factory.getbasetemp() / "tables"
+    folder.mkdir(exist_ok=True)
+    for name in ("any.json", "any.yaml", "metadata.jsonl", "metadata.csv", "data.json"):
+        (folder / name).write_bytes(data)
+    caption = caption_for(folder / "any.png")
+    assert len(caption.splitlines()) <= 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.pictures.folder import find_images
@@ -240,3 +240,47 @@ def test_a_png_with_megabytes_beside_its_pixels(tmp_path: Path, kind: str) -> No
     assert read_image(path).getpixel((5, 5)) == (255, 0, 0)
     assert picture_size(path) == (64, 64)
     assert limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY), "they are the whole process's"
+
+
+def wide_profile() -> bytes:
+    """A profile of linear light with the colours of sRGB: its middle grey is shown much brighter."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(profile[128:132], "big")
+    for place in range(132, 132 + 12 * count, 12):
+        tag, begin = bytes(profile[place : place + 4]), int.from_bytes(profile[place + 4 : place + 8], "big")
+        if tag in (b"rTRC", b"gTRC", b"bTRC"):
+            profile[begin : begin + 12] = b"curv" + bytes(8)  # no points: the identity
+        if tag == b"desc":
+            end = begin + int.from_bytes(profile[place + 8 : place + 12], "big")
+            text = bytes(profile[begin:end])
+            profile[begin:end] = text.replace("sRGB".encode("utf-16-be"), "LINE".encode("utf-16-be")).replace(b"sRGB", b"LINE")
+    return bytes(profile)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"), [("RGB", "png"), ("RGB", "jpg"), ("RGB", "webp"), ("RGB", "tif"), ("RGBA", "png"), ("P", "png")]
+)
+def test_a_colour_profile_is_applied(tmp_path: Path, mode: str, ending: str) -> None:
+    path = tmp_path / f"linear.{ending}"
+    Image.new("RGB", (64, 64), (100, 100, 100)).convert(mode).save(path, icc_profile=wide_profile())
+    red, green, blue = read_image(path).getpixel((9, 9))
+    assert 165 <= min(red, green, blue) <= max(red, green, blue) <= 171, "100 / 255 of linear light is 168 in sRGB"
+
+
+def test_what_shows_through_stays_under_a_profile(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (8, 8), (100, 100, 100, 0))
+    image.paste((100, 100, 100, 255), (0, 0, 4, 8))
+    image.save(tmp_path / "a.png", icc_profile=wide_profile())
+    read = read_colours(tmp_path / "a.png")
+    assert read.mode == "RGBA"
+    assert read.getchannel("A").getextrema() == (0, 255)
+    assert read.getpixel((1, 1))[0] > 160
+
+
+@pytest.mark.parametrize("profile", [b"damaged", b"\0" * 200, None])
+def test_without_a_profile_that_can_be_used_the_colours_stay(tmp_path: Path, profile: bytes | None) -> None:
+    Image.new("RGB", (8, 8), (100, 50, 25)).save(tmp_path / "a.png", icc_profile=profile)
+    assert read_image(tmp_path / "a.png").getpixel((1, 1)) == (100, 50, 25)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (8, 8), (100, 50, 25)).save(tmp_path / "b.png", icc_profile=srgb)
+    assert read_image(tmp_path / "b.png").getpixel((1, 1)) == (100, 50, 25)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -250,7 +251,26 @@ def test_results_say_what_they_were_made_from(folder: Path) -> None:
     path = preprocess(config(folder)).written[0]
     with Image.open(path) as image:
         note = json.loads(image.info["preprocessed"])
-    assert note == {"source": "long.png", "bytes": (folder / "long.png").stat().st_size, "settings": config(folder).fingerprint}
+    status, digest = (folder / "long.png").stat(), hashlib.sha256((folder / "long.png").read_bytes()).hexdigest()
+    files = {"bytes": status.st_size, "modified": status.st_mtime_ns, "sha256": digest, "mask": ""}
+    assert note == {"source": "long.png", "settings": config(folder).fingerprint, **files}
+
+
+def test_a_source_of_the_same_length_and_another_mask_are_noticed(folder: Path) -> None:
+    source = folder / "normal.jpg"
+    preprocess(config(folder))
+    data = bytearray(source.read_bytes())
+    data[-20] ^= 1  # in the pixels
+    source.write_bytes(data)
+    os.utime(source, ns=(0, 12345))
+    assert "from another normal.jpg" in dict(preprocess(config(folder)).skipped)["normal.jpg"]
+    data[-20] ^= 1
+    source.write_bytes(data)
+    again = preprocess(config(folder))
+    assert "normal.jpg" not in dict(again.skipped), "the same contents, saved anew"
+    assert again.written == []
+    Image.new("L", (160, 120), 255).save(folder / "normal_mask.png")
+    assert "from another normal_mask.png" in dict(preprocess(config(folder)).skipped)["normal.jpg"]
 
 
 def changed(path: Path, text: str, seconds: int) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from textual_inversion.prompts.chunks import chunk_prompt
 from textual_inversion.prompts.emphasis import parse_emphasis
-from textual_inversion.prompts.names import about_unknown, names_in, rewrite_names, unknown_names
+from textual_inversion.prompts.names import about_name, about_unknown, names_in, rewrite_names, unknown_names
 from textual_inversion.prompts.tokenizer import default_tokenizer
 
 KNOWN = ["sakura", "my-char", "Old Man", "v2.1", "EasyNegative", "neg (bad)", "<toy>", "end-", "'tis", "lora", "é"]
@@ -116,3 +116,13 @@ def test_tags_that_name_nothing_are_one_short_sentence() -> None:
     many = about_unknown([f"<{'x' * 5000}{index}>" for index in range(500)])
     assert "and 495 more" in many
     assert len(many) < 500
+
+
+@pytest.mark.parametrize("name", ["red", "and", "A", "100", "AND", "a cat", "sks", "x", "7"])
+def test_a_name_that_other_prompts_hold_is_told(name: str) -> None:
+    assert f"“{name}” is " in about_name(name)
+
+
+@pytest.mark.parametrize("name", ["zorb-x", "my-cat", "qxzorb", "v1.5", "by_someone", "zorbcat star"])
+def test_a_name_that_means_nothing_yet_is_not(name: str) -> None:
+    assert about_name(name) == ""

@@ -131,3 +131,23 @@ def test_the_first_tags_stay_where_they_are() -> None:
     assert all(order.startswith("red hat, snow, ") for order in orders)
     assert drop_tags(CAPTION, 1.0, random.Random(0), keep=2) == "red hat, snow"
     assert drop_tags(CAPTION, 1.0, random.Random(0), keep=9) == shuffle_tags(CAPTION, random.Random(0), keep=9) == ", ".join(TAGS)
+
+
+@pytest.mark.parametrize(
+    ("line", "prompt"),
+    [
+        ("a photo of a {}", "a photo of a <x>"),
+        ('"a rendering of a {}",', "a rendering of a <x>"),
+        ("a picture of {name}, [filewords]", "a picture of <x>, a hat"),
+        ("a photo of <embedding>", "a photo of <x>"),
+        ("a photo of [name]", "a photo of <x>"),
+    ],
+)
+def test_templates_of_other_tools(tmp_path: Path, line: str, prompt: str) -> None:
+    (tmp_path / "t.txt").write_text(f"# a comment\n\n{line}\n")
+    assert [fill(each, "<x>", "a hat") for each in read_template(tmp_path / "t.txt")] == [prompt]
+
+
+@pytest.mark.parametrize("mark", ["[name]", "[trigger]", "<embedding>"])
+def test_captions_of_other_tools_name_the_embedding(mark: str) -> None:
+    assert fill("[filewords]", "<x>", f"a {mark} on a table") == "a <x> on a table"

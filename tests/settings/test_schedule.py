@@ -103,3 +103,23 @@ def test_a_cool_down_falls_from_where_it_begins(begin: int, steps: int) -> None:
     assert rates == sorted(rates, reverse=True)
     assert rates[0] < 0.04
     assert rates[-1] == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize(
+    ("written", "rates"),
+    [
+        ("0,005", [(0.005, math.inf)]),
+        ("0,005:100, 0,001", [(0.005, 100), (0.001, math.inf)]),
+        ("0.005:100,1e-3", [(0.005, 100), (1e-3, math.inf)]),
+        ("1,5e-3", [(0.0015, math.inf)]),
+        ("5×10⁻³", [(0.005, math.inf)]),
+        ("5*10^-3:10, 1e−4", [(0.005, 10), (1e-4, math.inf)]),
+        ("０．００５", [(0.005, math.inf)]),
+        ("٠٫٠٠٥", [(0.005, math.inf)]),
+        ("0.005:100，0.001", [(0.005, 100), (0.001, math.inf)]),
+    ],
+)
+def test_rates_as_people_write_them(written: str, rates: list[tuple[float, float]]) -> None:
+    parts = LearningRateSchedule(written).parts
+    assert [limit for _, limit in parts] == [limit for _, limit in rates]
+    assert [rate for rate, _ in parts] == pytest.approx([rate for rate, _ in rates])

@@ -212,3 +212,23 @@ def test_captions_that_hold_the_word_itself_are_good_for_both(config, model, fol
     config = replace(config, template=str(template), steps=1)
     assert preflight(config, 2).ready
     assert train(config, model, folder).provenance.step == 1
+
+
+def test_prompts_are_shown_as_they_are_learned_and_files_are_accounted_for(config, pictures):
+    for path in pictures.glob("*.txt"):
+        path.unlink()
+    for number in range(6):
+        Image.effect_noise((80, 64), 40 + number).save(pictures / f"IMG_2023010{number}.png")
+        caption = "ÃƒÂ©tÃƒÂ© QX7-00193-ZZ" if number == 4 else f"a red star on the {'left' if number % 2 else 'right'} {number}"
+        (pictures / f"IMG_2023010{number}.caption").write_text(caption, encoding="utf-8")
+    Image.effect_noise((80, 64), 90).save(pictures / "DSC00001.png")
+    (pictures / "notes.docx").write_text("x")
+    (pictures / "clip.mp4").write_text("x")
+    found = preflight(config, 2)
+    assert "6 from .caption files" in texts(found, GOOD)
+    assert "a red star on the" in texts(found, GOOD)
+    assert "the oddest is “" in texts(found, GOOD)
+    assert "ÃƒÂ©tÃƒÂ© QX7-00193-ZZ" in texts(found, GOOD)
+    assert "such as DSC00001" in texts(found, HINT)
+    assert "clip.mp4: videos" in texts(found, HINT)
+    assert "notes.docx: not a kind of file that is read" in texts(found, HINT)

@@ -83,6 +83,7 @@ class Actions:
     @answered
     def create(self, values: Mapping[str, Any]) -> Outcome:
         """Make a new embedding from the Create tab's values."""
+        from textual_inversion.prompts.names import about_name
         from textual_inversion.training.embedding_file import STARTS_FROM_ZEROS, about_words, starts_from_zeros
 
         new = new_embedding(values)
@@ -94,7 +95,8 @@ class Actions:
         blank = f" {STARTS_FROM_ZEROS[0].upper()}{STARTS_FROM_ZEROS[1:]}." if starts_from_zeros(path, new.initializer_text) else ""
         words = " Training begins with a search for words that describe the pictures." if wants_search(new.initializer_text) else ""
         remark = about_words(new.initializer_text, card.description.num_vectors) if card else ""
-        text = f"“{new.name}” is there{vectors}; the Train tab has it selected.{words}{blank} {remark}"
+        said = " ".join(part for part in (remark, about_name(new.name)) if part)
+        text = f"“{new.name}” is there{vectors}; the Train tab has it selected.{words}{blank} {said}"
         return Outcome(text.strip(), name=new.name)
 
     @answered

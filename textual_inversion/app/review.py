@@ -82,6 +82,8 @@ class ReviewSession:
         planned = _as_changed(planned, self.planned)
         self.forget()
         self.config, self.planned, self.notes = config, planned, notes(config)
+        for sentence in _about_files(config, planned):
+            listener(Message(sentence))
         self.id = secrets.token_hex(6)
         for item in planned:
             if item.reason:
@@ -182,6 +184,21 @@ class ReviewSession:
             return small_jpeg(str(source), source.stat().st_mtime_ns, self.config.exif, self.config.background)
         except (OSError, DatasetError, MemoryError):
             return None
+
+
+def _about_files(config: PreprocessConfig, planned: list[Planned]) -> list[str]:
+    """Sentences on the captions, and on the files of the source folder that are not used."""
+    from textual_inversion.pictures.captions import caption_source
+    from textual_inversion.pictures.contents import account, account_for_folders
+    from textual_inversion.prompts.examples import show_captions
+
+    captions = show_captions([view.caption or "" for item in planned for view in item.views])
+    folder = config.source_path
+    try:
+        files = account(folder, {item.source: caption_source(item.source) for item in planned})
+    except DatasetError:
+        files = []  # the picture whose caption cannot be read has that as its reason
+    return [sentence for sentence in (captions, *files, *account_for_folders(folder, [], searched=False, advice="")) if sentence]
 
 
 def kinds(item: Planned) -> list[str]:

@@ -22,6 +22,7 @@ from textual_inversion.cli.report import logged, say
 from textual_inversion.cli.scan import add_scan
 from textual_inversion.cli.serve import add_serve
 from textual_inversion.cli.train import add_train
+from textual_inversion.cli.version import ShowVersion
 from textual_inversion.errors import TextualInversionError, TrainingError
 
 
@@ -80,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Teaches Stable Diffusion new words: creates, trains, draws and looks at embeddings.",
         epilog="Each command explains itself: textual-inversion COMMAND --help",
     )
+    parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (add_create, add_preprocess, add_train, add_generate, add_list, add_inspect, add_convert, add_scan, add_serve, add_demo):
         add(commands)

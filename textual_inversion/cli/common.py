@@ -215,12 +215,13 @@ def checkpoint_path(options: argparse.Namespace) -> Path:
     return Path(options.checkpoint or TINY_CHECKPOINT).expanduser()
 
 
-def load_model(options: argparse.Namespace) -> StableDiffusion:
-    """The model of that checkpoint, on the device and in the precision of the options."""
+def load_model(options: argparse.Namespace, config: TrainingConfig | None = None) -> StableDiffusion:
+    """The model of that checkpoint, on the device and in the precision of `config`, or of the options where that is None."""
     from textual_inversion.diffusion.model import TINY_CHECKPOINT, check_device, load_checkpoint
 
-    check_device(options.device)
-    wanted = {"device": options.device, "precision": options.precision, "prediction_type": options.prediction_type}
+    source = options if config is None else config
+    check_device(source.device)
+    wanted = {"device": source.device, "precision": source.precision, "prediction_type": source.prediction_type}
     return load_checkpoint(options.checkpoint or TINY_CHECKPOINT, **wanted)
 
 

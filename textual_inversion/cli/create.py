@@ -35,6 +35,7 @@ def add_create(commands: Any) -> None:
 def _create(options: argparse.Namespace) -> Result:
     from textual_inversion import formats
     from textual_inversion.embedding import check_name
+    from textual_inversion.prompts.names import about_name
     from textual_inversion.training.embedding_file import STARTS_FROM_ZEROS, about_words, create_embedding, starts_from_zeros
 
     check_name(options.name)
@@ -45,6 +46,7 @@ def _create(options: argparse.Namespace) -> Result:
     origin = FOUND_WORDS if wants_search(text) else repr(text)
     hint = f"; {STARTS_FROM_ZEROS}" if starts_from_zeros(path, text) else ""
     tell(options, f"{path}: {description.vectors} from {origin}{hint}")
-    if remark := about_words(text, description.num_vectors):
-        tell(options, remark)
+    for remark in (about_words(text, description.num_vectors), about_name(options.name)):
+        if remark:
+            tell(options, remark)
     return {"embedding": str(path), "name": options.name, "num_vectors": description.num_vectors}

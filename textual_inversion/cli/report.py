@@ -10,11 +10,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textual_inversion.pictures.parameters import with_parameters
 from textual_inversion.training.events import CopySaved, Event, Message, PreviewDrawn, Started, StepDone, Stopped
 
 if TYPE_CHECKING:
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
     from tqdm import tqdm
 
 
@@ -56,21 +56,11 @@ def save_picture(picture: Image.Image, folder: Path, name: str) -> Path:
         path = folder / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
         try:
             with path.open("xb") as file:
-                picture.save(file, "PNG", pnginfo=_with_parameters(picture))
+                picture.save(file, "PNG", pnginfo=with_parameters(picture))
         except FileExistsError:
             continue
         break
     return path
-
-
-def _with_parameters(picture: Image.Image) -> PngInfo:
-    """The chunk that says how a picture was made, where that is known."""
-    from PIL.PngImagePlugin import PngInfo
-
-    chunks = PngInfo()
-    if "parameters" in picture.info:
-        chunks.add_text("parameters", picture.info["parameters"])
-    return chunks
 
 
 class Bar:

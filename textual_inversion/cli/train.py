@@ -78,9 +78,7 @@ def _train(options: argparse.Namespace) -> Result:
         native = checkpoint_facts(checkpoint_path(options)).picture_size
         results = [_check(options, entry.sized(native), each) for entry, each in zip(entries, embeddings)]
         return results[0] if len(results) == 1 else {"embeddings": results}
-    for name in ("device", "precision", "prediction_type"):  # a list of --together may have them
-        setattr(options, name, getattr(configs[0], name))
-    model = load_model(options)
+    model = load_model(options, configs[0])  # a list of --together may name the device and the precision
     configs = [entry.sized(model.default_size) for entry in entries]
     with reports_of(configs, as_json=options.json) as reports:
         stop = reports[configs[0].name].interruptible()
@@ -166,7 +164,8 @@ def _check(options: argparse.Namespace, config: TrainingConfig, embedding: Embed
 
     origin = embedding.provenance
     finds_words = wants_search(origin.initializer_text)
-    result = preflight(config, embedding.num_vectors, checkpoint_path(options), first_step=origin.step, finds_words=finds_words)
+    count, checkpoint = embedding.num_vectors, checkpoint_path(options)
+    result = preflight(config, count, checkpoint, first_step=origin.step, finds_words=finds_words, embedding=embedding)
     for finding in result.findings:
         tell(options, finding.text)
     options.status = max(options.status, 0 if result.ready else 1)

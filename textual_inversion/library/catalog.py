@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from textual_inversion.embedding import Embedding, clean_name, fold_name, name_in_file, word_name
+from textual_inversion.embedding import Embedding, clean_name, fold_name, is_spelling, name_in_file, word_name
 from textual_inversion.errors import EmbeddingError, NoEmbeddingError
 from textual_inversion.files import FileStamp, short_hash
 from textual_inversion.formats import PICTURE_ENDINGS, FileInfo, describe_all, file_sha256, load
@@ -84,6 +84,12 @@ class EmbeddingLibrary:
         """The names that prompts can use."""
         return [entry.name for entry in self._current().entries if entry.usable]
 
+    def spellings(self) -> list[str]:
+        """What prompts may write besides `names`: the names of files that have signs which names cannot have, such as `by (someone)`."""
+        index = self._current()
+        stems = (entry.path.stem for entry in index.entries if entry.usable and entry.info and entry.info.word is None)
+        return [stem for stem in stems if is_spelling(stem) and fold_name(stem) not in index.by_folded_name]
+
     @property
     def version(self) -> str:
         """A text that changes whenever the entries change."""
@@ -125,7 +131,7 @@ class EmbeddingLibrary:
         return cached[1], entry  # not from the dict: another thread's scan may remove it there at any time
 
     def as_mapping(self) -> Mapping[str, Embedding]:
-        """A live mapping from the names that prompts can use to their embeddings. Each lookup loads the embedding."""
+        """A live mapping from the names and spellings that prompts can use to their embeddings. Each lookup loads the embedding."""
         return _LazyMapping(self)
 
     def sha256(self, entry: Entry) -> str:
@@ -258,7 +264,7 @@ class EmbeddingLibrary:
 
 
 class _LazyMapping(Mapping[str, Embedding]):
-    """The usable names of a library -> their embeddings, loaded one by one."""
+    """The usable names of a library, and the other spellings of them -> their embeddings, loaded one by one."""
 
     def __init__(self, library: EmbeddingLibrary) -> None:
         self._library = library
@@ -270,13 +276,16 @@ class _LazyMapping(Mapping[str, Embedding]):
 
     def __contains__(self, name: object) -> bool:
         entry = self._library.find(name) if isinstance(name, str) else None
-        return entry is not None and entry.usable and entry.name == name
+        if entry is None or not entry.usable:
+            return False
+        return entry.name == name or (entry.path.stem == name and name in self._library.spellings())
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._library.names())
+        yield from self._library.names()
+        yield from self._library.spellings()
 
     def __len__(self) -> int:
-        return len(self._library.names())
+        return len(self._library.names()) + len(self._library.spellings())
 
 
 def _key(entry: Entry) -> _Key:

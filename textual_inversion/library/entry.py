@@ -13,6 +13,7 @@ from pathlib import Path
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.formats import FileInfo
 from textual_inversion.library.sidecars import About, read_sidecars
+from textual_inversion.prompts.names import words_in_prompts
 from textual_inversion.text import legible
 
 _NEGATIVE = "-neg"
@@ -89,14 +90,20 @@ def mark_duplicates(entries: Sequence[Entry]) -> list[Entry]:
         entries: in the order of precedence. A usable entry still takes precedence over an unusable one.
     """
     winners: dict[str, Entry] = {}
+    as_read: dict[tuple[str, ...], Entry] = {}  # words as prompts read them
     for usable in (True, False):
         for entry in entries:
             if entry.usable is usable:
                 winners.setdefault(entry.name, entry)
+                as_read.setdefault(words_in_prompts(entry.name), entry)
     marked = []
     for entry in entries:
         winner = winners[entry.name]
-        if entry is not winner and entry.usable:
+        same = as_read[words_in_prompts(entry.name)]
+        if entry is winner and entry.usable and same.name != entry.name:
+            reason = f"prompts do not tell it apart from “{same.name}” ({legible(str(same.path))}), which comes first; rename one of them."
+            entry = replace(entry, reason=reason)
+        elif entry is not winner and entry.usable:
             where = f"{legible(str(winner.path))} has" if winner.path != entry.path else "another word in its file gives"
             entry = replace(entry, reason=f"{where} the same name and comes first; rename one of them.")
         marked.append(entry)

@@ -1,4 +1,4 @@
-"""Reads one picture file as 8-bit colours, whatever its mode and size, and lays transparent pictures on a colour.
+"""Reads one picture file as 8-bit sRGB colours, whatever its mode, profile and size, and lays transparent pictures on a colour.
 
 A file is opened by an explicit list of formats, within limits of pixels, and turned upright.
 """
@@ -10,6 +10,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures.folder import mask_file
+from textual_inversion.pictures.folder import find_mask
 from textual_inversion.pictures.geometry import Size
 
 _BAND_PIXELS = 8_000_000  # converted at a time, so that a large picture is in memory twice at most and not four times
@@ -32,6 +33,45 @@ def eight_bit_colours(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     colours = image if image.mode == "RGBA" else image.convert("RGBA")
     return colours if colours.getchannel("A").getextrema()[0] < 255 else colours.convert("RGB")
+
+
+def in_srgb(image: Image.Image) -> Image.Image:
+    """The picture with its colour profile applied, as viewers show it: RGB, or RGBA where it has transparency.
+
+    It is `image` itself where it has no profile, that of sRGB, or one that is damaged or made for other channels.
+    """
+    data = image.info.get("icc_profile")
+    if not data or image.mode[0] in "IF":
+        return image
+    try:
+        from PIL import ImageCms
+
+        profile = ImageCms.ImageCmsProfile(BytesIO(data))
+        mode = _PROFILE_MODES.get(profile.profile.xcolor_space.strip())
+        if mode is None or "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return image
+        plain, alpha = _channels(image)
+        if plain.mode != mode:
+            return image
+        converted = ImageCms.profileToProfile(plain, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except _PROFILE_ERRORS:
+        return image  # a viewer shows such a picture without its profile, too
+    if converted is None:
+        return image
+    if alpha is not None:
+        converted.putalpha(alpha)
+    converted.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    return converted
+
+
+def _channels(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours of a picture, and what shows through; None where nothing can."""
+    if image.mode in ("P", "PA") or "transparency" in image.info:
+        has_alpha = image.mode == "PA" or "transparency" in image.info
+        image = image.convert("RGBA" if has_alpha else "RGB")
+    if image.mode in ("RGBA", "LA"):
+        return image.convert("RGB" if image.mode == "RGBA" else "L"), image.getchannel("A")
+    return image, None
 
 
 def on_colour(image: Image.Image, colour: str) -> Image.Image:
@@ -91,6 +131,8 @@ _READ_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError),
     *(EOFError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
+_PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colours of a profile -> mode of the pictures that it is for
+_PROFILE_ERRORS = (*_READ_ERRORS, ImportError)  # ImportError: a Pillow without littleCMS
 _EXIF_ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _TURNS = {
@@ -145,8 +187,8 @@ def read_mask(path: str | Path) -> Image.Image | None:
     Raises:
         DatasetError: the mask cannot be read.
     """
-    file = mask_file(path)
-    return read_image(file).convert("L") if file.is_file() else None
+    file = find_mask(path)
+    return read_image(file).convert("L") if file else None
 
 
 def picture_size(path: str | Path, *, upright: bool = True) -> Size:
@@ -181,7 +223,7 @@ def _open(path: Path) -> Image.Image:
 def _load(image: Image.Image, *, upright: bool) -> Image.Image:
     """Decode the pixels: RGB, or RGBA where something shows through."""
     image.load()
-    colours = eight_bit_colours(image)
+    colours = eight_bit_colours(in_srgb(image))
     # Pillow has turned a TIFF by itself, and its older versions keep the mark all the same.
     turn = _TURNS.get(_orientation(image)) if upright and image.format != "TIFF" else None
     turned = colours.transpose(turn) if turn is not None else colours

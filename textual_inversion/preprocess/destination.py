@@ -16,8 +16,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.files import os_error_text, replace_file
-from textual_inversion.pictures.folder import caption_file, mask_file, written_caption
+from textual_inversion.files import os_error_text, replace_file, sha256_of
+from textual_inversion.pictures.captions import caption_source
+from textual_inversion.pictures.folder import caption_file, find_mask, mask_file, written_caption
 from textual_inversion.preprocess.layout import FLIPS, PlannedView
 from textual_inversion.settings.preprocessing import PreprocessConfig
 from textual_inversion.text import counted
@@ -113,8 +114,8 @@ class Destination:
             difference = f"with {size[0]}x{size[1]} pixels, for other settings"
         elif note.get("settings", self.config.fingerprint) != self.config.fingerprint:
             difference = "for other settings"
-        elif source.exists() and note.get("bytes", source.stat().st_size) != source.stat().st_size:
-            difference = f"from another {source.name}"
+        elif source.exists() and (changed := _changed_since(note, source)):
+            difference = f"from another {changed}"
         else:
             return ""
         return f"{result.name} is in the destination already {difference}; delete it or choose another destination."
@@ -126,8 +127,30 @@ class Destination:
     def write_picture(self, target: Path, image: Image.Image, source: Path) -> None:
         """Write a result with its note; raises OSError."""
         chunks = PngInfo()
-        chunks.add_text(_CHUNK, json.dumps({"source": source.name, "bytes": source.stat().st_size, "settings": self.config.fingerprint}))
+        chunks.add_text(_CHUNK, json.dumps({"settings": self.config.fingerprint, **_identity(source)}))
         write_result(target, encoded(image, "PNG", pnginfo=chunks, compress_level=_LEVEL))
+
+
+def _identity(source: Path) -> dict[str, Any]:
+    """The note about the files that a result is made of; raises OSError."""
+    status, mask = source.stat(), find_mask(source)
+    contents = {"sha256": sha256_of(source), "mask": sha256_of(mask) if mask else ""}
+    return {"source": source.name, "bytes": status.st_size, "modified": status.st_mtime_ns, **contents}
+
+
+def _changed_since(note: dict[str, Any], source: Path) -> str:
+    """Name of the file that has other contents than the note says; empty where none has. A note of an earlier version says less."""
+    try:
+        status, mask = source.stat(), find_mask(source)
+        if note.get("bytes", status.st_size) != status.st_size:
+            return source.name
+        if "sha256" in note and note.get("modified") != status.st_mtime_ns and note["sha256"] != sha256_of(source):
+            return source.name
+        if "mask" in note and note["mask"] != (sha256_of(mask) if mask else ""):
+            return mask.name if mask else f"{source.name}, with a mask"
+    except OSError:
+        return ""  # reading it says why
+    return ""
 
 
 def outdated_caption(result: Path, source: Path) -> str:
@@ -135,7 +158,9 @@ def outdated_caption(result: Path, source: Path) -> str:
 
     The one beside the result may have been edited as well, so it stays, and a person decides.
     """
-    ours, theirs = caption_file(result), caption_file(source)
+    ours, theirs = caption_file(result), caption_source(source)
+    if theirs is None:
+        return ""
     try:
         is_older = ours.stat().st_mtime_ns < theirs.stat().st_mtime_ns
     except OSError:

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from textual_inversion.errors import ConfigError, DatasetError
-from textual_inversion.pictures.folder import caption_bytes, caption_file, mask_file, require_images, written_caption
+from textual_inversion.pictures.captions import TEXT_ENDINGS, caption_bytes, caption_source
+from textual_inversion.pictures.folder import caption_file, mask_file, require_images, written_caption
 from textual_inversion.pictures.geometry import scaled
 from textual_inversion.pictures.parallel import default_workers, in_order
 from textual_inversion.pictures.reading import read_image
@@ -212,8 +213,9 @@ class Writer:
         # The user may have edited a caption in the destination.
         if view.caption is None or self.config.caption_place == "name" or (path.exists() and not view.edited):
             return
-        copied = self.config.existing_captions == "copy" and not view.edited and caption_file(source).is_file()
-        write_result(path, caption_bytes(caption_file(source)) if copied else view.caption.encode("utf-8"))
+        text_file = caption_source(source) if self.config.existing_captions == "copy" and not view.edited else None
+        is_copied = text_file is not None and text_file.suffix.lower() in TEXT_ENDINGS
+        write_result(path, caption_bytes(text_file) if text_file and is_copied else view.caption.encode("utf-8"))
         report.captions.append(path)
 
     def _caption_source(self, item: Planned, view: PlannedView, report: PreprocessReport, *, is_planned: bool) -> None:

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
 from textual_inversion.prompts.emphasis import NUMBER
+from textual_inversion.prompts.tokenizer import default_tokenizer
 
 _TAG = re.compile(r"<([^<>]+)>")
 _WEIGHT = re.compile(NUMBER)
@@ -15,6 +16,7 @@ _SPECIAL = re.compile(r"[()\[\]\\]")
 _MARKUP = rf"(?:[()\[\]]|:\s*{NUMBER}\s*\))*"
 _LEADING_MARKUP = re.compile(r"\A" + _MARKUP)
 _TRAILING_MARKUP = re.compile(_MARKUP + r"\Z")
+_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+")
 _IGNORED = re.compile(r"[\s\\<>]+")
 _LONGEST_SHOWN, _MOST_SHOWN = 60, 5  # characters of a tag and tags in one sentence
 _LONGEST_MARKUP = 64  # limits the search for the neighbour, so a prompt with many brackets stays fast
@@ -53,6 +55,29 @@ def rewrite_names(text: str, known: Collection[str]) -> str:
 def tag_of(name: str) -> str:
     """`<name>`, which names the embedding whatever its neighbours are. The tokenizer would join a plain `cat-` and a comma to one word."""
     return f"<{name}>"
+
+
+def about_name(name: str) -> str:
+    """A sentence for the user about a name that prompts hold without meaning the embedding; empty for a word that means nothing yet."""
+    tokenizer = default_tokenizer()
+    words = name.split()
+    if all(word.isdigit() for word in words):
+        kind = "a number"
+    elif len(name) == 1:
+        kind = "a single letter or sign"
+    elif all(word.isalpha() and len(tokenizer.encode(word)) == 1 for word in words):
+        kind = "a word that the checkpoint knows already" if len(words) == 1 else "made of words that the checkpoint knows already"
+    else:
+        return ""
+    return (
+        f"“{name}” is {kind}: every prompt with it means the embedding from now on, in other WebUIs as well. "
+        f"A name that means nothing yet, such as “my-{words[0]}”, leaves other prompts alone."
+    )
+
+
+def words_in_prompts(name: str) -> tuple[str, ...]:
+    """The words that the tokenizer reads in a name. Names with the same words are one for prompts: `Zorb` and `zorb`, `a_b` and `a_ b`."""
+    return tuple(_WORDS.findall(unicodedata.normalize("NFC", name).lower()))
 
 
 def names_in(texts: Iterable[str], known: Iterable[str]) -> list[str]:

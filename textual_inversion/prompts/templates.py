@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from textual_inversion.errors import ConfigError, PromptError
@@ -11,6 +12,9 @@ from textual_inversion.files import os_error_words
 
 DEFAULT_TEMPLATE = "subject_filewords.txt"
 NAME, CAPTION = "[name]", "[filewords]"
+#: How other tools write the name: kohya, diffusers and InvokeAI `{}`, OneTrainer `<embedding>`, ai-toolkit `[trigger]` (in captions).
+_OTHER_NAMES = re.compile(r"\{(?:0|name|token|placeholder(?:_token)?)?\}|<embedding>|\[trigger\]")
+_OTHER_NAMES_IN_CAPTIONS = re.compile(r"<embedding>|\[trigger\]")
 _CAPTION_AND_COMMA = re.compile(r"\s*,?\s*" + re.escape(CAPTION))
 
 
@@ -35,6 +39,8 @@ def list_templates(folder: str | Path) -> list[str]:
 def read_template(path: str | Path) -> list[str]:
     """The prompts of a template file, one a line; blank lines and lines that begin with `#` are skipped.
 
+    The marks for the name in other tools' templates, such as `{}`, become `[name]`.
+
     Raises:
         PromptError: the file cannot be read as UTF-8 text, has no prompt, or has one with neither `[name]` nor `[filewords]`, since a
             caption may hold the name.
@@ -51,6 +57,7 @@ def read_template(path: str | Path) -> list[str]:
     for number, line in enumerate((line.strip() for line in text.splitlines()), start=1):
         if not line or line.startswith("#"):
             continue
+        line = _OTHER_NAMES.sub(NAME, line.strip("\"'").rstrip(",").strip("\"'")) if _OTHER_NAMES.search(line) else line
         if NAME not in line and CAPTION not in line:
             advice = f"write {NAME} where the new word goes"
             sentence = f"The template {path} has no {NAME} in line {number}, {line[:60]!r}; {advice}."
@@ -63,12 +70,18 @@ def read_template(path: str | Path) -> list[str]:
 
 
 def fill(template_line: str, name: str, caption: str = "") -> str:
-    """A prompt from a template line: `[filewords]` becomes the caption and `[name]` the name, in the caption too.
+    """A prompt from a template line: `[filewords]` becomes the caption and `[name]` the name, in the caption too, where other tools'
+    marks for the name are understood as well.
 
     Without a caption, `[filewords]` and the comma before it are removed.
     """
     text = template_line if caption.strip() else _CAPTION_AND_COMMA.sub("", template_line).lstrip(" ,")
-    return text.replace(CAPTION, caption.strip()).replace(NAME, name)
+    return text.replace(CAPTION, _OTHER_NAMES_IN_CAPTIONS.sub(NAME, caption.strip())).replace(NAME, name)
+
+
+def has_caption_beside_name(lines: Iterable[str]) -> bool:
+    """Whether a template line has the name and the caption, so that a caption with the name in it gives the name twice."""
+    return any(NAME in line and CAPTION in line for line in lines)
 
 
 def split_tags(caption: str) -> list[str]:

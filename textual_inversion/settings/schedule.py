@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 
 from textual_inversion.errors import ConfigError
 
@@ -11,7 +13,7 @@ class LearningRateSchedule:
     """A value that depends on the step, written `rate:until step, rate:until step, rate`.
 
     The last part needs no step and holds to the end; `:-1` says the same. A step limit is inclusive: `0.005:100` is used
-    for steps 1 to 100.
+    for steps 1 to 100. Rates may be written as in other countries and places: `0,005`, `5×10⁻³`, `5e−3`.
 
     Args:
         text: the schedule; rates are positive and finite, limits are whole and rising.
@@ -22,7 +24,7 @@ class LearningRateSchedule:
     """
 
     def __init__(self, text: str | float, what: str = "learning rate") -> None:
-        self.text = str(text).strip()
+        self.text = plain_rates(str(text))
         self._what, self._setting = what, what.replace(" ", "_")
         self.parts: list[tuple[float, float]] = []  # (rate, last step it holds for)
         pieces = [piece.strip() for piece in self.text.split(",") if piece.strip()]
@@ -59,6 +61,19 @@ class LearningRateSchedule:
             if step <= limit:
                 return rate
         return self.parts[-1][0]
+
+
+_POWER = re.compile(r"\s*[×x*·]\s*10\s*\^?\s*([+-]?\d+)")
+_DECIMAL_COMMA = re.compile(r"(?<![\d.:eE+-])(\d+),(\d+)")
+
+
+def plain_rates(text: str) -> str:
+    """A schedule with its numbers as programs write them: `5×10⁻³` becomes `5e-3`, and a comma between digits becomes a point.
+
+    The comma of `0.005:100,1e-3` separates parts, as one behind a step or a number with a point does.
+    """
+    plain = unicodedata.normalize("NFKC", text.strip()).replace("\N{MINUS SIGN}", "-").replace("\N{ARABIC DECIMAL SEPARATOR}", ".")
+    return _DECIMAL_COMMA.sub(r"\1.\2", _POWER.sub(r"e\1", plain.replace("，", ",").replace("、", ",")))
 
 
 class CosineSchedule:

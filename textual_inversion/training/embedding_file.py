@@ -115,7 +115,7 @@ def create_embedding(
     except OSError as error:
         sentence = f"The folder {folder} cannot be made ({os_error_words(error)}); choose another folder for embeddings."
         raise EmbeddingError(sentence, path=folder) from error
-    same_name = _files_named(folder, name, any_spelling=True)
+    same_name = [path for path in _files_named(folder, name, any_spelling=True) if not _is_preview(path)]
     if same_name and not overwrite:
         advice = "choose another name or allow overwriting (--overwrite)"
         why = "" if same_name[0].stem == name else ", and prompts do not tell capitals apart"
@@ -148,6 +148,11 @@ def _files_named(folder: Path, name: str, *, any_spelling: bool = False) -> list
     """The files that may hold the embedding `name`, or one whose name prompts do not tell apart from it; endings may have capitals."""
     files = (path for path in folder.iterdir() if path.suffix.lower() in formats.READ_ENDINGS)
     return sorted(path for path in files if path.stem == name or (any_spelling and fold_name(path.stem) == fold_name(name)))
+
+
+def _is_preview(path: Path) -> bool:
+    """Whether the file is a picture without an embedding in it, such as the preview of a deleted one."""
+    return path.suffix.lower() in formats.PICTURE_ENDINGS and not _holds_embedding(path)
 
 
 def _holds_only_its_embedding(path: Path) -> bool:

@@ -10,27 +10,26 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from textual_inversion.embedding import Embedding
 from textual_inversion.errors import DatasetError, EmbeddingError, TextualInversionError
 from textual_inversion.files import FileStamp
 from textual_inversion.formats import file_sha256
 from textual_inversion.pictures.geometry import Size, cropped_share
 from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt, count_tokens
+from textual_inversion.prompts.examples import show_prompts
 from textual_inversion.prompts.names import tag_of
-from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, read_template, template_folder
+from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, fill, has_caption_beside_name, read_template, template_folder
 from textual_inversion.prompts.tokenizer import default_tokenizer
-from textual_inversion.settings.schema import AUTO
 from textual_inversion.settings.training import EVALUATION_ROWS, PASSES_OF_A_STEP, TrainingConfig
 from textual_inversion.text import counted
 from textual_inversion.training.data.encoding import list_pictures
 from textual_inversion.training.data.training_set import TrainingPicture, TrainingSet
+from textual_inversion.training.remarks import USUAL_RATES, about_far_rate, peak_rate, remarks
 
 _MOST_PROMPTS = 2000  # checked; a folder may have tens of thousands
 _NAMED = 3  # files named in one sentence
 _MUCH = 0.25  # cropped share of a picture from which a finding mentions it
 _FEW_PICTURES = 5
-_USUAL_RATES = {"pulled": (0.001, 0.1), "directional": (0.03, 2.0), "classic": (0.0005, 0.05)}
-_USUAL_SCALE = 0.014  # of a value in CLIP-L's token table
-_RATES_LOOKED_AT = 1000  # steps
 
 
 class FindingKind(str, Enum):
@@ -94,7 +93,13 @@ class Preflight:
 
 
 def preflight(
-    config: TrainingConfig, num_vectors: int, checkpoint: Path | None = None, *, first_step: int | None = 0, finds_words: bool = False
+    config: TrainingConfig,
+    num_vectors: int,
+    checkpoint: Path | None = None,
+    *,
+    first_step: int | None = 0,
+    finds_words: bool = False,
+    embedding: Embedding | None = None,
 ) -> Preflight:
     """Check what `config` would train on.
 
@@ -103,6 +108,7 @@ def preflight(
         checkpoint: file whose header says what a step costs; None = time and memory are not estimated.
         first_step: the embedding's step so far; None = unknown, since it was learned elsewhere.
         finds_words: the run looks for words to start from.
+        embedding: its vectors; None where they are not to be judged.
     """
     try:
         listed = list_pictures(config)
@@ -115,6 +121,8 @@ def preflight(
     cropped = [cropped_share(picture.original, picture.size) for picture in listed.pictures] if not listed.options.whole else [0.0]
     findings = [*_check_pictures(config, listed, done), *_check_rate(config, done), *_check_sizes(config, listed)]
     findings += [*prompts.findings, *cost.findings]
+    questions = remarks(config, prompts.beside_name, num_vectors, embedding, done)
+    findings += [Finding(HINT, sentence) for sentence in questions]
     return Preflight(
         pictures=len(listed.pictures),
         skipped=listed.skipped,
@@ -140,16 +148,12 @@ def _is_full_size(checkpoint: Path | None) -> bool:
 
 
 def _check_rate(config: TrainingConfig, first_step: int) -> Iterable[Finding]:
-    """A rate that belongs to another method."""
-    if str(config.learning_rate).strip().lower() == AUTO:
+    """A rate that belongs to another method; `remarks` questions one that is far outside of all."""
+    peak, (lowest, highest) = peak_rate(config, first_step), USUAL_RATES[config.method]
+    if peak is None or lowest <= peak <= highest or about_far_rate(config, first_step):
         return
-    lowest, highest = _USUAL_RATES[config.method]
-    rates = config.rates(first_step, _USUAL_SCALE)
-    last_step = max(first_step + 1, min(config.total_steps, first_step + _RATES_LOOKED_AT))
-    peak = max(rates.at(step) for step in range(first_step + 1, last_step + 1))
-    if not lowest <= peak <= highest:
-        much = "little" if peak < lowest else "much"
-        yield Finding(HINT, f"A learning rate of {peak:g} is {much} for the method “{config.method}”; “auto” fits it.")
+    much = "little" if peak < lowest else "much"
+    yield Finding(HINT, f"A learning rate of {peak:g} is {much} for the method “{config.method}”; “auto” fits it.")
 
 
 def _check_pictures(config: TrainingConfig, listed: TrainingSet, first_step: int) -> Iterable[Finding]:
@@ -166,6 +170,8 @@ def _check_pictures(config: TrainingConfig, listed: TrainingSet, first_step: int
         yield Finding(HINT, f"Only {counted(count, 'picture')}: {advice}.")
     for _, reason in listed.skipped:
         yield Finding(PROBLEM, reason)
+    for note in listed.notes:
+        yield Finding(HINT, note)
     for names in duplicates(listed.pictures):
         yield Finding(PROBLEM, f"{_list_names(names)} are the same file; each copy makes that picture count more.")
 
@@ -210,11 +216,12 @@ def _hash(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Prompts:
-    """The prompts that a template and the captions make: tokens and chunks of the longest."""
+    """The prompts that a template and the captions make: tokens and chunks of the longest, and the captions beside the name."""
 
     longest: int
     chunks: int
     findings: Sequence[Finding]
+    beside_name: Sequence[str] = ()
 
 
 def _check_prompts(config: TrainingConfig, listed: TrainingSet, num_vectors: int) -> _Prompts:
@@ -228,7 +235,8 @@ def _check_prompts(config: TrainingConfig, listed: TrainingSet, num_vectors: int
     except TextualInversionError as error:
         return _Prompts(0, 1, [Finding(FATAL, str(error))])
     chunks = places // CHUNK_TOKENS
-    findings = [_check_names([text for text, count in zip(texts, spliced) if count < num_vectors])]
+    findings = [Finding(GOOD, sentence) for sentence in (_say_sources(listed.pictures), show_prompts(lines, captions, name)) if sentence]
+    findings += [_check_names([text for text, count in zip(texts, spliced) if count < num_vectors])]
     if chunks > 1:
         shown = f"{text[:60]}…" if len(text) > 60 else text
         length = f"The longest prompt (“{shown}”) has {longest} tokens, so every prompt takes {chunks} chunks of {CHUNK_TOKENS}"
@@ -238,7 +246,14 @@ def _check_prompts(config: TrainingConfig, listed: TrainingSet, num_vectors: int
     if captions.count("") and any("[filewords]" in line for line in lines):
         empty = counted(captions.count(""), "picture")
         findings.append(Finding(HINT, f"{empty} without a caption; the template's [filewords] stays empty for them."))
-    return _Prompts(longest, chunks, findings)
+    return _Prompts(longest, chunks, findings, captions if has_caption_beside_name(lines) else ())
+
+
+def _say_sources(pictures: Sequence[TrainingPicture]) -> str:
+    """A sentence on where the captions come from; empty where there are none."""
+    counts = Counter(picture.source for picture in pictures if picture.source)
+    parts = [f"{count} from {source}" for source, count in counts.most_common()]
+    return f"Captions: {', '.join(parts)}." if parts else ""
 
 
 def _check_names(nameless: Sequence[str]) -> Finding:

@@ -12,7 +12,7 @@ from textual_inversion.diffusion.conditioning import VectorTable
 from textual_inversion.diffusion.model import StableDiffusion, is_full_size
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import ConfigError
-from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, read_template, template_folder
+from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, has_caption_beside_name, read_template, template_folder
 from textual_inversion.settings.creation import wants_search
 from textual_inversion.settings.schema import AUTO
 from textual_inversion.settings.training import TrainingConfig
@@ -25,6 +25,7 @@ from textual_inversion.training.events import Event, Message, Started, Stopped
 from textual_inversion.training.initial_words import WordSearch
 from textual_inversion.training.memory import EncodingPlan
 from textual_inversion.training.methods import start_at_word_length
+from textual_inversion.training.remarks import remarks
 
 _LEAST_ROWS, _MOST_FIXED = 8, 24  # that words are compared by
 _ROWS_OF_A_PLACE = 10  # forward passes for each of these rows: the gradient, the words tried, and a part of the first noun's search
@@ -71,7 +72,12 @@ class Prepared:
         self.listed = list_pictures(config)
         self.config = config = config.with_steps(self.listed.shown, full_size=is_full_size(model.file))
         self._require_steps_left()
-        self.prompts = PromptMaker(config, self.lines, [picture.caption for picture in self.listed.pictures], conditioner, self.table)
+        captions = [picture.caption for picture in self.listed.pictures]
+        self.prompts = PromptMaker(config, self.lines, captions, conditioner, self.table)
+        beside_name = captions if has_caption_beside_name(self.lines) else []
+        questions = remarks(config, beside_name, self.embedding.num_vectors, self.embedding, self.embedding.provenance.step or 0)
+        for note in (*self.listed.notes, *questions):
+            self.listener(Message(note))
 
     def _require_steps_left(self) -> None:
         first_step, steps = self.embedding.provenance.step or 0, self.config.total_steps

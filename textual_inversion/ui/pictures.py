@@ -51,13 +51,13 @@ class FolderPictures:
 
 def pictures_in(folder: str) -> FolderPictures:
     """Look into `folder`; raises nothing, `problem` says what is wrong."""
-    from textual_inversion.pictures.folder import caption_file, require_images
+    from textual_inversion.pictures.folder import require_images, written_caption
 
     if not folder:
         return FolderPictures()
     try:
         paths = require_images(Path(folder).expanduser())
-        captioned = sum(caption_file(path).is_file() for path in paths)
+        captioned = sum(written_caption(path) is not None for path in paths)
         thumbnails = [_thumbnail(str(path), path.stat().st_mtime_ns) for path in paths[:SHOWN]]
     except (TextualInversionError, OSError) as error:
         return FolderPictures(problem=user_message(error))

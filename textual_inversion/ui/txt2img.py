@@ -136,15 +136,14 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def keep(pictures: list[Image.Image], folder: Path, seed: int) -> None:
     """Write the pictures as PNG with their parameters inside, as `<day>/<number>-<seed>.png`."""
-    from PIL.PngImagePlugin import PngInfo
+    from textual_inversion.pictures.parameters import with_parameters
 
     day = folder / time.strftime("%Y-%m-%d")
     day.mkdir(parents=True, exist_ok=True)
     numbers = [int(found.group()) for path in day.glob("*.png") if (found := re.match(r"\d+", path.name))]
     for index, picture in enumerate(pictures):
-        about = PngInfo()
-        about.add_itxt("parameters", str(picture.info.get("parameters", "")))
-        picture.save(day / f"{max(numbers, default=0) + 1 + index:05}-{(seed + index) % 2**32}.png", pnginfo=about)
+        name = f"{max(numbers, default=0) + 1 + index:05}-{(seed + index) % 2**32}.png"
+        picture.save(day / name, pnginfo=with_parameters(picture))
 
 
 def drawing_values(engine: Engine) -> dict[str, Any]:

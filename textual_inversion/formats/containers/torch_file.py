@@ -19,7 +19,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from textual_inversion.errors import EmbeddingError, UnsafeFileError
-from textual_inversion.formats.containers.file_bytes import FileBytes
+from textual_inversion.formats.containers.file_bytes import MAX_READ_BYTES, FileBytes
 from textual_inversion.formats.containers.pickle_tags import ModuleState, StorageSpec, TensorSpec
 from textual_inversion.formats.containers.tensors import ELEMENT_SIZES, Contents, Parameters, StoredTensor, tensor_from
 from textual_inversion.formats.containers.unpickler import EMBEDDING_RULES, PickleRules, walk_pickle
@@ -31,6 +31,7 @@ MAX_PICKLE_BYTES = 4 * 2**20
 MAX_ELEMENTS = 2**24  # of all tensors together; with a stride of 0, a few bytes can claim any size
 MAX_VALUES = 50_000
 MAX_DEPTH = 8
+_BLOCK = 2**20  # bytes of a large file read at a time
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 ZIP_START = b"PK\x03\x04"
@@ -76,7 +77,52 @@ class TorchLimits:
 
 
 EMBEDDING_LIMITS = TorchLimits()
-Data = bytes | mmap.mmap
+
+
+class _TooMuchError(UnsafeFileError):
+    """More entries, values or elements than an embedding has."""
+
+
+class _FilePart:
+    """Bytes of a large file that are read when they are asked for.
+
+    Args:
+        checksum: of all of these bytes; None where it is checked already, or there is none.
+    """
+
+    def __init__(self, source: FileBytes, begin: int, end: int, checksum: int | None = None) -> None:
+        self._source, self._begin, self._end, self._checksum = source, begin, max(begin, min(end, source.size)), checksum
+
+    def __len__(self) -> int:
+        return self._end - self._begin
+
+    def __getitem__(self, place: slice) -> bytes:
+        begin, end, _ = place.indices(len(self))
+        return self._source.read(self._begin + begin, self._begin + max(begin, end))
+
+    def part(self, begin: int, end: int, checksum: int | None = None) -> _FilePart:
+        """The bytes from `begin` up to `end`, not read yet."""
+        return _FilePart(self._source, self._begin + begin, self._begin + end, checksum)
+
+    def check(self) -> None:
+        """Read all of it once and compare its checksum; raises `EmbeddingError`."""
+        if self._checksum is None:
+            return
+        found = 0
+        for begin in range(0, len(self), _BLOCK):
+            found = zlib.crc32(self[begin : begin + _BLOCK], found)
+        if found != self._checksum:
+            raise EmbeddingError(_DAMAGED)
+        self._checksum = None
+
+
+Data = bytes | mmap.mmap | _FilePart
+Part = memoryview | _FilePart
+
+
+def part_of(data: Data, begin: int, end: int) -> Part:
+    """The bytes of a file from `begin` up to `end`, not copied."""
+    return data.part(begin, end) if isinstance(data, _FilePart) else memoryview(data)[begin:end]
 
 
 def is_torch_file(source: FileBytes) -> bool:
@@ -92,10 +138,16 @@ def read_torch_file(source: FileBytes) -> Contents:
         UnsafeFileError: the file contains or hides more than data.
         EmbeddingError: the file is damaged or too large.
     """
-    return Contents("pickle", read_torch_data(source.all()))
+    if source.size <= MAX_READ_BYTES:
+        return Contents("pickle", read_torch_data(source.all(), EMBEDDING_LIMITS))
+    try:  # a vector may be a row of a whole token table, of which only that row is read
+        return Contents("pickle", read_torch_data(_FilePart(source, 0, source.size), EMBEDDING_LIMITS))
+    except _TooMuchError as error:
+        size = source.size // 2**20
+        raise EmbeddingError(f"it has {size} MB and more in it than an embedding has, so this may be a LoRA or a checkpoint.") from error
 
 
-def read_torch_data(data: Data, limits: TorchLimits = EMBEDDING_LIMITS) -> Any:
+def read_torch_data(data: Data, limits: TorchLimits) -> Any:
     """Read the bytes of a file of `torch.save`, which may be mapped into memory, as plain data with `StoredTensor`s that lie in them.
 
     Raises:
@@ -112,9 +164,9 @@ def _read_zip(data: Data, limits: TorchLimits) -> Any:
         raise EmbeddingError("it is a zip file without data.pkl, so PyTorch did not write it.")
     if len(entries["data.pkl"]) > limits.pickle_bytes:
         raise EmbeddingError(f"its pickle has {len(entries['data.pkl'])} bytes; at most {limits.pickle_bytes} are read.")
-    if entries.get("byteorder", b"little") != b"little":
+    if "byteorder" in entries and bytes(entries["byteorder"][:]) != b"little":
         raise EmbeddingError("it was written on a big-endian machine; convert it there to safetensors.")
-    tree = walk_pickle(BytesIO(entries["data.pkl"]), rules=limits.rules)
+    tree = walk_pickle(BytesIO(entries["data.pkl"][:]), rules=limits.rules)
     return build_tree(tree, {key.removeprefix("data/"): part for key, part in entries.items()}, limits)
 
 
@@ -131,20 +183,20 @@ def _read_legacy(data: Data, limits: TorchLimits) -> Any:
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
         raise EmbeddingError("its list of tensor data is damaged.")
     by_key = {spec.key: spec for spec in specs}
-    rest = memoryview(data)[stream.tell() :]
-    storages: dict[str, memoryview] = {}
+    place = stream.tell()
+    storages: dict[str, Part] = {}
     for key in keys:
-        spec = by_key.get(key)
-        if spec is None or len(rest) < 8 or struct.unpack("<q", rest[:8])[0] != spec.numel:
+        spec, count = by_key.get(key), data[place : place + 8]
+        if spec is None or len(count) < 8 or struct.unpack("<q", count)[0] != spec.numel:
             raise EmbeddingError("its tensor data does not match its pickle; the file is cut off or damaged.")
-        end = 8 + max(spec.numel, 0) * ELEMENT_SIZES[spec.dtype]
-        storages[key], rest = rest[8:end], rest[end:]
-    if rest:
+        end = place + 8 + max(spec.numel, 0) * ELEMENT_SIZES[spec.dtype]
+        storages[key], place = part_of(data, place + 8, end), end
+    if place < len(data):
         raise UnsafeFileError("other data follows after its tensors.")
     return build_tree(tree, storages, limits)
 
 
-def build_tree(value: Any, storages: Mapping[str, memoryview], limits: TorchLimits) -> Any:
+def build_tree(value: Any, storages: Mapping[str, Part], limits: TorchLimits) -> Any:
     """Turn a value of `walk_pickle` into plain data with `StoredTensor`s, whose numbers lie in `storages`, by key.
 
     Raises:
@@ -157,7 +209,7 @@ def build_tree(value: Any, storages: Mapping[str, memoryview], limits: TorchLimi
 class _Builder:
     """Turns the result of `walk_pickle` into plain data, and checks every tensor against its storage."""
 
-    def __init__(self, storages: Mapping[str, memoryview], limits: TorchLimits) -> None:
+    def __init__(self, storages: Mapping[str, Part], limits: TorchLimits) -> None:
         self._storages = storages
         self._limits = limits
         self._elements = 0
@@ -167,7 +219,7 @@ class _Builder:
         """Convert `value` to plain data. Depth and size are limited, because a pickle's lists may contain themselves."""
         self._values += 1
         if depth > self._limits.depth or self._values > self._limits.values:
-            raise UnsafeFileError("its pickle is nested too deeply or holds too many values.")
+            raise _TooMuchError("its pickle is nested too deeply or holds too many values.")
         if isinstance(value, TensorSpec):
             return self._tensor(value)
         if isinstance(value, ModuleState):
@@ -192,22 +244,24 @@ class _Builder:
             count = min(count * length, most + 1)  # capped, so the number stays small
         self._elements += count
         if self._elements > most or count > max(MAX_ELEMENTS, spec.storage.numel):
-            raise UnsafeFileError(f"its pickle claims tensors of more than {most} elements, such as one of shape {list(size[:4])}.")
+            raise _TooMuchError(f"its pickle claims tensors of more than {most} elements, such as one of shape {list(size[:4])}.")
         last = spec.offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
         storage = self._storage(spec.storage)
         if last >= spec.storage.numel:
             raise UnsafeFileError(f"its pickle describes a tensor of shape {list(size)} that reaches beyond its data.")
-        part = storage[spec.offset * ELEMENT_SIZES[dtype] : (last + 1) * ELEMENT_SIZES[dtype]]  # may cut one row out of a whole table
 
         def read() -> torch.Tensor:
             import torch
 
+            if isinstance(storage, _FilePart):
+                storage.check()
+            part = storage[spec.offset * ELEMENT_SIZES[dtype] : (last + 1) * ELEMENT_SIZES[dtype]]  # perhaps one row of a whole table
             flat = tensor_from(part, dtype, (last + 1 - spec.offset,))
             return flat.as_strided(size, stride).clone(memory_format=torch.contiguous_format)
 
         return StoredTensor(size, dtype, read)
 
-    def _storage(self, spec: StorageSpec) -> memoryview:
+    def _storage(self, spec: StorageSpec) -> Part:
         data = self._storages.get(spec.key) if spec.inline is None else memoryview(spec.inline)
         if data is None or spec.numel < 1 or len(data) != spec.numel * ELEMENT_SIZES[spec.dtype]:
             size = "none" if data is None else f"{len(data)} bytes"
@@ -231,7 +285,7 @@ class _Entry(NamedTuple):
     begin: int
 
 
-def read_zip(data: Data, limits: TorchLimits = EMBEDDING_LIMITS) -> dict[str, memoryview]:
+def read_zip(data: Data, limits: TorchLimits = EMBEDDING_LIMITS) -> dict[str, Part]:
     """Return entry name, without the archive's folder -> its bytes within `data`.
 
     Raises:
@@ -244,8 +298,8 @@ def read_zip(data: Data, limits: TorchLimits = EMBEDDING_LIMITS) -> dict[str, me
         if len(set(names)) != len(names) or len({name.partition("/")[0] for name in names}) > 1:
             raise UnsafeFileError(f"its zip holds an entry twice or several folders, {_TWO_WAYS}")
         if unknown := [name for name in names if not _NAME.fullmatch(name)]:
-            raise UnsafeFileError(f"its zip holds {unknown[0][:60]!r}, which PyTorch does not write.")
-        return _slice(memoryview(data), entries, limits)
+            raise UnsafeFileError(f"its zip holds {unknown[0][:60]!r}, which PyTorch does not write; if it is an archive, unpack it.")
+        return _slice(data, entries, limits)
     except (struct.error, ValueError) as error:
         raise EmbeddingError(_DAMAGED) from error
 
@@ -274,7 +328,7 @@ def _find_list(data: Data, most_entries: int) -> tuple[int, int, int]:
     if disk or other_disk or here != count or begin + size != end:
         raise UnsafeFileError(f"its zip has other data before or after it, or its list of entries is elsewhere than it says, {_TWO_WAYS}")
     if count > most_entries:
-        raise UnsafeFileError(f"its zip has {count} entries; at most {most_entries} are read.")
+        raise _TooMuchError(f"its zip has {count} entries; at most {most_entries} are read.")
     return begin, end, count
 
 
@@ -314,9 +368,18 @@ def _large_numbers(extra: bytes, numbers: tuple[int, int, int]) -> tuple[int, in
     return size, packed, place, len(extra)
 
 
-def _slice(data: memoryview, entries: list[_Entry], limits: TorchLimits) -> dict[str, memoryview]:
+def _checked(data: Data, entry: _Entry, begin: int, end: int, *, reads_later: bool) -> Part:
+    """The bytes of an entry, whose checksum is right; those of a large file may be checked when they are read."""
+    if isinstance(data, _FilePart) and reads_later:
+        return data.part(begin, end, entry.checksum)
+    if entry.size > MAX_READ_BYTES or zlib.crc32(data[begin:end]) != entry.checksum:
+        raise ValueError("damaged")
+    return part_of(data, begin, end)
+
+
+def _slice(data: Data, entries: list[_Entry], limits: TorchLimits) -> dict[str, Part]:
     """Cut out the entries without copying. They must follow each other in the file, and their local headers must agree with the list."""
-    parts: dict[str, memoryview] = {}
+    parts: dict[str, Part] = {}
     free = 0
     for entry in entries:
         begin = entry.begin + _OWN_PART.size
@@ -328,8 +391,11 @@ def _slice(data: memoryview, entries: list[_Entry], limits: TorchLimits) -> dict
             raise UnsafeFileError("its zip entries overlap.")
         if signature != ZIP_START or method or raw_name != entry.raw_name:
             raise UnsafeFileError(f"its zip describes {entry.name[:60]!r} in two ways, {_TWO_WAYS}")
-        if flags & _ENCRYPTED or (limits.checks_sums and zlib.crc32(data[begin:end]) != entry.checksum):
-            raise ValueError("encrypted or damaged")
-        parts[entry.name.partition("/")[2]] = data[begin:end]
+        if flags & _ENCRYPTED:
+            raise ValueError("encrypted")
+        name = entry.name.partition("/")[2]
+        parts[name] = (
+            _checked(data, entry, begin, end, reads_later=name.startswith("data/")) if limits.checks_sums else part_of(data, begin, end)
+        )
         free = end
     return parts

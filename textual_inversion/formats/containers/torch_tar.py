@@ -16,7 +16,7 @@ from textual_inversion.errors import EmbeddingError
 from textual_inversion.formats.containers.file_bytes import FileBytes
 from textual_inversion.formats.containers.pickle_tags import Import, StorageSpec, TensorSpec
 from textual_inversion.formats.containers.tensors import ELEMENT_SIZES
-from textual_inversion.formats.containers.torch_file import MAX_DEPTH, Data, TorchLimits, build_tree
+from textual_inversion.formats.containers.torch_file import MAX_DEPTH, Data, Part, TorchLimits, build_tree, part_of
 from textual_inversion.formats.containers.unpickler import walk_pickle
 
 _MAGIC_PLACE, _MAGIC = 257, b"ustar"
@@ -81,12 +81,12 @@ class _Window:
         """The place of the next byte."""
         return self._place
 
-    def take(self, size: int) -> memoryview:
+    def take(self, size: int) -> Part:
         """The next bytes without a copy; raises `ValueError` where they are not there."""
         if not 0 <= size <= self._end - self._place:
             raise ValueError("data beyond the end")
         begin, self._place = self._place, self._place + size
-        return memoryview(self._data)[begin : self._place]
+        return part_of(self._data, begin, self._place)
 
     def numbers(self, form: str) -> tuple[int, ...]:
         """The next numbers, little-endian."""
@@ -122,9 +122,9 @@ def _tensor_classes() -> dict[str, Import]:
     return {f"torch.{name}Tensor": Import("opaque") for name in _TYPES}
 
 
-def _read_storages(stream: _Window, limits: TorchLimits) -> tuple[dict[str, memoryview], dict[int, _Data]]:
+def _read_storages(stream: _Window, limits: TorchLimits) -> tuple[dict[str, Part], dict[int, _Data]]:
     """The raw data by key, and all storages and parts of storages by number."""
-    raw: dict[str, memoryview] = {}
+    raw: dict[str, Part] = {}
     known: dict[int, _Data] = {}
     for _ in range(_count(stream, limits)):
         number, _location, tag = walk_pickle(stream, rules=limits.rules)

@@ -16,7 +16,7 @@ import torch
 
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.errors import DatasetError, TrainingError
-from textual_inversion.pictures.folder import mask_file
+from textual_inversion.pictures.folder import find_mask
 from textual_inversion.pictures.geometry import Size
 from textual_inversion.pictures.parallel import in_order
 from textual_inversion.settings.training import TrainingConfig
@@ -135,7 +135,8 @@ class _Job:
             if self.store is None:
                 return _Read(views=self.training_set.views(index))
             picture, options = self.training_set.pictures[index], self.training_set.options
-            files = [picture.path, *([mask_file(picture.path)] if options.weighted else [])]
+            mask = find_mask(picture.path) if options.weighted else None
+            files = [picture.path, *([mask] if mask else [])]
             settings = [picture.size, picture.places, self.sides, options.background, options.weighted, options.whole]
             key = self.store.key(files, settings)
             stored = self.store.get(key)
@@ -312,6 +313,7 @@ def dataset_options(config: TrainingConfig) -> DatasetOptions:
         background=config.background,
         weighted=config.alpha_weight,
         subfolders=config.subfolders,
+        name=config.name,
     )
 
 

@@ -1,0 +1,85 @@
+"""Questions about a run whose settings or names can hardly be meant, for those who check it and for those who start it at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from textual_inversion.embedding import Embedding
+from textual_inversion.errors import TextualInversionError
+from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt
+from textual_inversion.prompts.names import about_name, names_in
+from textual_inversion.prompts.tokenizer import default_tokenizer
+from textual_inversion.settings.schema import AUTO
+from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.text import counted
+
+#: Method -> the lowest and the highest learning rate that are usual for it.
+USUAL_RATES = {"pulled": (0.001, 0.1), "directional": (0.03, 2.0), "classic": (0.0005, 0.05)}
+_FAR = 8  # times the usual rates, beyond which nothing is learned, or nothing but noise
+_USUAL_SCALE = 0.014  # of a value in CLIP-L's token table
+_RATES_LOOKED_AT = 1000  # steps
+_LONGEST, _MOST_VECTORS = 20, 32  # times the length of a word; vectors
+
+
+def remarks(config: TrainingConfig, captions: Sequence[str], num_vectors: int, embedding: Embedding | None, first_step: int) -> list[str]:
+    """Sentences on what should be questioned before the first step.
+
+    Args:
+        captions: those that prompts put beside the name.
+        num_vectors: of the embedding (1 to 75).
+        embedding: the vectors that it starts from; None where they are not read yet.
+        first_step: its steps so far.
+    """
+    found = [about_far_rate(config, first_step), _about_length(embedding), *_about_captions(config.name, captions, num_vectors)]
+    if num_vectors > _MOST_VECTORS:
+        found.append(f"It has {num_vectors} vectors: they take {num_vectors} of the {CHUNK_TOKENS} places of a prompt; 1 to 16 are usual.")
+    return [sentence for sentence in found if sentence]
+
+
+def peak_rate(config: TrainingConfig, first_step: int) -> float | None:
+    """The highest learning rate of the first thousand steps; None where it is left to the method."""
+    if str(config.learning_rate).strip().lower() == AUTO:
+        return None
+    rates = config.rates(first_step, _USUAL_SCALE)
+    last_step = max(first_step + 1, min(config.total_steps, first_step + _RATES_LOOKED_AT))
+    return max(rates.at(step) for step in range(first_step + 1, last_step + 1))
+
+
+def about_far_rate(config: TrainingConfig, first_step: int) -> str:
+    """A sentence on a learning rate that is far outside what works; empty where it is not."""
+    peak, (lowest, highest) = peak_rate(config, first_step), USUAL_RATES[config.method]
+    if peak is None or lowest / _FAR <= peak <= highest * _FAR:
+        return ""
+    effect = "learns next to nothing" if peak < lowest else "destroys what it has learned at every step"
+    usual = f"{lowest:g} to {highest:g} are usual for “{config.method}”, and “auto” fits it"
+    return f"With a learning rate of {peak:g} an embedding {effect}: {usual}. Is that rate meant?"
+
+
+def _about_length(embedding: Embedding | None) -> str:
+    """A sentence on vectors that are much longer than those of words."""
+    if embedding is None:
+        return ""
+    for vectors in embedding.vectors.values():
+        length, usual = float(vectors.norm(dim=1).max()), _USUAL_SCALE * math.sqrt(vectors.shape[1])
+        if length > _LONGEST * usual:
+            advice = "they drown the rest of every prompt; create the embedding anew, and train it with a lower rate"
+            return f"Its vectors are up to {length:.3g} long, where those of words are about {usual:.2g}: {advice}."
+    return ""
+
+
+def _about_captions(name: str, captions: Sequence[str], num_vectors: int) -> Iterator[str]:
+    """Sentences on a name that is a word of other prompts, and on captions that hold it."""
+    yield about_name(name)
+    known, tokenizer = {name: num_vectors}, default_tokenizer()
+    named = []
+    for caption in dict.fromkeys(captions):
+        if names_in([caption], known):
+            try:
+                named += [caption] if any(chunk.splices for chunk in chunk_prompt(caption, tokenizer, known)) else []
+            except TextualInversionError:
+                continue  # the check of the prompts tells
+    if named:
+        one = len(named) == 1
+        where = f"{counted(len(named), 'caption')} {'holds' if one else 'hold'} the name too, such as “{named[0][:60]}”"
+        yield f"{where}: the embedding stands there as well. A template of “[filewords]” alone, or other captions, has it once."
