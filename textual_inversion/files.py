@@ -6,11 +6,13 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 _BLOCK = 2**20  # bytes read at a time
+_NO_FILE = "it is a pipe, a device or a socket, not a file"
 
 
 class FileStamp(NamedTuple):
@@ -34,10 +36,57 @@ class FileStamp(NamedTuple):
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
+def open_regular(path: str | os.PathLike[str], mode: str = "rb", **text: Any) -> Any:
+    """Open a regular file. Opening a pipe would wait for its other end for ever, and a device may have no end.
+
+    Args:
+        mode: as for `open`.
+        text: `encoding` and `newline`, as for `open`.
+
+    Raises:
+        IsADirectoryError: it is a folder. OSError: it is a pipe, a device or a socket, is missing, or access is denied.
+        ValueError: there is a null character in the path.
+    """
+    return open(path, mode, opener=_open_regular, **text)
+
+
+def read_regular(path: str | os.PathLike[str], most: int | None = None) -> bytes:
+    """The contents of a regular file.
+
+    Args:
+        most: the largest number of bytes that such a file may have; None = any.
+
+    Raises:
+        OSError: as `open_regular`, or the file has more bytes.
+    """
+    with open_regular(path) as file:
+        data = file.read() if most is None else file.read(most + 1)
+    if most is not None and len(data) > most:
+        size = f"{most >> 20} MB" if most >= _BLOCK else f"{most >> 10} KB"
+        raise OSError(errno.EFBIG, f"it has more than {size}", os.fspath(path))
+    return data
+
+
+def _open_regular(path: str, flags: int) -> int:
+    try:
+        handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket; a pipe without a reader
+            raise OSError(errno.EINVAL, _NO_FILE, path) from error
+        raise
+    kind = os.fstat(handle).st_mode
+    if stat.S_ISREG(kind):
+        return handle
+    os.close(handle)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, _NO_FILE, path)
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """The file's sha256 in 64 hex digits; raises OSError."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.checkpoint import CheckpointFile
 from textual_inversion.diffusion.noise import Epsilon, NoiseSchedule, Prediction, VPrediction
 from textual_inversion.diffusion.unet import UNet
+from textual_inversion.files import open_regular
 
 _IN_YAML = re.compile(r"^\s*parameterization\s*:\s*[\"']?([\w-]+)", re.MULTILINE)
 _MOST_YAML_BYTES = 2**20
@@ -90,7 +91,7 @@ def ends_in_noise(file: CheckpointFile) -> bool:
 def _yaml_beside(file: CheckpointFile) -> str:
     path = file.path.with_suffix(".yaml")
     try:
-        with open(path, "rb") as source:
+        with open_regular(path) as source:
             return source.read(_MOST_YAML_BYTES).decode("utf-8", errors="replace")
     except OSError:
         return ""

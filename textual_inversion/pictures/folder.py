@@ -9,8 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.files import os_error_words
+from textual_inversion.files import os_error_words, read_regular
 from textual_inversion.text import counted
+
+MOST_CAPTION_BYTES = 64 * 2**10  # a prompt of that size already takes hundreds of chunks of tokens
 
 #: File name endings that count as pictures. AVIF and HEIC are listed even where Pillow cannot read them, so that such files are
 #: named, not ignored.
@@ -155,7 +157,7 @@ def caption_bytes(file: Path) -> bytes:
         DatasetError: it cannot be read.
     """
     try:
-        return file.read_bytes()
+        return read_regular(file, MOST_CAPTION_BYTES)
     except OSError as error:
-        sentence = f"The caption {file.name} cannot be read ({os_error_words(error)}); check its permissions."
+        sentence = f"The caption {file.name} cannot be read ({os_error_words(error)}); mend it or take it away."
         raise DatasetError(sentence, path=file) from error

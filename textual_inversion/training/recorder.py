@@ -20,7 +20,7 @@ from textual_inversion.diffusion.generate import draw_prompts
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import TextualInversionError
-from textual_inversion.files import os_error_text, replace_file
+from textual_inversion.files import open_regular, os_error_text, replace_file
 from textual_inversion.prompts.names import tag_of
 from textual_inversion.prompts.templates import fill
 from textual_inversion.settings.generation import GenerationSettings
@@ -76,7 +76,7 @@ class Recorder:
         path = self.folder / file_name
         with self._report_errors(what):
             is_new = not path.exists()
-            with path.open("a", newline="", encoding="utf-8") as file:
+            with open_regular(path, "a", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 if is_new:
                     writer.writerow(columns)
