@@ -95,12 +95,13 @@ def write_atomic(path: Path, data: bytes, *, overwrite: bool = False) -> None:
         NameTakenError: a file or a link is there and `overwrite` is false.
         EmbeddingError: the folder is missing, the disk is full, or writing is not allowed. No incomplete file remains.
     """
-    if not (folder := Path(os.path.realpath(path)).parent).is_dir():
-        raise EmbeddingError(f"{path} cannot be written because the folder {folder} does not exist; make it first.", path=path)
     try:
         replace_file(path, data, overwrite=overwrite)
     except FileExistsError as error:
         raise NameTakenError(f"{path} exists; choose another name or allow overwriting (--overwrite).", path=path) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        folder = Path(os.path.realpath(path)).parent
+        raise EmbeddingError(f"{path} cannot be written because the folder {folder} does not exist; make it first.", path=path) from error
     except OSError as error:
         raise EmbeddingError(f"{path} was not written: {os_error_text(error)}.", path=path) from error
 
