@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from textual_inversion.errors import ConfigError
 from textual_inversion.hosts.fake import FakeEngine, FakeHost
 from textual_inversion.hosts.standalone import build_app
 from textual_inversion.hosts.standalone import gate as gates
@@ -212,6 +213,24 @@ def test_a_token_that_is_not_ours_is_refused(shown: str) -> None:
 def test_tokens_differ_and_are_long() -> None:
     assert len({gates.new_token() for _ in range(100)}) == 100
     assert len(gates.new_token()) >= 32
+
+
+def test_a_certificate_that_cannot_be_used_is_said_before_the_start(tmp_path: Path) -> None:
+    (tmp_path / "bad.pem").write_text("no certificate", encoding="utf-8")
+    for access in (
+        gates.Access(certificate=tmp_path / "missing.pem"),
+        gates.Access(certificate=tmp_path / "bad.pem"),
+        gates.Access(key=tmp_path / "bad.pem"),
+    ):
+        with pytest.raises(ConfigError, match="--tls-cert"):
+            access.tls_options()
+    assert gates.Access().tls_options() == {}
+
+
+def test_the_pages_address_has_the_token_and_the_scheme() -> None:
+    assert gates.Access().page(7870) == "http://127.0.0.1:7870"
+    assert gates.Access(True, "abc", Path("cert.pem")).page(1) == "https://127.0.0.1:1/?token=abc"
+    assert (gates.Access().address, gates.Access(listen=True).address) == ("127.0.0.1", "0.0.0.0")
 
 
 async def _ask(gate: gates.Gate, scope: dict[str, Any], bodies: Iterator[bytes]) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from textual_inversion import formats
-from textual_inversion.diffusion.checkpoint import CheckpointFile, token_tables
+from textual_inversion.diffusion.checkpoint import TOKENS, CheckpointFile, token_tables
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding, Provenance, check_name, fold_name
-from textual_inversion.errors import ConfigError, EmbeddingError, InvalidNameError, NameTakenError, TextualInversionError
+from textual_inversion.errors import CheckpointError, ConfigError, EmbeddingError, InvalidNameError, NameTakenError, TextualInversionError
 from textual_inversion.files import FileStamp, os_error_words, remove_quietly
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.creation import AUTO_VECTORS, MAX_VECTORS, wants_search
@@ -109,6 +109,9 @@ def create_embedding(
         file, tables = model.file, {model.conditioner.encoder_name: model.text_encoder.token_table}
     else:
         file, tables = CheckpointFile.open(model), token_tables(model)
+        if shorter := [len(table) for table in tables.values() if len(table) < TOKENS]:
+            sentence = f"{file.path.name} has a token table of {counted(shorter[0], 'row')}; expected {TOKENS}. Take another checkpoint."
+            raise CheckpointError(sentence, path=file.path)
     vectors = {encoder: initial_vectors(table, initializer_text, num_vectors) for encoder, table in tables.items()}
     folder = Path(folder)
     try:

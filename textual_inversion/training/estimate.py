@@ -16,12 +16,14 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from textual_inversion.diffusion import kernels
-from textual_inversion.diffusion.checkpoint import TEXT, UNET, VAE, CheckpointFile, check_family
+from textual_inversion.diffusion.checkpoint import TEXT, TOKENS, UNET, VAE, CheckpointFile, check_family, part_on_meta
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder, TokenBatch
 from textual_inversion.diffusion.kernels.launch import skipped
 from textual_inversion.diffusion.layers import product_attention
 from textual_inversion.diffusion.unet import UNet, UNetConfig
+from textual_inversion.diffusion.vae import VAE as AutoEncoder
 from textual_inversion.diffusion.vae import VAEConfig
+from textual_inversion.errors import CheckpointError
 
 _CPU_SIDE, _DEVICE_SIDE = 1024, 4096  # sides of the matrices whose product is timed
 #: Share of a plain matrix product's speed that a step reaches.
@@ -139,9 +141,13 @@ def memory_cost(
 def _on_meta(file: CheckpointFile, dtype: torch.dtype, checkpointing: bool) -> tuple[UNet, CLIPTextEncoder]:
     """The models of a checkpoint without their weights."""
     is_sd2 = check_family(file) == "SD2"
-    with torch.device("meta"):
-        unet = UNet(UNetConfig.from_shapes(file.under(UNET))).to(dtype).requires_grad_(False)
-        text = CLIPTextEncoder(CLIPConfig.from_shapes(file.under(TEXT), is_sd2=is_sd2)).to(dtype).requires_grad_(False)
+    unet = part_on_meta(file, UNET, lambda shapes: UNet(UNetConfig.from_shapes(shapes))).to(dtype).requires_grad_(False)
+    text = part_on_meta(file, TEXT, lambda shapes: CLIPTextEncoder(CLIPConfig.from_shapes(shapes, is_sd2=is_sd2)))
+    text = text.to(dtype).requires_grad_(False)
+    part_on_meta(file, VAE, lambda shapes: AutoEncoder(VAEConfig.from_shapes(shapes)))  # to see whether it fits
+    if text.config.vocab_size < TOKENS or unet.config.context_dim != text.config.width:
+        found = f"a token table of {text.config.vocab_size} rows and {text.config.width} values, and a UNet for {unet.config.context_dim}"
+        raise CheckpointError(f"{file.path.name} has {found}; expected {TOKENS} rows and equal widths. Take another.", path=file.path)
     unet.checkpointing = checkpointing
     return unet, text
 
