@@ -112,8 +112,8 @@ def serve_arguments(arguments: "list[str]") -> "argparse.Namespace":
     parser.add_argument(
         "--listen",
         action="store_true",
-        help="let other computers open the page, too (default: only this one); without a password, they see pictures of any folder here "
-        "and write where you may",
+        help="let other computers open the page, too (default: only this one), with the token that is printed with the address: they see "
+        "pictures of any folder here and write where you may; --no-token leaves the token out, --tls-cert and --tls-key give https",
     )
     parser.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
     parser.add_argument("--checkpoint", metavar="PATH", help="Stable Diffusion checkpoint to start with (default: the tiny one that ships)")

@@ -145,3 +145,26 @@ def test_missing_permission_is_named(code: int) -> None:
 def test_other_causes_are_the_systems_words() -> None:
     error = OSError(errno.EIO, "Input/output error.")
     assert os_error_text(error) == os_error_words(error) == "Input/output error"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the system deletes no open files")
+def test_what_killed_programs_have_left_is_deleted_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    left, young, busy = (tmp_path / f".ti-{letter * 16}.tmp" for letter in "abc")
+    for path in (left, young, busy):
+        path.write_bytes(b"half")
+    others = tmp_path / ".0123456789abcdef.tmp"  # of another program
+    others.write_bytes(b"theirs")
+    with busy.open("r+b") as file:
+        files._mark_as_in_use(file)
+        for path in (left, busy, others):
+            os.utime(path, (1, 1))
+        replace_file(tmp_path / "new", b"new")
+        assert {path.name for path in tmp_path.iterdir()} == {"new", young.name, busy.name, others.name}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the system deletes no open files")
+def test_pipes_and_links_with_such_a_name_stay_and_hang_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f".ti-{'a' * 16}.tmp")
+    (tmp_path / "mine").write_bytes(b"mine")
+    replace_file(tmp_path / "new", b"new")
+    assert len(list(tmp_path.iterdir())) == 3

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
+import re
 import secrets
+import stat
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be deleted anyway
+    fcntl = None  # type: ignore[assignment]
 
 _BLOCK = 2**20  # bytes read at a time
+_TEMPORARY = re.compile(r"\.ti-[0-9a-f]{16}\.tmp")
+_LOOK_SECONDS, _YOUNG_SECONDS = 60.0, 10.0
+_looked_at: dict[Path, float] = {}  # folder -> when it was looked through for remains
+_NO_FILE = "it is a pipe, a device or a socket, not a file"
 
 
 class FileStamp(NamedTuple):
@@ -34,10 +48,57 @@ class FileStamp(NamedTuple):
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
+def open_regular(path: str | os.PathLike[str], mode: str = "rb", **text: Any) -> Any:
+    """Open a regular file. Opening a pipe would wait for its other end for ever, and a device may have no end.
+
+    Args:
+        mode: as for `open`.
+        text: `encoding` and `newline`, as for `open`.
+
+    Raises:
+        IsADirectoryError: it is a folder. OSError: it is a pipe, a device or a socket, is missing, or access is denied.
+        ValueError: there is a null character in the path.
+    """
+    return open(path, mode, opener=_open_regular, **text)
+
+
+def read_regular(path: str | os.PathLike[str], most: int | None = None) -> bytes:
+    """The contents of a regular file.
+
+    Args:
+        most: the largest number of bytes that such a file may have; None = any.
+
+    Raises:
+        OSError: as `open_regular`, or the file has more bytes.
+    """
+    with open_regular(path) as file:
+        data = file.read() if most is None else file.read(most + 1)
+    if most is not None and len(data) > most:
+        size = f"{most >> 20} MB" if most >= _BLOCK else f"{most >> 10} KB"
+        raise OSError(errno.EFBIG, f"it has more than {size}", os.fspath(path))
+    return data
+
+
+def _open_regular(path: str, flags: int) -> int:
+    try:
+        handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket; a pipe without a reader
+            raise OSError(errno.EINVAL, _NO_FILE, path) from error
+        raise
+    kind = os.fstat(handle).st_mode
+    if stat.S_ISREG(kind):
+        return handle
+    os.close(handle)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, _NO_FILE, path)
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """The file's sha256 in 64 hex digits; raises OSError."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
@@ -77,20 +138,46 @@ def replace_file(
     if not overwrite and os.path.lexists(path):  # also a broken link: its target may come from an unpacked archive
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
     target = Path(os.path.realpath(path)) if follow_links else Path(path)
-    temporary = target.parent / (f".{target.name}.part" if fixed_name else f".{secrets.token_hex(8)}.tmp")
+    temporary = target.parent / (f".{target.name}.part" if fixed_name else f".ti-{secrets.token_hex(8)}.tmp")
     try:
         # Not tempfile, whose mode 0600 hides the file from other users of the WebUI.
         with open(temporary, "wb" if fixed_name else "xb") as file:
+            _mark_as_in_use(file)
             file.write(content) if isinstance(content, bytes) else content(file)
+            file.flush()
             if durable:
-                file.flush()
                 os.fsync(file.fileno())
-        _put_in_place(temporary, target, overwrite)
+            if fcntl:
+                _put_in_place(temporary, target, overwrite)  # before the file is closed, which ends the mark
+        if not fcntl:
+            _put_in_place(temporary, target, overwrite)
     except BaseException:
         remove_quietly(temporary)
         raise
     if durable:
         _sync_folder(target.parent)
+        _remove_remains(target.parent)
+
+
+def _mark_as_in_use(file: BinaryIO) -> None:
+    """Lock a temporary file as long as it is open. Some network file systems have no locks; there the file's age protects it."""
+    if fcntl:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove_remains(folder: Path) -> None:
+    """Delete the temporary files that killed programs have left in `folder`; looks at most once a minute, because folders may be large."""
+    now = time.monotonic()
+    if not fcntl or now - _looked_at.get(folder, -math.inf) < _LOOK_SECONDS:
+        return
+    _looked_at[folder] = now
+    with suppress(OSError), os.scandir(folder) as entries:
+        for left in [entry.path for entry in entries if _TEMPORARY.fullmatch(entry.name)]:
+            with suppress(OSError), open_regular(left, "r+b") as file:
+                if abs(time.time() - os.fstat(file.fileno()).st_mtime) > _YOUNG_SECONDS:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a program writes it
+                    os.unlink(left)
 
 
 def remove_quietly(path: str | os.PathLike[str]) -> None:

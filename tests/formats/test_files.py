@@ -13,7 +13,7 @@ import torch
 from textual_inversion.audit.inspect import inspect_file
 from textual_inversion.embedding import Embedding, Provenance
 from textual_inversion.errors import EmbeddingError, NameTakenError, UnknownLayoutError
-from textual_inversion.formats import describe, load, save
+from textual_inversion.formats import describe, load, save, write_atomic
 from textual_inversion.formats.containers import file_bytes as files
 
 CAT = Embedding("cat", {"clip_l": torch.ones(2, 768)}, Provenance(step=5))
@@ -178,3 +178,23 @@ def test_describe_tells_all_and_a1111s_hash(tmp_path):
     assert info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert info.a1111_hash == info.sha256[:12]
     assert (info.size, info.stored_name, info.provenance.step) == (path.stat().st_size, "cat", 5)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="access is not denied to this user")
+def test_a_folder_that_nobody_may_enter_is_an_embedding_error(tmp_path: Path) -> None:
+    """The rescue of a run's vectors depends on it: it catches this error only."""
+    closed = tmp_path / "closed"
+    (closed / "folder").mkdir(parents=True)
+    closed.chmod(0)
+    try:
+        with pytest.raises(EmbeddingError, match="access is not allowed"):
+            write_atomic(closed / "folder" / "cat.safetensors", b"x", overwrite=True)
+    finally:
+        closed.chmod(0o700)
+
+
+def test_a_folder_that_is_missing_or_a_file_is_an_embedding_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("file", "missing"):
+        with pytest.raises(EmbeddingError, match="does not exist; make it first"):
+            write_atomic(tmp_path / name / "cat.safetensors", b"x")

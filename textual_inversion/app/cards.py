@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual_inversion.description import EmbeddingDescription
-from textual_inversion.files import replace_file
+from textual_inversion.files import open_regular, replace_file
 from textual_inversion.text import legible
 from textual_inversion.training.events import Message
 
@@ -75,7 +75,7 @@ def keep_card_picture(preview: Path, target: Path, listener: Listener) -> None:
     try:
         if target.exists() and not _is_ours(target):
             return
-        with Image.open(preview) as picture:
+        with open_regular(preview) as file, Image.open(file) as picture:
             # a new file, so that programs that watch the folder notice the change
             replace_file(target, lambda file: picture.save(file, "PNG", pnginfo=mark), durable=False, fixed_name=True, follow_links=False)
     except (OSError, SyntaxError, ValueError) as error:
@@ -85,5 +85,5 @@ def keep_card_picture(preview: Path, target: Path, listener: Listener) -> None:
 def _is_ours(picture: Path) -> bool:
     from PIL import Image
 
-    with Image.open(picture) as opened:
+    with open_regular(picture) as file, Image.open(file) as opened:
         return _OURS in opened.info

@@ -21,7 +21,7 @@ from textual_inversion.audit import FileJudgement, Kind
 from textual_inversion.audit.judge import judge
 from textual_inversion.embedding import Embedding, word_name
 from textual_inversion.errors import ConfigError, EmbeddingError, NameTakenError, TextualInversionError
-from textual_inversion.files import FileStamp, os_error_words
+from textual_inversion.files import FileStamp, open_regular, os_error_words
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS, load, save
 
 QUARANTINE, ORIGINALS = "quarantine", "originals"
@@ -235,7 +235,7 @@ def _replace(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with source.open("rb") as old, target.open("wb") as new:
+        with open_regular(source) as old, open_regular(target, "wb") as new:
             while part := old.read(2**20):
                 new.write(part)
             new.flush()

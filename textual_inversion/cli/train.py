@@ -28,6 +28,7 @@ from textual_inversion.cli.common import (
 )
 from textual_inversion.cli.report import Report
 from textual_inversion.errors import ConfigError, TrainingError
+from textual_inversion.files import read_regular
 from textual_inversion.settings.creation import wants_search
 from textual_inversion.settings.training import TrainingConfig, check_trained_together
 
@@ -147,10 +148,13 @@ def _entries(options: argparse.Namespace) -> list[_Entry]:
     return entries
 
 
+_MOST_LIST_BYTES = 2**20
+
+
 def _listed(path: Path) -> list[dict[str, Any]]:
     """The objects in the file of --together."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = json.loads(read_regular(path, _MOST_LIST_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}.", path=path, setting="together") from error
     if not (isinstance(entries, list) and entries and all(isinstance(entry, dict) and entry.get("name") for entry in entries)):

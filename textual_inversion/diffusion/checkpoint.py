@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ _TOKEN_TABLES = {
     "cond_stage_model.model.token_embedding.weight": "clip_h",
     TEXT + _TABLE: "clip_l",
 }
+TOKENS = 49408  # of CLIP's vocabulary
 # the first SD1 files were written before transformers put `text_model.` in front of these
 _OLD_TEXT = tuple(TEXT + part for part in ("embeddings.", "encoder.", "final_layer_norm."))
 _XL_FIRST, _XL_SECOND = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.transformer."
@@ -47,6 +48,9 @@ OPEN_CLIP_MODULES = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
+
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class Stored(NamedTuple):
@@ -219,14 +223,7 @@ class TensorReader:
         Raises:
             CheckpointError: tensors are missing or have another shape; the error lists their keys.
         """
-        stored = self.source.under(prefix)
-        wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-        problems = _problems(wanted, stored, prefix)
-        if problems:
-            listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-            raise CheckpointError(
-                f"{self.source.path.name} does not fit its own layout: {listed}. Download it again or take another.", path=self.source.path
-            )
+        wanted = check_shapes(self.source, module, prefix)
         state = {key: self._weight(prefix + key, shape, device, dtype) for key, shape in wanted.items()}
         module.load_state_dict(state, strict=True, assign=True)
         module.requires_grad_(False).eval()
@@ -246,6 +243,43 @@ class TensorReader:
             advice = "download it again or take another" if dtype == torch.float32 else "try the precision fp32, or take another checkpoint"
             raise CheckpointError(f"{reason}; {advice}.", path=self.source.path)
         return weight
+
+
+def part_on_meta(file: CheckpointFile, prefix: str, build: Callable[[Mapping[str, tuple[int, ...]]], Part]) -> Part:
+    """A part of a checkpoint without its weights.
+
+    Args:
+        build: makes the part from the shapes of the tensors under `prefix`.
+
+    Raises:
+        CheckpointError: tensors are missing, or have shapes that no such part has.
+    """
+    try:
+        with torch.device("meta"):
+            part = build(file.under(prefix))
+    except KeyError as error:
+        sentence = f"{file.path.name} misses {prefix}{error.args[0]}; download it again or take another."
+        raise CheckpointError(sentence, path=file.path) from error
+    except (IndexError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        sentence = f"{file.path.name} has tensors of unusual shapes under {prefix} ({reason}); take another."
+        raise CheckpointError(sentence, path=file.path) from error
+    check_shapes(file, part, prefix)
+    return part
+
+
+def check_shapes(file: CheckpointFile, module: nn.Module, prefix: str) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the module's tensors, which the file has under `prefix` in the same shapes.
+
+    Raises:
+        CheckpointError: tensors are missing or have another shape; the error lists their keys.
+    """
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    problems = _problems(wanted, file.under(prefix), prefix)
+    if problems:
+        listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise CheckpointError(f"{file.path.name} does not fit its own layout: {listed}. Download it again or take another.", path=file.path)
+    return wanted
 
 
 def _problems(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], prefix: str) -> list[str]:

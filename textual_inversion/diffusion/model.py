@@ -17,7 +17,16 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from textual_inversion.diffusion.checkpoint import TEXT_ENCODERS, UNET, VAE, CheckpointFile, TensorReader, check_family, picture_size
+from textual_inversion.diffusion.checkpoint import (
+    TEXT_ENCODERS,
+    UNET,
+    VAE,
+    CheckpointFile,
+    TensorReader,
+    check_family,
+    part_on_meta,
+    picture_size,
+)
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder
 from textual_inversion.diffusion.conditioning import Conditioning, TextConditioner, size_label
 from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS, Epsilon, NoiseSchedule, Prediction
@@ -25,7 +34,7 @@ from textual_inversion.diffusion.prediction import ends_in_noise, find_predictio
 from textual_inversion.diffusion.unet import UNet, UNetConfig
 from textual_inversion.diffusion.vae import SD_LATENT_SCALE, VAEConfig
 from textual_inversion.diffusion.vae import VAE as AutoEncoder
-from textual_inversion.errors import CheckpointError, ConfigError, UnsupportedCheckpointError
+from textual_inversion.errors import ConfigError, UnsupportedCheckpointError
 from textual_inversion.prompts.tokenizer import default_tokenizer
 
 _TINY_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "tiny"
@@ -311,18 +320,7 @@ class _Loader:
     device: str
 
     def part(self, prefix: str, build: Callable[[Mapping[str, tuple[int, ...]]], Module], dtype: torch.dtype) -> Module:
-        source = self.reader.source
-        try:
-            with torch.device("meta"):
-                module = build(source.under(prefix))
-        except KeyError as error:
-            raise CheckpointError(
-                f"{source.path.name} misses {prefix}{error.args[0]}; download it again or take another.", path=source.path
-            ) from error
-        except (IndexError, ValueError, ZeroDivisionError) as error:
-            raise CheckpointError(
-                f"{source.path.name} has tensors of unusual shapes under {prefix} ({error}); take another.", path=source.path
-            ) from error
+        module = part_on_meta(self.reader.source, prefix, build)
         self.reader.fill(module, prefix, device=self.device, dtype=dtype)
         return module
 

@@ -12,6 +12,7 @@ from textual_inversion.diffusion.checkpoint import CheckpointFile
 from textual_inversion.diffusion.conditioning import picture_sizes
 from textual_inversion.diffusion.noise import Epsilon, Prediction, VPrediction
 from textual_inversion.diffusion.weights.diffusers_settings import PREDICTION
+from textual_inversion.files import open_regular
 
 if TYPE_CHECKING:
     from textual_inversion.diffusion.model import StableDiffusion
@@ -83,7 +84,7 @@ def ends_in_noise(file: CheckpointFile) -> bool:
 def _yaml_beside(file: CheckpointFile) -> str:
     path = file.path.with_suffix(".yaml")
     try:
-        with open(path, "rb") as source:
+        with open_regular(path) as source:
             return source.read(_MOST_YAML_BYTES).decode("utf-8", errors="replace")
     except OSError:
         return ""

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+from textual_inversion.files import open_regular
 from textual_inversion.text import legible
 
 PREVIEW_ENDINGS = tuple(f"{middle}.{ending}" for ending in ("png", "jpg", "jpeg", "webp") for middle in ("", ".preview"))
@@ -99,9 +99,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _read_bytes(path: Path, limit: int) -> tuple[str, bool]:
     """The file's first `limit` bytes as text, and whether these are the whole file."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("it is not a file")  # opening a pipe could block forever
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = file.read(limit + 1)
     return data[:limit].decode("utf-8-sig", errors="replace").strip(), len(data) <= limit
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.files import FileStamp, os_error_words
+from textual_inversion.files import FileStamp, os_error_words, read_regular
 from textual_inversion.pictures.listing import file_in, fold
 
 TEXT_ENDINGS = (".txt", ".caption")
@@ -30,6 +30,7 @@ TABLES = (
     *("metadata.jsonl", "metadata.csv", "metadata.json", "meta_lat.json", "meta_clean.json", "meta_cap_dd.json", "meta_cap.json"),
     *("meta_dd.json", "data.json", "dataset.json", "captions.json", "captions.jsonl", "captions.csv"),
 )
+MOST_CAPTION_BYTES = 64 * 2**10  # a prompt of that size already takes hundreds of chunks of tokens
 _MOST_BYTES = 64 * 2**20  # of a table
 _KEYS = ("file_name", "image", "image_file_name", "image_path", "image_file", "file", "path", "filename", "img")
 _TEXTS = ("caption", "text", "main_prompt", "prompt", "captions", "txt")
@@ -117,16 +118,16 @@ def decoded(data: bytes) -> str:
     return data.decode("latin-1")  # which gives every byte a letter
 
 
-def caption_bytes(file: Path) -> bytes:
-    """Contents of a caption file.
+def caption_bytes(file: Path, most: int = MOST_CAPTION_BYTES) -> bytes:
+    """Contents of a caption file, or of a table of captions with at most so many bytes.
 
     Raises:
         DatasetError: it cannot be read.
     """
     try:
-        return file.read_bytes()
+        return read_regular(file, most)
     except OSError as error:
-        sentence = f"The caption {file.name} cannot be read ({os_error_words(error)}); check its permissions."
+        sentence = f"The caption {file.name} cannot be read ({os_error_words(error)}); mend it or take it away."
         raise DatasetError(sentence, path=file) from error
 
 
@@ -270,7 +271,7 @@ def _parsed(file: Path, stamp: FileStamp | None) -> _Table:
     if stamp is None or stamp.size > _MOST_BYTES:
         return table
     with suppress(ValueError, RecursionError, csv.Error):
-        for key, entry in _entries(file, decoded(caption_bytes(file))):
+        for key, entry in _entries(file, decoded(caption_bytes(file, _MOST_BYTES))):
             table.add(key, entry)
     return table
 

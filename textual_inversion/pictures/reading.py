@@ -9,7 +9,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from textual_inversion.errors import DatasetError
+from textual_inversion.files import open_regular, os_error_words
 from textual_inversion.pictures.folder import find_mask
 from textual_inversion.pictures.geometry import Size
 
@@ -209,15 +210,15 @@ def picture_size(path: str | Path, *, upright: bool = True) -> Size:
         raise _unreadable(path, error) from error
 
 
-def _open(path: Path) -> Image.Image:
-    """The file with its header read; the caller closes it."""
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """The file with its header read."""
     Image.init()
-    image = Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
-    limit = MAX_PIXELS_COPIED if image.format in _COPYING_FORMATS else MAX_PIXELS
-    if image.width * image.height > limit:
-        image.close()
-        raise _TooLargeError(limit)
-    return image
+    with open_regular(path) as file, Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+        limit = MAX_PIXELS_COPIED if image.format in _COPYING_FORMATS else MAX_PIXELS
+        if image.width * image.height > limit:
+            raise _TooLargeError(limit)
+        yield image
 
 
 def _load(image: Image.Image, *, upright: bool) -> Image.Image:
@@ -279,7 +280,7 @@ def _reason(path: Path, error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory for its size"
     if not path.is_file():
-        return "there is no such file"
+        return os_error_words(error) if isinstance(error, OSError) and path.exists() else "there is no such file"
     if isinstance(error, PermissionError):
         return "its permissions do not allow it"
     if path.stat().st_size == 0:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from textual_inversion.errors import ConfigError
+from textual_inversion.files import read_regular
 from textual_inversion.preprocess.download import Progress, download, downloaded, models_folder
 
 _LONGEST = 48  # tokens, as A1111
@@ -38,7 +39,7 @@ class Blip:
 
         try:
             file = folder / "preprocessor_config.json"
-            contents = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+            contents = json.loads(read_regular(file).decode("utf-8")) if file.exists() else None
             options: dict[str, Any] = contents if isinstance(contents, dict) else {}
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = BlipForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True)

@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.files import os_error_text, replace_file, sha256_of
+from textual_inversion.files import open_regular, os_error_text, replace_file, sha256_of
 from textual_inversion.pictures.captions import caption_source
 from textual_inversion.pictures.folder import caption_file, find_mask, mask_file, written_caption
 from textual_inversion.preprocess.layout import FLIPS, PlannedView
@@ -72,7 +72,7 @@ class Destination:
         """Stem of the source of a result; where captions are names, only the note inside the result tells it."""
         if self.config.caption_place == "name":
             try:
-                with Image.open(self.folder / name, formats=["PNG"]) as image:
+                with open_regular(self.folder / name) as file, Image.open(file, formats=["PNG"]) as image:
                     source = _parse_note(image.info.get(_CHUNK)).get("source")
             except (OSError, SyntaxError, ValueError):
                 source = None
@@ -106,7 +106,7 @@ class Destination:
         The user may have edited the file, so it is never replaced. An edited file without its note is recognised by its size.
         """
         try:
-            with Image.open(result, formats=["PNG"]) as image:
+            with open_regular(result) as file, Image.open(file, formats=["PNG"]) as image:
                 size, note = image.size, _parse_note(image.info.get(_CHUNK))
         except (OSError, SyntaxError, ValueError):
             return f"{result.name} is in the destination already and is not a PNG picture; delete it and run again."

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from textual_inversion.errors import ConfigError
+from textual_inversion.files import open_regular
 
 MODEL, TAGS = "model.onnx", "selected_tags.csv"
 _RATING = "9"  # category of ratings in the list of tags; they do not describe the picture
@@ -90,7 +91,7 @@ def read_tags(path: Path) -> tuple[tuple[str, str], ...]:
         ConfigError: it is no such file.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_regular(path, "r", encoding="utf-8-sig", newline="") as file:
             tags = tuple((row["name"], row["category"]) for row in csv.DictReader(file))
     except (OSError, KeyError, ValueError, csv.Error) as error:
         sentence = f"{path} is no list of tags ({error}); it needs the columns name and category."

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from textual_inversion.errors import ConfigError, PromptError
-from textual_inversion.files import os_error_words
+from textual_inversion.files import os_error_words, read_regular
+
+_MOST_BYTES = 2**20
 
 DEFAULT_TEMPLATE = "subject_filewords.txt"
 NAME, CAPTION = "[name]", "[filewords]"
@@ -46,7 +48,7 @@ def read_template(path: str | Path) -> list[str]:
             caption may hold the name.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_regular(path, _MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         sentence = f"The template {path} cannot be read ({os_error_words(error)}); choose a text file with one prompt a line."
         raise PromptError(sentence, path=path, setting="template") from error

@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 
 from textual_inversion import formats
-from textual_inversion.diffusion.checkpoint import CheckpointFile, token_tables
+from textual_inversion.diffusion.checkpoint import TOKENS, CheckpointFile, token_tables
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding, Provenance, check_name, fold_name
-from textual_inversion.errors import ConfigError, EmbeddingError, InvalidNameError, NameTakenError, TextualInversionError
-from textual_inversion.files import FileStamp, os_error_words
+from textual_inversion.errors import CheckpointError, ConfigError, EmbeddingError, InvalidNameError, NameTakenError, TextualInversionError
+from textual_inversion.files import FileStamp, os_error_words, remove_quietly
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.creation import AUTO_VECTORS, MAX_VECTORS, wants_search
 from textual_inversion.text import counted
+from textual_inversion.training.journal import journal_file
 
 _UNTIL_FOUND = "*"  # A1111's own first word
 _WRITTEN = (".safetensors", ".pt")  # the first one counts where both are there
@@ -108,6 +109,9 @@ def create_embedding(
         file, tables = model.file, {name: encoder.token_table for name, encoder in model.conditioner.encoders.items()}
     else:
         file, tables = CheckpointFile.open(model), token_tables(model)
+        if shorter := [len(table) for table in tables.values() if len(table) < TOKENS]:
+            sentence = f"{file.path.name} has a token table of {counted(shorter[0], 'row')}; expected {TOKENS}. Take another checkpoint."
+            raise CheckpointError(sentence, path=file.path)
     vectors = {encoder: initial_vectors(table, initializer_text, num_vectors) for encoder, table in tables.items()}
     folder = Path(folder)
     try:
@@ -122,6 +126,7 @@ def create_embedding(
         raise NameTakenError(f"There is an embedding {same_name[0].name} in {folder}{why}; {advice}.", path=same_name[0])
     provenance = Provenance(step=0, checkpoint_name=file.name, checkpoint_hash=file.hash, initializer_text=initializer_text)
     path = formats.save(Embedding(name, vectors, provenance), folder / f"{name}.safetensors", overwrite=overwrite)
+    remove_quietly(journal_file(path))  # of an embedding of this name that is gone
     for old in same_name:
         is_new_file = old.exists() and old.samefile(path)  # on a file system that ignores case, both names are one file
         if is_new_file or not _holds_only_its_embedding(old):

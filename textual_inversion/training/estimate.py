@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,15 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from textual_inversion.diffusion import kernels
-from textual_inversion.diffusion.checkpoint import TEXT_ENCODERS, UNET, VAE, CheckpointFile, check_family
+from textual_inversion.diffusion.checkpoint import TEXT_ENCODERS, TOKENS, UNET, VAE, CheckpointFile, check_family, part_on_meta
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder, TokenBatch
 from textual_inversion.diffusion.conditioning import TextConditioner, TokenizedPrompts, size_label
 from textual_inversion.diffusion.kernels.launch import skipped
 from textual_inversion.diffusion.layers import product_attention
 from textual_inversion.diffusion.unet import UNet, UNetConfig
+from textual_inversion.diffusion.vae import VAE as AutoEncoder
 from textual_inversion.diffusion.vae import VAEConfig
+from textual_inversion.errors import CheckpointError
 from textual_inversion.prompts.tokenizer import default_tokenizer
 
 _CPU_SIDE, _DEVICE_SIDE = 1024, 4096  # sides of the matrices whose product is timed
@@ -150,13 +153,21 @@ def encoding_bytes(base_channels: int, size: tuple[int, int]) -> float:
 def _on_meta(file: CheckpointFile, dtype: torch.dtype, checkpointing: bool) -> tuple[UNet, TextConditioner]:
     """The models of a checkpoint without their weights."""
     family, encoders = check_family(file), {}
-    with torch.device("meta"):
-        unet = UNet(UNetConfig.from_shapes(file.under(UNET))).to(dtype).requires_grad_(False)
-        for name, prefix in TEXT_ENCODERS[family].items():
-            config = CLIPConfig.from_shapes(file.under(prefix), family, name)
-            encoders[name] = CLIPTextEncoder(config).to(dtype).requires_grad_(False)
+    unet = part_on_meta(file, UNET, lambda shapes: UNet(UNetConfig.from_shapes(shapes))).to(dtype).requires_grad_(False)
+    for name, prefix in TEXT_ENCODERS[family].items():
+        encoder = part_on_meta(file, prefix, partial(_text_encoder, family, name)).to(dtype).requires_grad_(False)
+        encoders[name] = encoder
+    part_on_meta(file, VAE, lambda shapes: AutoEncoder(VAEConfig.from_shapes(shapes)))  # to see whether it fits
+    rows, width = min(each.config.vocab_size for each in encoders.values()), sum(each.config.width for each in encoders.values())
+    if rows < TOKENS or unet.config.context_dim != width:
+        found = f"a token table of {rows} rows and {width} values, and a UNet for {unet.config.context_dim}"
+        raise CheckpointError(f"{file.path.name} has {found}; expected {TOKENS} rows and equal widths. Take another.", path=file.path)
     unet.checkpointing = checkpointing
     return unet, TextConditioner(encoders, default_tokenizer())
+
+
+def _text_encoder(family: str, name: str, shapes: Mapping[str, tuple[int, ...]]) -> CLIPTextEncoder:
+    return CLIPTextEncoder(CLIPConfig.from_shapes(shapes, family, name))
 
 
 def free_memory(device: torch.device | str) -> float | None:

@@ -20,7 +20,7 @@ from textual_inversion.diffusion.generate import draw_prompts
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import TextualInversionError
-from textual_inversion.files import os_error_text, replace_file
+from textual_inversion.files import open_regular, os_error_text, read_regular, replace_file
 from textual_inversion.prompts.names import tag_of
 from textual_inversion.prompts.templates import fill
 from textual_inversion.settings.generation import GenerationSettings
@@ -30,6 +30,7 @@ from textual_inversion.training.memory import vae_at_work
 
 CSV_COLUMNS = ("step", "loss", "learning_rate", "vector_norm", "steps_per_second")
 EVALUATION_COLUMNS = ("step", "loss")
+_MOST_TABLE_BYTES = 2**28
 Listener = Callable[[Event], None]
 
 
@@ -39,9 +40,13 @@ class Recorder:
     Args:
         lines: the template's lines; the first is the preview's prompt where the settings give none.
         caption: a picture's caption, which fills that line.
+        first_step: steps done before the run. Later rows at the end of the tables come from a run that was killed, and are replaced.
     """
 
-    def __init__(self, config: TrainingConfig, model: StableDiffusion, listener: Listener, lines: Sequence[str], caption: str) -> None:
+    def __init__(
+        self, config: TrainingConfig, model: StableDiffusion, listener: Listener, lines: Sequence[str], caption: str, first_step: int = 0
+    ) -> None:
+        self._first_step, self._begun = first_step, set[str]()
         self.config, self.model, self.listener = config, model, listener
         self.folder = Path(config.log_dir).expanduser() if config.log_dir else None
         prompt = config.preview_prompt or lines[0]
@@ -75,8 +80,11 @@ class Recorder:
             return
         path = self.folder / file_name
         with self._report_errors(what):
+            if self._first_step and file_name not in self._begun:
+                _drop_rows_from(path, int(str(rows[0][0])))
+            self._begun.add(file_name)
             is_new = not path.exists()
-            with path.open("a", newline="", encoding="utf-8") as file:
+            with open_regular(path, "a", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 if is_new:
                     writer.writerow(columns)
@@ -139,3 +147,20 @@ class Recorder:
         if problem not in self._reported:
             self._reported.add(problem)
             self.listener(Message(problem))
+
+
+def _drop_rows_from(path: Path, step: int) -> None:
+    """Remove the rows at the end of a table that belong to `step` or a later one. Rows of earlier runs before them stay."""
+    if not path.exists():
+        return
+    lines = read_regular(path, _MOST_TABLE_BYTES).splitlines(keepends=True)
+    kept = len(lines)
+    while kept > 1 and _is_superseded(lines[kept - 1], step):
+        kept -= 1
+    if kept < len(lines):
+        replace_file(path, b"".join(lines[:kept]), durable=False)
+
+
+def _is_superseded(line: bytes, step: int) -> bool:
+    number = line.partition(b",")[0]
+    return not line.endswith(b"\n") or not number.isdigit() or int(number) >= step  # a row that is cut off goes too

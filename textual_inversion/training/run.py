@@ -16,6 +16,7 @@ from textual_inversion.files import os_error_text
 from textual_inversion.settings.schedule import CoolDown, LearningRateSchedule, Schedule
 from textual_inversion.training.evaluation import Curve, Evaluation, cool_down_steps
 from textual_inversion.training.events import Evaluated, Message, StepDone, Stopped
+from textual_inversion.training.journal import Journal, Note, base_of
 from textual_inversion.training.prepared import Prepared
 from textual_inversion.training.recorder import Recorder
 from textual_inversion.training.state import load_optimizer, optimizer_file, save_optimizer
@@ -24,7 +25,7 @@ from textual_inversion.training.stepper import Rates
 
 _AVERAGED = 3  # a run's last third is averaged
 _LEAST_AVERAGED = 10  # steps
-SAVE_SECONDS = 60.0  # time between two saves: the most work that a crash can lose
+SAVE_SECONDS = 60.0  # time between two saves: the most work that a loss of power can lose; a crash loses less, thanks to the journal
 _MOST_OVERFLOWS = 20  # in a row; the fp16 loss scale falls from its highest value to 1 in 16
 
 
@@ -65,7 +66,8 @@ class Run:
         self._bounds = LearningRateSchedule(config.clip_schedule if config.clip_mode != "off" else 1.0)
         if config.save_optimizer and (note := load_optimizer(optimizer_file(prepared.path), trained.optimizer)):
             self.listener(Message(note))
-        self.recorder = Recorder(config, model, self.listener, prepared.lines, prepared.batches.prompts.captions[0])
+        self.journal, self._base = Journal(prepared.path, lambda sentence: self.listener(Message(sentence))), ""
+        self.recorder = Recorder(config, model, self.listener, prepared.lines, prepared.batches.prompts.captions[0], self.done)
         # reading a large checkpoint takes seconds, which the first step need not wait for
         self._hashing = ThreadPoolExecutor(1, "textual-inversion-hash")
         self._hash = self._hashing.submit(lambda: model.hash)
@@ -96,6 +98,8 @@ class Run:
         if problem := self._report(rates):
             return self.end(failure=problem)
         begun = time.monotonic()
+        if rates and self.journal.is_due():
+            self._note()
         if rates and self.done in self._search_steps:
             self._search_words()
         if self.done >= self.last_step:
@@ -192,6 +196,8 @@ class Run:
     def end(self, outcome: str = "", failure: TextualInversionError | None = None) -> None:
         """Write the vectors for the last time and say why the run ended; an error is kept in `failure`."""
         self.ended = True
+        if failure is None:
+            self._note()
         try:
             self._save_at_end()
         except EmbeddingError as error:
@@ -199,6 +205,7 @@ class Run:
         else:
             if failure is None:  # after a failure the moments belong to vectors that were not kept
                 self._save_optimizer()
+            self.journal.remove()
         self.recorder.close()
         self.failure = failure
         self.listener(Stopped(self.done, str(failure or outcome), str(self.file.path), failed=failure is not None))
@@ -207,7 +214,16 @@ class Run:
         """Write the vectors after an error that nobody expected."""
         if not self.ended:
             self._save_at_end()
+            self.journal.remove()
             self.recorder.close()
+
+    def _note(self) -> None:
+        """Write what is learned so far into the journal."""
+        vectors = {**self.embedding.vectors, **self.model.conditioner.split(self.trained.vectors.detach())}
+        if not bool(torch.isfinite(self.trained.vectors).all()):
+            return
+        state = self.trained.optimizer.state_dict() if self.config.save_optimizer else {}
+        self.journal.write(Note(self.done, vectors, self._base, tuple(self.model.widths), state))
 
     def _current(self) -> Embedding:
         return self._embedding(self.done, self.trained.vectors)
@@ -233,8 +249,10 @@ class Run:
             return None
 
     def _save(self) -> None:
+        self._note()  # with the optimizer's state, which is lost if the program is killed between the two files
         self.embedding = self._current()
         self.file.write(self.embedding)
+        self._base = base_of(self.file.path, self.embedding.vectors)
         self._save_optimizer()
 
     def _save_optimizer(self) -> None:

@@ -46,6 +46,14 @@ def save_optimizer(path: Path, optimizer: Optimizer) -> None:
     write_atomic(path, buffer.getvalue(), overwrite=True)
 
 
+def has_state_of(path: Path, vectors: torch.Tensor) -> bool:
+    """Whether the file `path` holds a state that belongs to `vectors` [n, d]."""
+    try:
+        return path.is_file() and _read(path, vectors) is not None
+    except EmbeddingError:
+        return False
+
+
 def load_optimizer(path: Path, optimizer: Optimizer) -> str:
     """Load the state in `path` if it belongs to the optimizer's present vectors.
 

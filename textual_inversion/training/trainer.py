@@ -18,6 +18,7 @@ from textual_inversion.settings.training import EVALUATION_ROWS, TrainingConfig,
 from textual_inversion.training.embedding_file import find_embedding
 from textual_inversion.training.evaluation import Evaluation
 from textual_inversion.training.events import Event, Message
+from textual_inversion.training.journal import recover
 from textual_inversion.training.memory import MemoryPlan, fitted, plan_encoding, plan_memory, unet_aside
 from textual_inversion.training.prepared import Prepared
 from textual_inversion.training.run import Run
@@ -87,7 +88,7 @@ def train_together(
     """
     check_trained_together(configs)
     found = [find_embedding(Path(embeddings_dir), config.name) for config in configs]
-    prepared = [Prepared(each, partial(listener, each.name), path, embedding) for each, (path, embedding) in zip(configs, found)]
+    prepared = [_recovered(each, partial(listener, each.name), path, embedding) for each, (path, embedding) in zip(configs, found)]
     rows = 0
     for each in prepared:
         each.read(model, rows)
@@ -113,6 +114,14 @@ def train_together(
             runs.append(Run(each, step.trained[number], model, _evaluation(each, step, number, stepper), should_stop))
         release.callback(stepper.graphs.clear)
         return _Loop(runs, stepper, should_stop).run()
+
+
+def _recovered(config: TrainingConfig, listener: Callable[[Event], None], path: Path, embedding: Embedding) -> Prepared:
+    """The embedding with what a killed run had learned of it."""
+    embedding, sentence = recover(path, embedding)
+    if sentence:
+        listener(Message(sentence))
+    return Prepared(config, listener, path, embedding)
 
 
 def _evaluation(prepared: Prepared, step: TrainingStep, number: int, stepper: Stepper) -> Evaluation | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from textual_inversion.app.job import user_message
 from textual_inversion.errors import DatasetError, TextualInversionError
+from textual_inversion.files import read_regular
 from textual_inversion.ui import compat, render
 
 SHOWN = 7
@@ -134,7 +135,7 @@ def _usable(path: Path) -> bool:
         return False
     try:
         if _is_caption(path):
-            path.read_text(encoding="utf-8")
+            read_regular(path, MAX_CAPTION_BYTES).decode("utf-8")
             return True
         if path.suffix.lower() in SUFFIXES:
             read_image(path)  # as training reads it, so that nothing is left out later

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 PICTURE_ENDINGS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 UNKNOWN_NAME = "This server is not known under that name; open it by its IP address, as in http://192.168.1.7:7860."
+_HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[\w.-]+))(?::[0-9]{1,5})?")  # `name:port` or `[IPv6 address]:port`
 Handler = Callable[[Request], Response]
 
 
@@ -59,10 +61,12 @@ def addressed_to_us(header: str, allowed: frozenset[str] = frozenset()) -> bool:
 
     A foreign name is a sign of DNS rebinding: a foreign site has pointed its own name at this server.
     """
-    host = header.strip().lower()
-    name = host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.rsplit(":", 1)[0] if ":" in host else host
+    parts = _HOST.fullmatch(header.strip().lower())
+    if parts is None:
+        return False
+    name = parts["six"] or parts["name"]
     own = socket.gethostname().lower()
-    if name and name in {"localhost", own, f"{own}.local", own.split(".")[0], *allowed}:
+    if name in {"localhost", own, f"{own}.local", own.split(".")[0], *allowed}:
         return True
     if name.endswith(".localhost"):
         return True

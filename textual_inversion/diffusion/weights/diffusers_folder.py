@@ -18,7 +18,7 @@ from textual_inversion.diffusion.weights.diffusers_settings import check_unet, c
 from textual_inversion.diffusion.weights.places import Place, Weights
 from textual_inversion.diffusion.weights.tensor_files import Read, TensorFile, open_tensor_file
 from textual_inversion.errors import CheckpointError, UnsupportedCheckpointError
-from textual_inversion.files import os_error_words
+from textual_inversion.files import open_regular, os_error_words
 
 INDEX = "model_index.json"
 _MOST_JSON_BYTES = 16 * 2**20
@@ -216,7 +216,7 @@ def _shards(folder: _Folder, index: str) -> list[str]:
 def read_json(path: Path, name: str) -> dict[str, Any]:
     """A settings file of the folder at `path`; raises `CheckpointError` where it is missing or damaged."""
     try:
-        with open(path / name, "rb") as file:
+        with open_regular(path / name) as file:
             values = json.loads(file.read(_MOST_JSON_BYTES).decode("utf-8"))
     except OSError as error:
         words = os_error_words(error)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from textual_inversion.errors import EmbeddingError, NameTakenError
-from textual_inversion.files import os_error_text, os_error_words, replace_file, sha256_of
+from textual_inversion.files import open_regular, os_error_text, os_error_words, replace_file, sha256_of
 
 MAX_READ_BYTES = 64 * 2**20  # the largest known embeddings are a few MB; a LoRA with embeddings in it is read in parts
 _HEAD_BYTES = 2**16  # most embeddings are smaller, so one read is enough
@@ -62,7 +62,7 @@ def open_file(path: Path) -> Iterator[FileBytes]:
         with ExitStack() as stack:
             try:
                 _check_plain(path)
-                file = stack.enter_context(open(path, "rb"))
+                file = stack.enter_context(open_regular(path))
                 head, size = file.read(_HEAD_BYTES), os.fstat(file.fileno()).st_size
             except FileNotFoundError as error:
                 raise EmbeddingError("it does not exist; check the path.") from error
@@ -95,12 +95,13 @@ def write_atomic(path: Path, data: bytes, *, overwrite: bool = False) -> None:
         NameTakenError: a file or a link is there and `overwrite` is false.
         EmbeddingError: the folder is missing, the disk is full, or writing is not allowed. No incomplete file remains.
     """
-    if not (folder := Path(os.path.realpath(path)).parent).is_dir():
-        raise EmbeddingError(f"{path} cannot be written because the folder {folder} does not exist; make it first.", path=path)
     try:
         replace_file(path, data, overwrite=overwrite)
     except FileExistsError as error:
         raise NameTakenError(f"{path} exists; choose another name or allow overwriting (--overwrite).", path=path) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        folder = Path(os.path.realpath(path)).parent
+        raise EmbeddingError(f"{path} cannot be written because the folder {folder} does not exist; make it first.", path=path) from error
     except OSError as error:
         raise EmbeddingError(f"{path} was not written: {os_error_text(error)}.", path=path) from error
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import inspect
 import logging
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import webbrowser
 from collections.abc import Callable, Sequence
@@ -16,18 +20,18 @@ from typing import Any, Protocol
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
-from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
 
 from textual_inversion.app.checking import CheckOffer
 from textual_inversion.app.engine import Engine
 from textual_inversion.app.job import Drawing, Job
 from textual_inversion.errors import ConfigError, TextualInversionError
+from textual_inversion.hosts.standalone.gate import Access, Gate
 from textual_inversion.ui import compat, render
 from textual_inversion.ui.page import TrainPage, build_train_page, starting_values
 from textual_inversion.ui.pictures import MAX_BYTES
-from textual_inversion.ui.routes import UNKNOWN_NAME, add_routes, addressed_to_us
+from textual_inversion.ui.routes import add_routes
 from textual_inversion.ui.txt2img import build_txt2img_page, drawing_values
+from textual_inversion.ui.uploads import guard_events
 
 PACKAGE = Path(__file__).resolve().parents[2]
 _OWN_CHOICES = {("train", "name"), ("train", "template"), ("txt2img", "prompt")}  # fields that do not depend on the checkpoint
@@ -39,35 +43,8 @@ _INK = gr.themes.Color(
 )
 _SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Helvetica Neue", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+_SIDE_DOORS = ("run_history", "enable_monitoring", "mcp_server", "pwa")  # of gradio, as far as a version has them
 _log = logging.getLogger(__name__)
-
-
-class OnlyOurPages:
-    """ASGI middleware that refuses requests of foreign web pages, which can reach this server through the user's browser.
-
-    A foreign Host header is DNS rebinding; a foreign Origin is a foreign page that posts a form or a file to this server.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer 400 to a foreign Host, 403 to a request from a foreign page that could change something."""
-        if scope["type"] in ("http", "websocket"):
-            headers = Headers(scope=scope)
-            if not addressed_to_us(headers.get("host", "")):
-                await PlainTextResponse(UNKNOWN_NAME, status_code=400)(scope, receive, send)
-                return
-            if scope.get("method") not in ("GET", "HEAD") and not from_our_page(headers):
-                await PlainTextResponse("Only this server's own page may ask for that.", status_code=403)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
-def from_our_page(headers: Headers) -> bool:
-    """Whether a request comes from a page of this server, or from no page, such as a program's request."""
-    origin = headers.get("origin")
-    return origin is None or origin.lower().partition("://")[2] == headers.get("host", "").lower()
 
 
 class CheckpointList(Protocol):
@@ -80,25 +57,40 @@ class CheckpointList(Protocol):
         """Choose by name; raises `CheckpointError` when it cannot be used, and then keeps the earlier choice."""
 
 
-def build_app(engine: Engine, checkpoints: CheckpointList, offer: CheckOffer | None = None) -> FastAPI:
+def build_app(engine: Engine, checkpoints: CheckpointList, offer: CheckOffer | None = None, token: str = "") -> FastAPI:
     """The whole WebUI as an ASGI app.
 
     Args:
         engine: does the work.
         checkpoints: what can be chosen at the top of the page.
         offer: whether the page offers to check the embedding files; None = never, because this program never runs code inside files.
+        token: what a visitor has to know; empty = everybody who reaches the port comes in.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    _own_upload_folder()
     drawing = Drawing()
     outside: dict[str, Any] = {"theme": _theme(), "head": f"<style>{page_style()}</style>\n{page_script()}"}
     blocks = build_blocks(engine, checkpoints, drawing, offer, {} if compat.STYLE_AT_MOUNT else outside)
     blocks.queue()
+    guard_events(blocks)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(OnlyOurPages)
+    app.add_middleware(Gate, token=token)
     late = outside if compat.STYLE_AT_MOUNT else {}
-    mounted = gr.mount_gradio_app(app, blocks, path="/", show_error=True, max_file_size=MAX_BYTES, **late)
+    # A history of runs would let the page use the user's Hugging Face token.
+    off = {key: False for key in _SIDE_DOORS if key in inspect.signature(gr.mount_gradio_app).parameters}
+    mounted = gr.mount_gradio_app(app, blocks, path="/", show_error=True, max_file_size=MAX_BYTES, **off, **late)
     add_routes(mounted, engine, drawing)
     return mounted
+
+
+def _own_upload_folder() -> None:
+    """Let gradio keep uploads in a new folder that other users of this machine cannot read; the program's end deletes it.
+
+    gradio's own choice is one folder in the system's temporary folder for all users, in which the second user cannot write.
+    """
+    if not os.environ.get("GRADIO_TEMP_DIR"):
+        os.environ["GRADIO_TEMP_DIR"] = folder = os.path.realpath(tempfile.mkdtemp(prefix="textual-inversion-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 class Server(uvicorn.Server):
@@ -108,13 +100,25 @@ class Server(uvicorn.Server):
         app: what `build_app` gives.
         job: the job of the engine that the app works with.
         ready: called with the page's address as soon as it can be opened.
+        access: its token is part of the page's address, and its certificate makes that https.
+
+    Raises:
+        ConfigError: the certificate cannot be used.
     """
 
-    def __init__(self, app: FastAPI, job: Job, address: str, port: int, ready: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        job: Job,
+        address: str,
+        port: int,
+        ready: Callable[[str], None] | None = None,
+        access: Access = Access(),  # noqa: B008  it cannot be changed
+    ) -> None:
         # An open page never ends its event stream by itself, hence the limit.
-        options = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 2}
-        super().__init__(uvicorn.Config(app, host=address, port=port, **options))
-        self._job, self._ready, self._page = job, ready, f"http://127.0.0.1:{port}"
+        options = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 2, "server_header": False}
+        super().__init__(uvicorn.Config(app, host=address, port=port, **options, **access.tls_options()))
+        self._job, self._ready, self._page = job, ready, access.page(port)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, then call `ready`."""
@@ -289,7 +293,7 @@ def _text(path: Path) -> str:
 
 def serve(
     port: int = 7870,
-    listen: bool = False,
+    access: Access = Access(),  # noqa: B008  it cannot be changed
     checkpoint: Path | str | None = None,
     open_browser: bool = True,
     data_dir: Path | str | None = None,
@@ -300,14 +304,14 @@ def serve(
 
     Args:
         port: TCP port (1 to 65535).
-        listen: answer other machines too, not only this one; there is no password.
+        access: who reaches the page; without it this machine only, without a token.
         checkpoint: a checkpoint's file or folder; None = the tiny one that ships.
         open_browser: open the page in a browser as soon as it is reachable.
         data_dir: folder for embeddings and pictures; None = `default_data_folder()`.
         announce: called with the page's address as soon as it is reachable; None = log the address.
 
     Raises:
-        ConfigError: the port is taken. CheckpointError: no such checkpoint.
+        ConfigError: the port is taken, or the certificate cannot be used. CheckpointError: no such checkpoint.
     """
     from textual_inversion.hosts.standalone.adapter import StandaloneHost, default_data_folder
 
@@ -319,12 +323,12 @@ def serve(
         if open_browser:
             threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()  # some browsers keep the caller waiting
 
-    address = "0.0.0.0" if listen else "127.0.0.1"
-    check_port(address, port)
+    access.tls_options()
+    check_port(access.address, port)
     data = Path(data_dir).expanduser() if data_dir else default_data_folder()
     host = StandaloneHost(data, Path(checkpoint).expanduser() if checkpoint else None)
     engine = Engine(host)
-    Server(build_app(engine, host), engine.job, address, port, ready).run()
+    Server(build_app(engine, host, token=access.token), engine.job, access.address, port, ready, access).run()
 
 
 def check_port(address: str, port: int) -> None:

@@ -92,8 +92,12 @@ def _script_unloaded() -> None:
         scripts_loaded.clear()
 
 
-def _app_started(again: bool, _blocks: Any, app: Any) -> None:
+def _app_started(again: bool, blocks: Any, app: Any) -> None:
     from textual_inversion.ui.routes import add_routes
+    from textual_inversion.ui.uploads import guard_events, of_our_tab
+
+    if blocks is not None:  # None without a page
+        guard_events(blocks, of_our_tab)
 
     if again:  # the WebUI may have read the embeddings with its own reader during the reload
         current_engine().refresh()

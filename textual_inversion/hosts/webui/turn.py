@@ -13,6 +13,7 @@ from modules.call_queue import queue_lock
 
 from textual_inversion.app.job import JobEvent, Listener, ShouldStop, StoppedWaitingError, never, silent
 from textual_inversion.app.port import Turn
+from textual_inversion.files import open_regular
 from textual_inversion.hosts.webui.options import host_option
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import Message, PreviewDrawn, Started, StepDone
@@ -149,7 +150,7 @@ def _show_preview(path: Path) -> None:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with open_regular(path) as file, Image.open(file) as picture:
             shared.state.assign_current_image(picture.convert("RGB"))
     except (OSError, ValueError):
         return  # the page shows the file itself; this is a second view of it
@@ -196,5 +197,5 @@ def _write(writer: Any, event: JobEvent) -> None:
         import numpy as np
         from PIL import Image
 
-        with Image.open(event.path) as picture:
+        with open_regular(event.path) as file, Image.open(file) as picture:
             writer.add_image("Preview", np.asarray(picture.convert("RGB")), event.step, dataformats="HWC")

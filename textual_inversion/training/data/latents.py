@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from textual_inversion.errors import DatasetError, EmbeddingError
-from textual_inversion.files import os_error_words, remove_quietly, replace_file, sha256_of
+from textual_inversion.files import os_error_words, read_regular, remove_quietly, replace_file, sha256_of
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ class LatentStore:
 
         path = self.folder / f"{key}.safetensors"
         try:
-            if not key or path.stat().st_size > _MOST_BYTES:
+            if not key:
                 return None
-            data = path.read_bytes()
+            data = read_regular(path, _MOST_BYTES)
             os.utime(path)
         except OSError:
             return None
