@@ -35,7 +35,7 @@ def journal(path: Path) -> Journal:
 
 
 def note(path: Path, embedding: Embedding, step: int, **more: Any) -> Note:
-    return Note(step, vectors(step), base_of(path, embedding.vectors), "clip_l", **more)
+    return Note(step, vectors(step), base_of(path, embedding.vectors), ("clip_l",), **more)
 
 
 def test_the_next_run_goes_on_from_the_last_note(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_optimizers_state_comes_back_with_its_vectors(tmp_path: Path) -> Non
     optimizer.learning_rate.fill_(0.1)
     optimizer.step(torch.ones(SHAPE))
     learned = {"clip_l": optimizer.vectors}
-    journal(path).write(Note(11, learned, base_of(path, embedding.vectors), "clip_l", optimizer.state_dict()))
+    journal(path).write(Note(11, learned, base_of(path, embedding.vectors), ("clip_l",), optimizer.state_dict()))
     recover(path, embedding)
     other = AdamW(optimizer.vectors.clone())
     assert load_optimizer(optimizer_file(path), other) == ""
@@ -92,7 +92,7 @@ def test_the_optimizers_state_comes_back_with_its_vectors(tmp_path: Path) -> Non
 def test_a_run_that_was_killed_between_its_two_files_keeps_the_optimizers_state(tmp_path: Path) -> None:
     path, embedding = saved(tmp_path)
     optimizer = AdamW(vectors(11)["clip_l"])
-    journal(path).write(Note(11, {"clip_l": optimizer.vectors}, base_of(path, embedding.vectors), "clip_l", optimizer.state_dict()))
+    journal(path).write(Note(11, {"clip_l": optimizer.vectors}, base_of(path, embedding.vectors), ("clip_l",), optimizer.state_dict()))
     newer = Embedding("cat", vectors(11), Provenance(step=11))
     formats.save(newer, path, overwrite=True)
     assert recover(path, newer) == (newer, "")
