@@ -8,7 +8,7 @@
     const PHASES = { starting: "Getting ready", interrupted: "Stopped early", failed: "Stopped", idle: "" };
     // Kind of job -> its own words for the other phases, and whether its end is good news; the kinds are those of JobKind in app/job.py.
     const KINDS = {
-        train: { working: "Learning", stopping: "Stopping after this step", finished: "Learned", good: true },
+        train: { working: "Learning", stopping: "Stopping after this step", finished: "Training is over", good: true },
         preprocess: { working: "Preprocessing", stopping: "Stopping after this picture", finished: "Preprocessed", good: true },
         look: { working: "Looking", stopping: "Stopping after this picture", finished: "Looked at", good: false },
         check: { working: "Checking", stopping: "Stopping after this file", finished: "Checked", good: false },
@@ -30,6 +30,7 @@
 
     function phase(state) {
         const words = Object.assign({}, PHASES, KINDS[state.kind]);
+        if (state.kind === "train" && state.phase === "finished" && state.verdict && state.verdict.level === "good") return "Learned";
         return words[state.phase] || state.phase;
     }
 
@@ -53,7 +54,7 @@
         const parts = {
             phase: el("span", { class: "ti-phase" }), name: el("code", { class: "ti-word" }),
             count: el("span", { class: "ti-count" }), fill: el("span", { class: "ti-fill" }),
-            stats: el("dl", { class: "ti-stats" }), notice: el("div", { class: "ti-notice", role: "status", "aria-live": "polite" }),
+            stats: el("dl", { class: "ti-stats" }), verdict: el("div", { class: "ti-judged", role: "status", "aria-live": "polite" }), notice: el("div", { class: "ti-notice", role: "status", "aria-live": "polite" }),
             tabs: el("div", { class: "ti-switch", role: "group", "aria-label": "Curve" }), readout: el("span", { class: "ti-readout" }), chart: el("div", { class: "ti-curve" }),
             image: el("img", { class: "ti-preview", alt: "" }), caption: el("div", { class: "ti-caption" }),
             range: el("input", { type: "range", min: 0, max: 0, step: 1, class: "ti-range", "aria-label": "Previews by step", oninput: picked }),
@@ -68,7 +69,7 @@
         const curve = el("div", { class: "ti-plot" }, el("div", { class: "ti-plothead" }, parts.tabs, parts.readout), parts.chart);
         const panel = el("div", { class: "ti-job" },
             el("header", {}, el("div", { class: "ti-title-row" }, parts.phase, parts.name), parts.count),
-            parts.bar, parts.stats, parts.notice,
+            parts.bar, parts.notice, parts.verdict, parts.stats,
             parts.visuals = el("div", { class: "ti-visuals" }, curve, el("div", { class: "ti-side" }, parts.previews, parts.waiting)),
             parts.messages);
         return { panel, parts };
@@ -120,7 +121,7 @@
             const kind = ti.chartKinds[view.kind];
             parts.readout.textContent = point ? "step " + point[0] + " · " + ti.number(point[kind.faint || kind.strong]) + (kind.faint ? " (mean " + ti.number(point[kind.strong]) + ")" : "") : "";
         };
-        parts.chart.replaceChildren(ti.chart(points, state.first_step, state.last_step, view.kind, width, readout));
+        parts.chart.replaceChildren(ti.chart(points, state.first_step, state.last_step, view.kind, width, readout, state.evaluations || []));
     }
 
     function notice(state) {
@@ -128,16 +129,47 @@
         let text = "", kind = "";
         if (state.lost) [text, kind] = ["The connection is lost; trying again.", "error"];
         else if (state.failed) [text, kind] = [state.reason, "error"];
+        else if (busy && state.busy_with) text = state.busy_with + " …";
         else if (state.phase === "starting") text = (state.messages || []).slice(-1)[0] || "";
         else if (!busy && state.kind === "train") {
-            text = state.reason || (state.phase === "interrupted" ? ((state.points || []).length ? "What was learned up to step " + state.step + " is kept." : "Stopped before the first step; nothing has changed.") : "The word is ready: use it in a prompt.");
-            kind = "done";
+            const level = state.verdict ? state.verdict.level : "";
+            const end = level === "bad" ? "The run is over." : level === "fair" ? "The run is over; try the word before you rely on it." : "The word is ready: use it in a prompt.";
+            text = state.reason || (state.phase === "interrupted" ? ((state.points || []).length ? "What was learned up to step " + state.step + " is kept." : "Stopped before the first step; nothing has changed.") : end);
+            kind = level === "good" && state.phase === "finished" && !state.reason ? "done" : "";
         } else if (!busy) [text, kind] = [state.reason, KINDS[state.kind] && KINDS[state.kind].good ? "done" : ""];
         parts.notice.textContent = text;
         parts.notice.className = "ti-notice" + (kind ? " ti-notice-" + kind : "");
         parts.notice.hidden = !text;
-        const word = kind === "done" && state.kind === "train" && ti.tryWord && ti.canTry();
+        const word = !busy && !state.failed && !state.lost && state.kind === "train" && (state.points || []).length && ti.tryWord && ti.canTry();
         if (word) parts.notice.append(el("button", { type: "button", class: "ti-try", onclick: () => ti.tryWord(state) }, "Try it"));
+    }
+
+    const LEVELS = { good: "Good", fair: "Not yet good", bad: "Not good" };
+
+    // One sentence on how well the word has been learned, the norm of its vectors among those of words, and the words nearest to them.
+    function verdict(state) {
+        const box = view.parts.verdict, judged = state.kind === "train" ? state.verdict : null;
+        box.hidden = !judged;
+        view.panel.dataset.level = judged ? judged.level : "";
+        if (!judged) return;
+        box.dataset.level = judged.level;
+        const words = Object.values(judged.words).map((row) => row.filter(Boolean).join(", ")).filter(Boolean);
+        box.replaceChildren(
+            el("p", { class: "ti-verdict", "data-level": judged.level }, el("span", { class: "ti-visually-hidden" }, LEVELS[judged.level] + ": "), judged.text),
+            words.length ? el("p", { class: "ti-means", title: "The word of the checkpoint that is nearest to each vector" }, ti.busy(state) ? "Now means: " : "Means: ", el("strong", {}, words.join(" | "))) : null,
+            ...Object.keys(judged.norms).map((encoder) => band(judged.norms[encoder], judged.range[encoder])));
+    }
+
+    // The norms of the vectors on a scale of which green is the range of real words, amber up to 10 and red above 30 times their length.
+    function band(norms, range) {
+        if (!range || !norms.length) return null;
+        const [low, median, high] = range, most = 100 * median;
+        const at = (norm) => 100 * Math.min(1, Math.max(0, Math.log(norm / (low / 4)) / Math.log(most / (low / 4))));
+        const bar = el("span", { class: "ti-band", style: `--low:${at(low)}%;--high:${at(high)}%;--long:${at(10 * median)}%;--broken:${at(30 * median)}%` });
+        for (const norm of norms) bar.append(el("span", { class: "ti-dot", style: `left:${norm === null ? 100 : at(norm)}%` }));
+        const shown = norms.filter((norm) => norm !== null), times = shown.length ? Math.max(...shown) / median : Infinity;
+        const text = "Vector norm " + ti.number(times) + " × that of words";
+        return el("div", { class: "ti-bandrow", role: "img", "aria-label": text, title: text + "; green: the range of real words" }, el("small", {}, "Vector norm"), bar, el("small", {}, ti.number(times) + " ×"));
     }
 
     function messages(state) {
@@ -181,7 +213,7 @@
         }
         if (view.job !== state.job) Object.assign(view, { job: state.job, preview: null, pointed: false });
         const parts = view.parts, train = state.kind === "train";
-        view.panel.dataset.phase = state.phase;
+        Object.assign(view.panel.dataset, { phase: state.phase, kind: state.kind });
         parts.phase.textContent = phase(state);
         parts.name.textContent = state.name;
         parts.count.replaceChildren(el("strong", {}, String(state.step)), " / " + (state.last_step || "–"));
@@ -192,6 +224,7 @@
         parts.stats.hidden = parts.count.hidden = !begun; // what stopped before the first step has only its reason to show
         stats(state);
         notice(state);
+        verdict(state);
         messages(state);
         if (train) { curve(state); previews(state); }
         reveal(state);

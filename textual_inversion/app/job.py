@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from textual_inversion.errors import TextualInversionError
-from textual_inversion.training.events import CopySaved, Event, Message, PreviewDrawn, Started, StepDone, Stopped
+from textual_inversion.training.events import Busy, CopySaved, Evaluated, Event, Judged, Message, PreviewDrawn, Started, StepDone, Stopped
 
 MAX_POINTS = 400
 _KEPT_MESSAGES = 40
@@ -242,6 +242,9 @@ class Job:
             "previews": [],
             "copies": [],
             "messages": [],
+            "evaluations": [],
+            "verdict": None,
+            "busy_with": "",
             "reason": "",
             "failed": False,
             "file": "",
@@ -263,7 +266,7 @@ class Job:
                 state["failed"] = failed or state["failed"]
             interrupted = self._stop.is_set() or self._work_was_interrupted
             state["phase"] = "failed" if state["failed"] else "interrupted" if interrupted else "finished"
-            state["seconds_left"] = None
+            state["seconds_left"], state["busy_with"] = None, ""
             self._seconds = time.monotonic() - self._begun
             self._over = True
             self._version += 1
@@ -275,7 +278,10 @@ class Job:
 
     def _take(self, event: JobEvent) -> None:
         state = self._state
-        if isinstance(event, StepDone):
+        state["busy_with"] = event.text if isinstance(event, Busy) else ""
+        if isinstance(event, (Evaluated, Judged)):
+            self._take_measured(event)
+        elif isinstance(event, StepDone):
             self._take_step(event)
         elif isinstance(event, Advanced):
             state.update(step=event.done, last_step=event.total)
@@ -311,6 +317,16 @@ class Job:
             seconds_left=_short(event.seconds_left),
         )
         self._leave_starting_phase()
+
+    def _take_measured(self, event: Evaluated | Judged) -> None:
+        if isinstance(event, Evaluated):
+            _replace_last(self._state["evaluations"], [event.step, _short(event.loss)])
+            return
+        norms = {encoder: [None if norm is None else _short(norm) for norm in rows] for encoder, rows in event.norms.items()}
+        words = {encoder: list(rows) for encoder, rows in event.words.items()}
+        ranges = {encoder: [_short(norm) for norm in three] for encoder, three in event.range.items()}
+        verdict = {"step": event.step, "level": event.level, "text": event.text, "words": words, "norms": norms, "range": ranges}
+        self._state["verdict"] = verdict
 
     def _leave_starting_phase(self) -> None:
         if self._state["phase"] == "starting":
@@ -377,6 +393,13 @@ def user_message(error: Exception) -> str:
 def left_out(file: str, reason: str) -> str:
     """A sentence that says that `file` was not used, and why; the name is added unless the reason already has it."""
     return f"Left out: {reason}" if file in reason else f"Left out {file}: {reason}"
+
+
+def _replace_last(points: list[list[Any]], point: list[Any]) -> None:
+    """Add a point; one of the same step is replaced."""
+    if points and points[-1][0] == point[0]:
+        points.pop()
+    points.append(point)
 
 
 def _short(value: float) -> float | None:

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.training.events import CopySaved, Event, Message, PreviewDrawn, Started, StepDone, Stopped
+from textual_inversion.training.events import CopySaved, Event, Judged, Message, PreviewDrawn, Started, StepDone, Stopped
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -142,6 +142,8 @@ class Report:
             self.result.setdefault("previews" if isinstance(event, PreviewDrawn) else "copies", []).append(event.path)
         elif isinstance(event, Message):
             self.line(event.text)
+        elif isinstance(event, Judged):
+            self.result.update(verdict=event.text, verdict_level=event.level)
         elif isinstance(event, Stopped):
             self.bar.close()
             self.result.update(step=event.step, reason=event.reason, embedding=event.path)
@@ -149,6 +151,8 @@ class Report:
                 self.line(event.reason)
             if not event.failed:
                 self.line(f"{event.path}: step {event.step}, {event.reason}")
+            if verdict := self.result.get("verdict"):
+                self.line(verdict)
 
     def _step(self, event: StepDone) -> None:
         self.bar.move(event.step, self.last_step, f"loss {event.loss:.4f}")

@@ -156,6 +156,9 @@ def _about(item: Card) -> str:
         "for the negative prompt" if item.is_negative else f"with {item.negative} in the negative prompt" if item.negative else "",
     ]
     facts = "".join(f'<span class="ti-about">{escape(line)}</span>' for line in lines if line)
+    if item.verdict:
+        sentence = escape(item.verdict)
+        facts += f'<span class="ti-about ti-verdict" data-level="{escape(item.level)}" title="{sentence}">{sentence}</span>'
     return facts + (f'<span class="ti-reason">{escape(item.reason)}</span>' if item.reason else "")
 
 
