@@ -37,6 +37,19 @@
         return Boolean(button);
     };
 
+    // Asks the server for another step's vectors; gradio reads the text before it hears the click.
+    ti.exchange = function (asked) {
+        const box = document.querySelector("#ti_exchange_sent textarea, #ti_exchange_sent input");
+        if (!box) return;
+        box.value = JSON.stringify(asked);
+        box.dispatchEvent(new Event("input", { bubbles: true }));
+        setTimeout(() => { ti.press("ti_exchange"); ti.hurry(); }, 60);
+    };
+    document.addEventListener("click", (event) => {
+        const button = event.target.closest && event.target.closest(".ti-takeback");
+        if (button) ti.exchange({ back: button.dataset.name });
+    });
+
     ti.hurry = function () { quickUntil = Date.now() + 12000; schedule(150); };
 
     function schedule(wait) {

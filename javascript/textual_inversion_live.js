@@ -61,7 +61,9 @@
             messages: el("details", { class: "ti-messages" }, el("summary", {}), el("ul", {})),
         };
         parts.bar = el("div", { class: "ti-bar", role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, parts.fill);
-        parts.previews = el("figure", { class: "ti-previews" }, parts.image, parts.caption, parts.range);
+        parts.use = el("div", { class: "ti-used" });
+        parts.film = el("div", { class: "ti-film", role: "group", "aria-label": "Previews" });
+        parts.previews = el("figure", { class: "ti-previews" }, parts.image, parts.caption, parts.range, parts.use);
         parts.waiting = el("div", { class: "ti-waiting" });
         for (const [key, kind] of Object.entries(ti.chartKinds)) {
             parts.tabs.append(el("button", { type: "button", "data-kind": key, onclick: () => { view.kind = key; view.pointed = false; draw(ti.state(), true); } }, kind.label));
@@ -70,7 +72,7 @@
         const panel = el("div", { class: "ti-job" },
             el("header", {}, el("div", { class: "ti-title-row" }, parts.phase, parts.name), parts.count),
             parts.bar, parts.notice, parts.verdict, parts.stats,
-            parts.visuals = el("div", { class: "ti-visuals" }, curve, el("div", { class: "ti-side" }, parts.previews, parts.waiting)),
+            parts.visuals = el("div", { class: "ti-visuals" }, curve, el("div", { class: "ti-side" }, parts.previews, parts.waiting), parts.film),
             parts.messages);
         return { panel, parts };
     }
@@ -96,8 +98,35 @@
         parts.range.max = all.length - 1;
         parts.range.value = index;
         parts.range.style.setProperty("--ti-at", all.length > 1 ? (100 * index) / (all.length - 1) + "%" : "100%");
+        use(state, shown.step);
+        film(state, all, index);
         parts.range.hidden = all.length < 2;
         parts.range.setAttribute("aria-valuetext", "step " + shown.step);
+    }
+
+    // One small picture for each preview; a click shows it large.
+    function film(state, all, index) {
+        const box = view.parts.film;
+        if (box.dataset.job !== state.job) { box.dataset.job = state.job; box.replaceChildren(); }
+        while (box.children.length > all.length) box.lastChild.remove();
+        for (let at = box.children.length; at < all.length; at++) {
+            const source = ti.address("picture?job=" + encodeURIComponent(state.job) + "&file=" + encodeURIComponent(all[at].file));
+            box.append(el("button", { type: "button", class: "ti-frame", onclick: () => { view.parts.range.value = at; picked(); } }, el("img", { src: source, alt: "", loading: "lazy" }), el("span", {}, "Step " + all[at].step)));
+        }
+        [...box.children].forEach((frame, at) => frame.setAttribute("aria-pressed", String(at === index)));
+        box.hidden = all.length < 2;
+    }
+
+    // "Use this step": the copy that was kept with the preview becomes the embedding; "Take back" undoes that.
+    function use(state, step) {
+        const box = view.parts.use, name = state.name, last = state.step === step;
+        const kept = (state.copies || []).some((copy) => copy.step === step);
+        box.hidden = ti.busy(state) || !kept;
+        const used = state.used_step === null || state.used_step === undefined ? state.step : state.used_step;
+        const text = used === step ? "The word holds this step." : "";
+        const button = used === step ? null : el("button", { type: "button", class: "ti-use", onclick: () => ti.exchange({ use: step, job: state.job }) }, last ? "Use the last step" : "Use this step");
+        const back = state.used_step !== null && state.used_step !== undefined ? el("button", { type: "button", class: "ti-try ti-takeback", "data-name": name }, "Undo") : null;
+        box.replaceChildren(...[text, button, back].filter(Boolean));
     }
 
     function stats(state) {
@@ -135,7 +164,9 @@
             const level = state.verdict ? state.verdict.level : "";
             const end = level === "bad" ? "The run is over." : level === "fair" ? "The run is over; try the word before you rely on it." : "The word is ready: use it in a prompt.";
             text = state.reason || (state.phase === "interrupted" ? ((state.points || []).length ? "What was learned up to step " + state.step + " is kept." : "Stopped before the first step; nothing has changed.") : end);
-            kind = level === "good" && state.phase === "finished" && !state.reason ? "done" : "";
+            const other = state.used_step !== null && state.used_step !== undefined;
+            if (other) text = "The word holds the vectors of step " + state.used_step + ".";
+            kind = level === "good" && !other && state.phase === "finished" && !state.reason ? "done" : "";
         } else if (!busy) [text, kind] = [state.reason, KINDS[state.kind] && KINDS[state.kind].good ? "done" : ""];
         parts.notice.textContent = text;
         parts.notice.className = "ti-notice" + (kind ? " ti-notice-" + kind : "");
@@ -192,6 +223,7 @@
             const drawn = Boolean(state.drawing && state.drawing.busy);
             document.body.classList.toggle("ti-busy", ti.busy(state));
             document.body.classList.toggle("ti-drawn", drawn);
+            for (const id of ["ti_train_button", "ti_preprocess_button", "ti_look_button"]) document.getElementById(id)?.setAttribute("aria-disabled", String(ti.busy(state)));
             for (const [id, busy] of [["ti_train_stop", ti.busy(state)], ["ti_preprocess_stop", ti.busy(state)], ["ti_generate_stop", drawn]]) {
                 const stop = document.getElementById(id);
                 if (stop) stop.setAttribute("aria-disabled", String(!busy)); // it looks so, too

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from textual_inversion.errors import TextualInversionError
+from textual_inversion.errors import EmbeddingError, TextualInversionError
 from textual_inversion.training.events import Busy, CopySaved, Evaluated, Event, Judged, Message, PreviewDrawn, Started, StepDone, Stopped
 
 MAX_POINTS = 400
@@ -216,10 +216,36 @@ class Job:
             known = job == self._state["job"] and any(preview["file"] == file for preview in self._state["previews"])
             return self._preview_paths.get(file) if known else None
 
+    def copy(self, job: str, step: int) -> Path:
+        """The copy that job `job` has saved at `step`.
+
+        Raises:
+            EmbeddingError: there is none.
+        """
+        with self._lock:
+            path = self._copy_paths.get(step) if job == self._state["job"] else None
+        if path is None:
+            raise EmbeddingError(f"No copy of step {step} is kept in this run.")
+        return path
+
+    def preview(self, step: int) -> Path | None:
+        """The preview that the last job has drawn at `step`; None where there is none."""
+        with self._lock:
+            files = [preview["file"] for preview in self._state["previews"] if preview["step"] == step]
+            return self._preview_paths[files[-1]] if files else None
+
+    def use_step(self, name: str, step: int | None) -> None:
+        """Tell the pages that `name` now holds the vectors of `step` of the last job; None = those of its end."""
+        with self._lock:
+            if self._state["name"] == name:
+                self._state["used_step"] = step
+                self._version += 1
+
     def _reset(self, kind: JobKind | None, name: str, folder: Path | None) -> None:
         self._curve = LossCurve()
         self._folder = folder
         self._preview_paths: dict[str, Path] = {}
+        self._copy_paths: dict[int, Path] = {}
         self._over = False
         self._work_was_interrupted = False  # also set when the WebUI's own Interrupt button ended the work
         self._seconds = 0.0
@@ -245,6 +271,7 @@ class Job:
             "evaluations": [],
             "verdict": None,
             "busy_with": "",
+            "used_step": None,
             "reason": "",
             "failed": False,
             "file": "",
@@ -300,6 +327,7 @@ class Job:
             self._preview_paths[path.name] = path
             state["previews"].append({"step": event.step, "file": path.name, "prompt": event.prompt, "seed": event.seed})
         elif isinstance(event, CopySaved):
+            self._copy_paths[event.step] = Path(event.path)
             state["copies"].append({"step": event.step, "file": Path(event.path).name})
         elif isinstance(event, Stopped):
             self._work_was_interrupted = event.reason == "interrupted"

@@ -211,6 +211,18 @@ class FakeEngine(Engine):
         }[level]
         return Judged(step, level, text, {"clip_l": ("purple", "star")}, {"clip_l": (long * 0.5, long * 0.55)}, {"clip_l": (0.4, 0.5, 0.6)})
 
+    def embedding_file(self, name: str) -> Path:
+        """The `.json` of that name."""
+        path = self._path(name)
+        if not path.is_file():
+            raise EmbeddingError(f"There is no embedding {name!r} with a file of its own.")
+        return path
+
+    def put_vectors(self, source: Path, target: Path, name: str) -> int:
+        """A copy of the file."""
+        _write(target, json.loads(source.read_text(encoding="utf-8")))
+        return int(json.loads(source.read_text(encoding="utf-8"))["step"])
+
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         """Words, and 75 for each chunk."""
         count = len(prompt.split())

@@ -54,7 +54,7 @@ class Run:
     ) -> None:
         config, self.listener, self.embedding = prepared.config, prepared.listener, prepared.embedding
         self.config, self.trained, self.model = config, trained, model
-        self.file = prepared.file
+        self.file, self._asked = prepared.file, prepared.asked
         self.done, self.last_step = self.embedding.provenance.step or 0, config.total_steps
         self.evaluation, self.curve, self._best = evaluation, Curve(), trained.vectors.clone()
         self._best_moments = trained.optimizer.state_dict()
@@ -99,7 +99,7 @@ class Run:
         """Write the file for the first time, measure and draw where training starts, and start the clock."""
         before = self.recorder.copy(self.embedding, self.done)
         self._save()
-        self._last_run = LastRun(self.config.to_dict(), self.done, before=str(before or ""))
+        self._last_run = LastRun(self._asked.to_dict(), self.done, before=str(before or ""))
         self._keep_last_run()
         self._evaluate()
         if self.config.preview_every:

@@ -54,6 +54,12 @@ def outcome(outcome: Outcome, form: str = "") -> str:
     return note(outcome.text, outcome.kind, f"ti_{form}_{outcome.setting}" if form and outcome.setting else "")
 
 
+def question(outcome: Outcome, answer: str) -> str:
+    """A question before something is done, marked at the field that it is about, and how to answer it."""
+    about = f' data-field="ti_train_{escape(outcome.setting)}"' if outcome.setting else ""
+    return f'<div class="ti-note ti-note-ask" role="alert"{about}>{escape(outcome.text)} {escape(answer)}</div>'
+
+
 def findings(items: Sequence[Finding]) -> str:
     """The findings of a check before the start: one line for each problem, one line for everything else."""
     problems = "".join(note(item.text, "hint" if item.kind == "hint" else "error") for item in items if item.kind != "good")
@@ -103,6 +109,12 @@ def standing(card: Card | None, name: str, last_step: int | None) -> str:
     if last_step is not None and facts.step >= last_step:
         advice = f" Raise Max steps above {facts.step} to go on."
     return f'<div class="ti-note ti-note-hint">{word(name)} has {facts.vectors} and is at step {facts.step}.{advice}</div>'
+
+
+def take_back(name: str) -> str:
+    """The button that gives an embedding the vectors that it had before its last run; the page's script listens to it."""
+    title = "The present vectors are kept, so that this can be undone in the same way."
+    return f'<button type="button" class="ti-try ti-takeback" data-name="{escape(name)}" title="{title}">Take back the last change</button>'
 
 
 def left_out(items: Sequence[Card]) -> str:
