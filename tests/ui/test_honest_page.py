@@ -110,3 +110,29 @@ def test_a_word_fills_the_form_with_what_it_was_trained_with(
     again.until("document.querySelector('#ti_standing .ti-takeback')")
     again.page.click("#ti_standing .ti-takeback")
     again.until("document.querySelector('#ti_standing')?.innerText.includes('is at step 60')")
+
+
+@pytest.mark.parametrize(
+    ("setting", "typed", "said"),
+    [
+        ("batch_size", "1.7", "Batch size is '1.7'; it must be a whole number"),
+        ("steps", "abc", "Max steps is 'abc'; it must be a number, or auto"),
+        ("seed", "123456789012345678901", "Seed is 123456789012345678901; it must be from 0 to"),
+    ],
+)
+def test_a_number_is_judged_as_typed_beside_its_field(
+    setting: str, typed: str, said: str, address: str, open_tab: Callable[..., Any], engine: FakeEngine
+) -> None:
+    tab = open_tab(address)
+    field = f"#ti_train_{setting}"
+    if setting == "seed":  # its group is opened to type, and closed again
+        tab.page.get_by_role("button", name="How it learns").click()
+        tab.page.wait_for_selector(field, state="visible")
+    tab.fill(f"train_{setting}", typed)
+    if setting == "seed":
+        tab.page.get_by_role("button", name="How it learns").click()
+        tab.page.wait_for_selector(field, state="hidden")
+    tab.page.click("#ti_train_button")
+    tab.until(f"document.querySelector('{field}.ti-fault')?.dataset.fault.startsWith({said!r})")
+    assert tab.page.locator(field).is_visible()
+    assert not engine.job.running

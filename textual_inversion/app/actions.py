@@ -256,7 +256,7 @@ def name_problem(name: str) -> str:
     return ""
 
 
-def preview_settings(drawn_with: Sequence[Any], fixed_seed: int) -> dict[str, Any]:
+def preview_settings(drawn_with: Sequence[Any], fixed_seed: Any) -> dict[str, Any]:
     """Values of `DRAWING_SETTINGS` adapted to previews: within their ranges, with a sampler that this package has.
 
     Args:
@@ -267,7 +267,7 @@ def preview_settings(drawn_with: Sequence[Any], fixed_seed: int) -> dict[str, An
     return {name: _usable(setting_of(TrainingConfig, name), value, fixed_seed) for name, value in values}
 
 
-def _usable(setting: Setting, value: Any, fixed_seed: int) -> Any:
+def _usable(setting: Setting, value: Any, fixed_seed: Any) -> Any:
     """`value` adapted to the setting: a number within its range, a sampler that this package has, a prompt without networks."""
     if setting.choices:
         known = {choice.lower(): choice for choice in setting.choices}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 import time
 import uuid
@@ -18,6 +19,7 @@ from textual_inversion.training.events import Busy, CopySaved, Evaluated, Event,
 
 MAX_POINTS = 400
 _KEPT_MESSAGES = 40
+_OPTION = re.compile(r" \(--[a-z-]+\)")  # an option of the command line, which a page does not have
 _log = logging.getLogger(__name__)
 
 
@@ -411,7 +413,7 @@ class Drawing:
 def user_message(error: Exception) -> str:
     """The message for the user about an error. An unexpected error is logged with its traceback."""
     if isinstance(error, TextualInversionError):
-        return str(error)
+        return _OPTION.sub("", str(error))
     if isinstance(error, OSError):
         return f"A file could not be read or written: {error.strerror or error}: {error.filename or ''}".rstrip(": ") + "."
     _log.error("not foreseen", exc_info=error)

@@ -55,7 +55,7 @@ class TrainPage:
         line += render.take_back(name) if card and not job.running and kept_before(self.actions.engine, name) else ""
         return line + render.left_out(self.actions.left_out())
 
-    def refresh(self, name: Any, folder: Any, width: Any, height: Any, opened: Any) -> Any:
+    def refresh(self, name: Any, folder: Any, width: Any, height: Any, opened: Any = True) -> Any:
         """Updates of the names to choose from, the strip of pictures and the size, as they are now.
 
         A page that was opened just now, so that nobody has chosen anything on it, shows the word that was trained last.
@@ -66,7 +66,7 @@ class TrainPage:
         name_update = _name_update(self.actions, current)
         if current == typed:
             name_update.pop("value", None)  # Create may have set another name meanwhile
-        return name_update, self.strip(folder), *self._sizes(width, height), True
+        return name_update, self.strip(folder), *self._sizes(width, height)
 
     def remembered(self, name: Any, filled: Any) -> list[Any]:
         """Updates of every field of the Train tab to what the word was trained with last time; a new word changes nothing.
@@ -275,11 +275,12 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
     def start(asked: Any, *values: Any) -> Any:
         given, new = dict(zip(keys, values)), dict(zip(new_keys, values[len(keys) :]))
         if drawing_settings and values[len(keys) + len(new_keys)]:
-            given |= preview_settings(values[-len(drawing_settings) :], int(given.get("preview_seed") or 0))
+            given |= preview_settings(values[-len(drawing_settings) :], given.get("preview_seed"))
         outcome = actions.train(given, new, str(asked or ""))
         if outcome.kind == "ask":
             return render.question(outcome, "Press “Train embedding” again to do so."), compat.update(), outcome.text
-        return render.outcome(outcome, "train"), compat.update() if outcome.failed else "", ""
+        note = render.outcome(outcome, "train", form.group_of(outcome.setting))
+        return note, compat.update() if outcome.failed else "", ""
 
     def check(*values: Any) -> str:
         preflight = actions.check(dict(zip(keys, values)), dict(zip(new_keys, values[len(keys) :])))
@@ -304,7 +305,12 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
     compat.on(images.change, page.strip, [images], [parts["strip"]])
     compat.on(parts["files"].change, dropped, [parts["files"]], [parts["files_note"], images])
     shown = [name, parts["strip"], train["width"], train["height"], parts["opened"]]
-    refreshed = compat.on(parts["refresh"].click, page.refresh, [name, images, train["width"], train["height"], parts["opened"]], shown)
+    refreshed = compat.on(
+        parts["refresh"].click,
+        lambda *values: (*page.refresh(*values), True),
+        [name, images, train["width"], train["height"], parts["opened"]],
+        shown,
+    )
     compat.on(refreshed.then, page.remembered, [name, parts["filled"]], filled)
     compat.on(refreshed.then, page.stand, [name, steps], [parts["standing"]])  # runs last, with the name that the refresh has set
 

@@ -35,23 +35,29 @@ MARK = (
 )
 
 
-def note(text: str, kind: str = "done", field: str = "") -> str:
+def note(text: str, kind: str = "done", field: str = "", group: str = "") -> str:
     """One sentence under a button; empty text gives nothing.
 
     Args:
         kind: `done`, `error` or `hint`.
-        field: id of the component that the sentence is about; the page's script marks it.
+        field: id of the component that the sentence is about; the page's script marks it and shows the sentence beside it.
+        group: title of the group that folds this component away; the page's script opens it.
     """
     if not text:
         return ""
     role = "alert" if kind == "error" else "status"
-    about = f' data-field="{escape(field)}"' if field else ""
+    about = (f' data-field="{escape(field)}"' if field else "") + (f' data-group="{escape(group)}"' if group else "")
     return f'<div class="ti-note ti-note-{kind}" role="{role}"{about}>{escape(text)}</div>'
 
 
-def outcome(outcome: Outcome, form: str = "") -> str:
-    """The note for the result of a click; `form` is the prefix of the form's component ids, `create`, `preprocess` or `train`."""
-    return note(outcome.text, outcome.kind, f"ti_{form}_{outcome.setting}" if form and outcome.setting else "")
+def outcome(outcome: Outcome, form: str = "", group: str = "") -> str:
+    """The note for the result of a click.
+
+    Args:
+        form: the prefix of the form's component ids, `create`, `preprocess` or `train`.
+        group: title of the group that folds the setting at fault away.
+    """
+    return note(outcome.text, outcome.kind, f"ti_{form}_{outcome.setting}" if form and outcome.setting else "", group)
 
 
 def question(outcome: Outcome, answer: str) -> str:
