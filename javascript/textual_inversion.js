@@ -120,7 +120,7 @@
         if (box.top < 0 || box.bottom > window.innerHeight) field.scrollIntoView({ block: "center" });
     }
     function open(title) {
-        const button = title && [...document.querySelectorAll(".ti-group button")].find((each) => each.innerText.trim().startsWith(title));
+        const button = title && [...document.querySelectorAll(".ti-group .label-wrap, .ti-group button")].find((each) => each.innerText.trim().startsWith(title));
         if (button) button.click();
     }
     function watchForms() {

@@ -217,9 +217,16 @@
         view.revealed = state.job;
     }
 
+    // What a click has said about a job, such as "Stopping after this step", goes when the job is over.
+    function forget(state) {
+        if (view.wasBusy && !ti.busy(state)) for (const note of document.querySelectorAll("#ti_train_note .ti-note-done, #ti_preprocess_note .ti-note-done")) note.hidden = true;
+        view.wasBusy = ti.busy(state);
+    }
+
     function draw(state, changed) {
         pill(state);
         if (state) {
+            forget(state);
             const drawn = Boolean(state.drawing && state.drawing.busy);
             document.body.classList.toggle("ti-busy", ti.busy(state));
             document.body.classList.toggle("ti-drawn", drawn);
