@@ -37,6 +37,19 @@
         return Boolean(button);
     };
 
+    // Asks the server for another step's vectors; gradio reads the text before it hears the click.
+    ti.exchange = function (asked) {
+        const box = document.querySelector("#ti_exchange_sent textarea, #ti_exchange_sent input");
+        if (!box) return;
+        box.value = JSON.stringify(asked);
+        box.dispatchEvent(new Event("input", { bubbles: true }));
+        setTimeout(() => { ti.press("ti_exchange"); ti.hurry(); }, 60);
+    };
+    document.addEventListener("click", (event) => {
+        const button = event.target.closest && event.target.closest(".ti-takeback");
+        if (button) ti.exchange({ back: button.dataset.name });
+    });
+
     ti.hurry = function () { quickUntil = Date.now() + 12000; schedule(150); };
 
     function schedule(wait) {
@@ -88,11 +101,27 @@
         for (const listener of listeners) listener(state, changed);
     }
 
-    // Highlights each field that a note refers to.
+    // Highlights each field that a note refers to, with the note's sentence beside it; a group that folds the field away is opened.
     function markFaults() {
-        const faults = new Set([...document.querySelectorAll(".ti-note[data-field]")].map((note) => note.dataset.field));
-        for (const field of document.querySelectorAll(".ti-fault")) if (!faults.has(field.id)) field.classList.remove("ti-fault");
-        for (const id of faults) document.getElementById(id)?.classList.add("ti-fault");
+        const notes = [...document.querySelectorAll(".ti-note[data-field]")];
+        const faults = new Map(notes.map((note) => [note.dataset.field, note]));
+        for (const field of document.querySelectorAll(".ti-fault")) if (!faults.has(field.id)) { field.classList.remove("ti-fault"); delete field.dataset.fault; }
+        for (const [id, note] of faults) {
+            const field = document.getElementById(id);
+            if (field && field.offsetParent) mark(field, note);
+            else if (!note.dataset.opened) { note.dataset.opened = "1"; open(note.dataset.group); setTimeout(markFaults, 300); }
+        }
+    }
+    function mark(field, note) {
+        if (field.classList.contains("ti-fault") && field.dataset.fault === note.innerText) return;
+        field.classList.add("ti-fault");
+        field.dataset.fault = note.innerText; // the style sheet draws it
+        const box = field.getBoundingClientRect();
+        if (box.top < 0 || box.bottom > window.innerHeight) field.scrollIntoView({ block: "center" });
+    }
+    function open(title) {
+        const button = title && [...document.querySelectorAll(".ti-group .label-wrap, .ti-group button")].find((each) => each.innerText.trim().startsWith(title));
+        if (button) button.click();
     }
     function watchForms() {
         const forms = document.querySelector(".ti-forms");

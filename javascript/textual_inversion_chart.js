@@ -6,11 +6,18 @@
 
     // Columns of a point: step, loss, smoothed loss, learning rate, vector norm.
     const KINDS = {
-        loss: { label: "Loss", faint: 1, strong: 2, zero: false },
+        loss: { label: "Loss", faint: 1, strong: 2, zero: false, evaluated: true },
         norm: { label: "Vector norm", faint: null, strong: 4, zero: false },
         rate: { label: "Learning rate", faint: null, strong: 3, zero: true },
     };
     ti.chartKinds = KINDS;
+    const EVALUATED = { label: "Error on the same pictures and noise", faint: 2, strong: 2, zero: false };
+
+    // The scale of the evaluations; the mean of single steps, which lies elsewhere, is cut at the edge.
+    function boundsOf(values) {
+        const low = Math.min(...values), high = Math.max(...values), margin = (high - low || high || 1) * 0.12;
+        return [Math.max(0, low - margin), high + margin];
+    }
 
     ti.number = function (value) {
         if (value === null || value === undefined) return "–";
@@ -55,9 +62,12 @@
     }
 
     // Returns an SVG element `width` wide; `onpick(point or null)` is called as the pointer moves over it.
-    ti.chart = function (points, first, until, kindName, width, onpick) {
-        const kind = KINDS[kindName], el = ti.el;
-        const [low, high] = bounds(points, kind);
+    // `evaluations` are [step, error on pictures and noise that stay the same]; where there are some, they are the loss that counts.
+    ti.chart = function (points, first, until, kindName, width, onpick, evaluations) {
+        const given = KINDS[kindName], el = ti.el;
+        const measured = given.evaluated ? (evaluations || []).filter((point) => point[1] !== null) : [];
+        const kind = measured.length > 1 ? EVALUATED : given;
+        const [low, high] = kind === EVALUATED ? boundsOf(measured.map((point) => point[1])) : bounds(points, kind);
         const right = Math.max(until, points.length ? points[points.length - 1][0] : 0, first + 1);
         const x = (step) => LEFT + ((step - first) / (right - first)) * (width - LEFT - RIGHT);
         const y = (value) => TOP + (1 - (Math.min(Math.max(value, low), high) - low) / (high - low)) * (HEIGHT - TOP - BOTTOM);
@@ -71,8 +81,11 @@
             svg.append(el("text", { class: "ti-tick", x: x(at), y: HEIGHT - 6, "text-anchor": x(at) > width - 34 ? "end" : "middle" }, String(at)));
         }
         if (kind.faint) svg.append(el("path", { class: "ti-faint", d: path(points, kind.faint, x, y) }));
-        svg.append(el("path", { class: "ti-strong", d: path(points, kind.strong, x, y) }));
-        if (points.length) {
+        if (kind === EVALUATED) {
+            svg.append(el("path", { class: "ti-strong ti-evaluated", d: path(measured, 1, x, y) }));
+            for (const [step, error] of measured) svg.append(el("circle", { class: "ti-end", cx: x(step), cy: y(error), r: 3.5 }));
+        } else svg.append(el("path", { class: "ti-strong", d: path(points, kind.strong, x, y) }));
+        if (points.length && kind !== EVALUATED) {
             const end = points[points.length - 1];
             if (end[kind.strong] !== null) svg.append(el("circle", { class: "ti-end", cx: x(end[0]), cy: y(end[kind.strong]), r: 4 }));
         }

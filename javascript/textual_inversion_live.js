@@ -8,7 +8,7 @@
     const PHASES = { starting: "Getting ready", interrupted: "Stopped early", failed: "Stopped", idle: "" };
     // Kind of job -> its own words for the other phases, and whether its end is good news; the kinds are those of JobKind in app/job.py.
     const KINDS = {
-        train: { working: "Learning", stopping: "Stopping after this step", finished: "Learned", good: true },
+        train: { working: "Learning", stopping: "Stopping after this step", finished: "Training is over", good: true },
         preprocess: { working: "Preprocessing", stopping: "Stopping after this picture", finished: "Preprocessed", good: true },
         look: { working: "Looking", stopping: "Stopping after this picture", finished: "Looked at", good: false },
         check: { working: "Checking", stopping: "Stopping after this file", finished: "Checked", good: false },
@@ -30,6 +30,7 @@
 
     function phase(state) {
         const words = Object.assign({}, PHASES, KINDS[state.kind]);
+        if (state.kind === "train" && state.phase === "finished" && state.verdict && state.verdict.level === "good") return "Learned";
         return words[state.phase] || state.phase;
     }
 
@@ -53,14 +54,16 @@
         const parts = {
             phase: el("span", { class: "ti-phase" }), name: el("code", { class: "ti-word" }),
             count: el("span", { class: "ti-count" }), fill: el("span", { class: "ti-fill" }),
-            stats: el("dl", { class: "ti-stats" }), notice: el("div", { class: "ti-notice", role: "status", "aria-live": "polite" }),
+            stats: el("dl", { class: "ti-stats" }), verdict: el("div", { class: "ti-judged", role: "status", "aria-live": "polite" }), notice: el("div", { class: "ti-notice", role: "status", "aria-live": "polite" }),
             tabs: el("div", { class: "ti-switch", role: "group", "aria-label": "Curve" }), readout: el("span", { class: "ti-readout" }), chart: el("div", { class: "ti-curve" }),
             image: el("img", { class: "ti-preview", alt: "" }), caption: el("div", { class: "ti-caption" }),
             range: el("input", { type: "range", min: 0, max: 0, step: 1, class: "ti-range", "aria-label": "Previews by step", oninput: picked }),
             messages: el("details", { class: "ti-messages" }, el("summary", {}), el("ul", {})),
         };
         parts.bar = el("div", { class: "ti-bar", role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, parts.fill);
-        parts.previews = el("figure", { class: "ti-previews" }, parts.image, parts.caption, parts.range);
+        parts.use = el("div", { class: "ti-used" });
+        parts.film = el("div", { class: "ti-film", role: "group", "aria-label": "Previews" });
+        parts.previews = el("figure", { class: "ti-previews" }, parts.image, parts.caption, parts.range, parts.use);
         parts.waiting = el("div", { class: "ti-waiting" });
         for (const [key, kind] of Object.entries(ti.chartKinds)) {
             parts.tabs.append(el("button", { type: "button", "data-kind": key, onclick: () => { view.kind = key; view.pointed = false; draw(ti.state(), true); } }, kind.label));
@@ -68,8 +71,8 @@
         const curve = el("div", { class: "ti-plot" }, el("div", { class: "ti-plothead" }, parts.tabs, parts.readout), parts.chart);
         const panel = el("div", { class: "ti-job" },
             el("header", {}, el("div", { class: "ti-title-row" }, parts.phase, parts.name), parts.count),
-            parts.bar, parts.stats, parts.notice,
-            parts.visuals = el("div", { class: "ti-visuals" }, curve, el("div", { class: "ti-side" }, parts.previews, parts.waiting)),
+            parts.bar, parts.notice, parts.verdict, parts.stats,
+            parts.visuals = el("div", { class: "ti-visuals" }, curve, el("div", { class: "ti-side" }, parts.previews, parts.waiting), parts.film),
             parts.messages);
         return { panel, parts };
     }
@@ -95,8 +98,35 @@
         parts.range.max = all.length - 1;
         parts.range.value = index;
         parts.range.style.setProperty("--ti-at", all.length > 1 ? (100 * index) / (all.length - 1) + "%" : "100%");
+        use(state, shown.step);
+        film(state, all, index);
         parts.range.hidden = all.length < 2;
         parts.range.setAttribute("aria-valuetext", "step " + shown.step);
+    }
+
+    // One small picture for each preview; a click shows it large.
+    function film(state, all, index) {
+        const box = view.parts.film;
+        if (box.dataset.job !== state.job) { box.dataset.job = state.job; box.replaceChildren(); }
+        while (box.children.length > all.length) box.lastChild.remove();
+        for (let at = box.children.length; at < all.length; at++) {
+            const source = ti.address("picture?job=" + encodeURIComponent(state.job) + "&file=" + encodeURIComponent(all[at].file));
+            box.append(el("button", { type: "button", class: "ti-frame", onclick: () => { view.parts.range.value = at; picked(); } }, el("img", { src: source, alt: "", loading: "lazy" }), el("span", {}, "Step " + all[at].step)));
+        }
+        [...box.children].forEach((frame, at) => frame.setAttribute("aria-pressed", String(at === index)));
+        box.hidden = all.length < 2;
+    }
+
+    // "Use this step": the copy that was kept with the preview becomes the embedding; "Take back" undoes that.
+    function use(state, step) {
+        const box = view.parts.use, name = state.name, last = state.step === step;
+        const kept = (state.copies || []).some((copy) => copy.step === step);
+        box.hidden = ti.busy(state) || !kept;
+        const used = state.used_step === null || state.used_step === undefined ? state.step : state.used_step;
+        const text = used === step ? "The word holds this step." : "";
+        const button = used === step ? null : el("button", { type: "button", class: "ti-use", onclick: () => ti.exchange({ use: step, job: state.job }) }, last ? "Use the last step" : "Use this step");
+        const back = state.used_step !== null && state.used_step !== undefined ? el("button", { type: "button", class: "ti-try ti-takeback", "data-name": name }, "Undo") : null;
+        box.replaceChildren(...[text, button, back].filter(Boolean));
     }
 
     function stats(state) {
@@ -120,7 +150,7 @@
             const kind = ti.chartKinds[view.kind];
             parts.readout.textContent = point ? "step " + point[0] + " · " + ti.number(point[kind.faint || kind.strong]) + (kind.faint ? " (mean " + ti.number(point[kind.strong]) + ")" : "") : "";
         };
-        parts.chart.replaceChildren(ti.chart(points, state.first_step, state.last_step, view.kind, width, readout));
+        parts.chart.replaceChildren(ti.chart(points, state.first_step, state.last_step, view.kind, width, readout, state.evaluations || []));
     }
 
     function notice(state) {
@@ -128,16 +158,49 @@
         let text = "", kind = "";
         if (state.lost) [text, kind] = ["The connection is lost; trying again.", "error"];
         else if (state.failed) [text, kind] = [state.reason, "error"];
+        else if (busy && state.busy_with) text = state.busy_with + " …";
         else if (state.phase === "starting") text = (state.messages || []).slice(-1)[0] || "";
         else if (!busy && state.kind === "train") {
-            text = state.reason || (state.phase === "interrupted" ? ((state.points || []).length ? "What was learned up to step " + state.step + " is kept." : "Stopped before the first step; nothing has changed.") : "The word is ready: use it in a prompt.");
-            kind = "done";
+            const level = state.verdict ? state.verdict.level : "";
+            const end = level === "bad" ? "The run is over." : level === "fair" ? "The run is over; try the word before you rely on it." : "The word is ready: use it in a prompt.";
+            text = state.reason || (state.phase === "interrupted" ? ((state.points || []).length ? "What was learned up to step " + state.step + " is kept." : "Stopped before the first step; nothing has changed.") : end);
+            const other = state.used_step !== null && state.used_step !== undefined;
+            if (other) text = "The word holds the vectors of step " + state.used_step + ".";
+            kind = level === "good" && !other && state.phase === "finished" && !state.reason ? "done" : "";
         } else if (!busy) [text, kind] = [state.reason, KINDS[state.kind] && KINDS[state.kind].good ? "done" : ""];
         parts.notice.textContent = text;
         parts.notice.className = "ti-notice" + (kind ? " ti-notice-" + kind : "");
         parts.notice.hidden = !text;
-        const word = kind === "done" && state.kind === "train" && ti.tryWord && ti.canTry();
+        const word = !busy && !state.failed && !state.lost && state.kind === "train" && (state.points || []).length && ti.tryWord && ti.canTry();
         if (word) parts.notice.append(el("button", { type: "button", class: "ti-try", onclick: () => ti.tryWord(state) }, "Try it"));
+    }
+
+    const LEVELS = { good: "Good", fair: "Not yet good", bad: "Not good" };
+
+    // One sentence on how well the word has been learned, the norm of its vectors among those of words, and the words nearest to them.
+    function verdict(state) {
+        const box = view.parts.verdict, judged = state.kind === "train" ? state.verdict : null;
+        box.hidden = !judged;
+        view.panel.dataset.level = judged ? judged.level : "";
+        if (!judged) return;
+        box.dataset.level = judged.level;
+        const words = Object.values(judged.words).map((row) => row.filter(Boolean).join(", ")).filter(Boolean);
+        box.replaceChildren(
+            el("p", { class: "ti-verdict", "data-level": judged.level }, el("span", { class: "ti-visually-hidden" }, LEVELS[judged.level] + ": "), judged.text),
+            words.length ? el("p", { class: "ti-means", title: "The word of the checkpoint that is nearest to each vector" }, ti.busy(state) ? "Now means: " : "Means: ", el("strong", {}, words.join(" | "))) : null,
+            ...Object.keys(judged.norms).map((encoder) => band(judged.norms[encoder], judged.range[encoder])));
+    }
+
+    // The norms of the vectors on a scale of which green is the range of real words, amber up to 10 and red above 30 times their length.
+    function band(norms, range) {
+        if (!range || !norms.length) return null;
+        const [low, median, high] = range, most = 100 * median;
+        const at = (norm) => 100 * Math.min(1, Math.max(0, Math.log(norm / (low / 4)) / Math.log(most / (low / 4))));
+        const bar = el("span", { class: "ti-band", style: `--low:${at(low)}%;--high:${at(high)}%;--long:${at(10 * median)}%;--broken:${at(30 * median)}%` });
+        for (const norm of norms) bar.append(el("span", { class: "ti-dot", style: `left:${norm === null ? 100 : at(norm)}%` }));
+        const shown = norms.filter((norm) => norm !== null), times = shown.length ? Math.max(...shown) / median : Infinity;
+        const text = "Vector norm " + ti.number(times) + " × that of words";
+        return el("div", { class: "ti-bandrow", role: "img", "aria-label": text, title: text + "; green: the range of real words" }, el("small", {}, "Vector norm"), bar, el("small", {}, ti.number(times) + " ×"));
     }
 
     function messages(state) {
@@ -154,12 +217,20 @@
         view.revealed = state.job;
     }
 
+    // What a click has said about a job, such as "Stopping after this step", goes when the job is over.
+    function forget(state) {
+        if (view.wasBusy && !ti.busy(state)) for (const note of document.querySelectorAll("#ti_train_note .ti-note-done, #ti_preprocess_note .ti-note-done")) note.hidden = true;
+        view.wasBusy = ti.busy(state);
+    }
+
     function draw(state, changed) {
         pill(state);
         if (state) {
+            forget(state);
             const drawn = Boolean(state.drawing && state.drawing.busy);
             document.body.classList.toggle("ti-busy", ti.busy(state));
             document.body.classList.toggle("ti-drawn", drawn);
+            for (const id of ["ti_train_button", "ti_preprocess_button", "ti_look_button"]) document.getElementById(id)?.setAttribute("aria-disabled", String(ti.busy(state)));
             for (const [id, busy] of [["ti_train_stop", ti.busy(state)], ["ti_preprocess_stop", ti.busy(state)], ["ti_generate_stop", drawn]]) {
                 const stop = document.getElementById(id);
                 if (stop) stop.setAttribute("aria-disabled", String(!busy)); // it looks so, too
@@ -181,7 +252,7 @@
         }
         if (view.job !== state.job) Object.assign(view, { job: state.job, preview: null, pointed: false });
         const parts = view.parts, train = state.kind === "train";
-        view.panel.dataset.phase = state.phase;
+        Object.assign(view.panel.dataset, { phase: state.phase, kind: state.kind });
         parts.phase.textContent = phase(state);
         parts.name.textContent = state.name;
         parts.count.replaceChildren(el("strong", {}, String(state.step)), " / " + (state.last_step || "–"));
@@ -192,6 +263,7 @@
         parts.stats.hidden = parts.count.hidden = !begun; // what stopped before the first step has only its reason to show
         stats(state);
         notice(state);
+        verdict(state);
         messages(state);
         if (train) { curve(state); previews(state); }
         reveal(state);

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "textual_inversion"
 
 _BASE = {"errors", "text", "files", "description"}
-_MODEL = _BASE | {"settings", "embedding", "formats", "prompts", "diffusion"}
+_MODEL = _BASE | {"settings", "embedding", "formats", "prompts", "vocabulary", "diffusion"}
 _WORK = _MODEL | {"pictures", "library", "preprocess", "training"}
 #: Layer -> the layers it may import besides itself. A new module or folder of the package gets its line here.
 BELOW = {
@@ -27,6 +27,7 @@ BELOW = {
     "embedding": {"errors", "text", "description", "settings"},
     "formats": _BASE | {"embedding", "settings"},
     "prompts": _BASE | {"embedding", "formats", "settings"},
+    "vocabulary": _BASE | {"embedding", "formats", "settings", "prompts"},
     "diffusion": _BASE | {"settings", "embedding", "formats", "prompts"},
     "pictures": _BASE,
     "library": _MODEL,

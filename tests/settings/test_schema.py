@@ -195,3 +195,11 @@ def test_numbers_of_numpy_become_pythons_own(number: Any) -> None:
 def test_every_way_of_writing_a_type_is_read(annotation: Any, types: tuple[type, ...]) -> None:
     settings = make_dataclass("Made", [("a", annotation, setting(1))], bases=(Settings,), frozen=True)
     assert settings_of(settings)[0].types == types
+
+
+def test_a_whole_number_that_was_typed_keeps_all_its_digits() -> None:
+    seed = setting_of(TrainingConfig, "seed")
+    assert seed.clean(" 4294967295 ") == 4294967295
+    assert seed.clean("123456789012345678901") == 123456789012345678901
+    with pytest.raises(ConfigError, match="123456789012345678901"):
+        seed.check(seed.clean("123456789012345678901"))

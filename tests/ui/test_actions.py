@@ -43,7 +43,7 @@ def test_the_first_click_on_train_works_when_nothing_was_created(engine: FakeEng
     assert engine.job.wait(20)
     state = engine.job.snapshot()
     assert (state["phase"], state["step"], state["name"]) == ("finished", 200, "my-concept")
-    assert len(state["previews"]) == 4
+    assert [preview["step"] for preview in state["previews"]] == [0, 50, 100, 150, 200]
     assert actions.names() == ["my-concept"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,10 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textual_inversion.app.job import JobKind, JobRunningError, Listener, ShouldStop, user_message
+from textual_inversion.app.cards import keep_card_picture
+from textual_inversion.app.copies import exchange, take_back
+from textual_inversion.app.job import JobKind, JobRunningError, Listener, ShouldStop, silent, user_message
+from textual_inversion.app.remembered import question
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError
 from textual_inversion.settings.creation import AUTO_VECTORS, NewEmbedding, wants_search
@@ -45,7 +49,7 @@ class Outcome:
 
     Attributes:
         text: one sentence.
-        kind: `done`, `error` or `hint`.
+        kind: `done`, `error`, `hint`, or `ask`: nothing was done yet, and the same click again does it.
         name: the embedding or folder that the form should now show.
         setting: the setting at fault, by its name; empty where there is none.
     """
@@ -100,10 +104,16 @@ class Actions:
         return Outcome(text.strip(), name=new.name)
 
     @answered
-    def train(self, values: Mapping[str, Any], new_values: Mapping[str, Any]) -> Outcome:
-        """Start training with the values of the Train and Create tabs; an embedding that does not exist yet is created first."""
+    def train(self, values: Mapping[str, Any], new_values: Mapping[str, Any], confirmed: str = "") -> Outcome:
+        """Start training with the values of the Train and Create tabs; an embedding that does not exist yet is created first.
+
+        Args:
+            confirmed: the question that this click answers with yes; empty = none was asked.
+        """
         self._require_idle()
         config = self.config(values)
+        if (asked := question(self.engine, config)) and asked != confirmed:
+            return Outcome(asked, "ask", name=config.name, setting="images")
         new = None if self.card(config.name) else new_embedding({**new_values, "name": config.name, "overwrite": False})
         return self._start(config, new)
 
@@ -126,6 +136,29 @@ class Actions:
             raise ConfigError(reason, setting="steps")
         self.engine.job.start(JobKind.TRAIN, config.name, partial(self._train, config, new), Path(config.log_dir))
         return Outcome(f"“{config.name}” did not exist and is created first, from {new.origin}." if new else "", name=config.name)
+
+    @answered
+    def exchange(self, sent: str) -> Outcome:
+        """Carry out what the page's script asks: `{"use": step, "job": id}` or `{"back": name}`."""
+        asked = json.loads(sent or "{}")
+        job = self.engine.job
+        name = str(asked.get("back") or job.name)
+        if job.about(JobKind.TRAIN, name):
+            raise JobRunningError(f"“{name}” is being trained; interrupt that first, or wait until it is done.")
+        if "back" in asked:
+            step = take_back(self.engine, name)
+            job.use_step(name, None)
+            return Outcome(f"“{name}” has its vectors of before again, those of step {step}.", name=name)
+        step = exchange(self.engine, name, job.copy(str(asked.get("job")), int(asked["use"])))
+        job.use_step(name, step)
+        self._keep_picture(name, step)
+        return Outcome(f"“{name}” holds the vectors of step {step} now.", name=name)
+
+    def _keep_picture(self, name: str, step: int) -> None:
+        """Make the preview of a step the picture of the card, where training may choose it."""
+        if preview := self.engine.job.preview(step):
+            target = self.engine.embedding_file(name).parent / f"{name}.preview.png"
+            keep_card_picture(preview, target, silent)
 
     def check(self, values: Mapping[str, Any], new_values: Mapping[str, Any]) -> Preflight:
         """Check what Train would do with these values. The check takes seconds and loads no checkpoint."""
@@ -225,7 +258,7 @@ def name_problem(name: str) -> str:
     return ""
 
 
-def preview_settings(drawn_with: Sequence[Any], fixed_seed: int) -> dict[str, Any]:
+def preview_settings(drawn_with: Sequence[Any], fixed_seed: Any) -> dict[str, Any]:
     """Values of `DRAWING_SETTINGS` adapted to previews: within their ranges, with a sampler that this package has.
 
     Args:
@@ -236,7 +269,7 @@ def preview_settings(drawn_with: Sequence[Any], fixed_seed: int) -> dict[str, An
     return {name: _usable(setting_of(TrainingConfig, name), value, fixed_seed) for name, value in values}
 
 
-def _usable(setting: Setting, value: Any, fixed_seed: int) -> Any:
+def _usable(setting: Setting, value: Any, fixed_seed: Any) -> Any:
     """`value` adapted to the setting: a number within its range, a sampler that this package has, a prompt without networks."""
     if setting.choices:
         known = {choice.lower(): choice for choice in setting.choices}

@@ -29,6 +29,8 @@ class Card:
         reason: why it does not fit the checkpoint, in one sentence; empty when it does.
         negative: name of its partner, the embedding that belongs into the negative prompt.
         is_negative: whether it belongs into the negative prompt itself.
+        verdict: how well its last training run went, in one sentence; empty where that is not known.
+        level: `good`, `fair` or `bad`; empty without a verdict.
         untrainable: why training cannot continue with its file, in one sentence; empty when it can.
     """
 
@@ -39,12 +41,15 @@ class Card:
     negative: str = ""
     is_negative: bool = False
     untrainable: str = ""
+    verdict: str = ""
+    level: str = ""
 
 
 def card_of(entry: Entry) -> Card:
     """The card of an entry of the library."""
     if entry.info is None:
         return Card(entry.name, picture=entry.preview, reason=entry.reason or "It cannot be read.")
+    run = entry.last_run
     return Card(
         entry.name,
         entry.description,
@@ -53,6 +58,8 @@ def card_of(entry: Entry) -> Card:
         negative=entry.negative,
         is_negative=entry.is_negative,
         untrainable=_untrainable(entry),
+        verdict=run.verdict,
+        level=run.level,
     )
 
 

@@ -12,7 +12,7 @@ from textual_inversion.app.cards import Card, card_of, keep_card_picture
 from textual_inversion.app.job import Job, JobEvent, Listener, ShouldStop, StoppedWaitingError
 from textual_inversion.app.memory import enough_memory, give_memory_back, nothing_kept
 from textual_inversion.app.port import Checkpoint, Host, Turn
-from textual_inversion.errors import TextualInversionError
+from textual_inversion.errors import EmbeddingError, TextualInversionError
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.training.events import Message, PreviewDrawn, Stopped
 
@@ -127,6 +127,27 @@ class Engine:
         path = create_embedding(checkpoint, new.name, new.initializer_text, count, folder, overwrite=new.overwrite)
         self.refresh()
         return path
+
+    def embedding_file(self, name: str) -> Path:
+        """The file of the embedding `name`.
+
+        Raises:
+            EmbeddingError: there is none that training could write.
+        """
+        library = self.library()
+        library.recent()
+        entry = library.find(name)
+        if entry is None or entry.path.stem != entry.name or not entry.info or entry.info.word is not None:
+            raise EmbeddingError(f"There is no embedding {name!r} with a file of its own.")
+        return entry.path
+
+    def put_vectors(self, source: Path, target: Path, name: str) -> int:
+        """Write the vectors of the file `source` into the file `target`; returns their step. Raises EmbeddingError."""
+        from textual_inversion import formats
+
+        embedding = formats.load(source, name)
+        formats.save(embedding, target, overwrite=True)
+        return embedding.provenance.step or 0
 
     # training
 

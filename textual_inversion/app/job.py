@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 import time
 import uuid
@@ -13,11 +14,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from textual_inversion.errors import TextualInversionError
-from textual_inversion.training.events import CopySaved, Event, Message, PreviewDrawn, Started, StepDone, Stopped
+from textual_inversion.errors import EmbeddingError, TextualInversionError
+from textual_inversion.training.events import Busy, CopySaved, Evaluated, Event, Judged, Message, PreviewDrawn, Started, StepDone, Stopped
 
 MAX_POINTS = 400
 _KEPT_MESSAGES = 40
+_OPTION = re.compile(r" \(--[a-z-]+\)")  # an option of the command line, which a page does not have
 _log = logging.getLogger(__name__)
 
 
@@ -216,10 +218,36 @@ class Job:
             known = job == self._state["job"] and any(preview["file"] == file for preview in self._state["previews"])
             return self._preview_paths.get(file) if known else None
 
+    def copy(self, job: str, step: int) -> Path:
+        """The copy that job `job` has saved at `step`.
+
+        Raises:
+            EmbeddingError: there is none.
+        """
+        with self._lock:
+            path = self._copy_paths.get(step) if job == self._state["job"] else None
+        if path is None:
+            raise EmbeddingError(f"No copy of step {step} is kept in this run.")
+        return path
+
+    def preview(self, step: int) -> Path | None:
+        """The preview that the last job has drawn at `step`; None where there is none."""
+        with self._lock:
+            files = [preview["file"] for preview in self._state["previews"] if preview["step"] == step]
+            return self._preview_paths[files[-1]] if files else None
+
+    def use_step(self, name: str, step: int | None) -> None:
+        """Tell the pages that `name` now holds the vectors of `step` of the last job; None = those of its end."""
+        with self._lock:
+            if self._state["name"] == name:
+                self._state["used_step"] = step
+                self._version += 1
+
     def _reset(self, kind: JobKind | None, name: str, folder: Path | None) -> None:
         self._curve = LossCurve()
         self._folder = folder
         self._preview_paths: dict[str, Path] = {}
+        self._copy_paths: dict[int, Path] = {}
         self._over = False
         self._work_was_interrupted = False  # also set when the WebUI's own Interrupt button ended the work
         self._seconds = 0.0
@@ -242,6 +270,10 @@ class Job:
             "previews": [],
             "copies": [],
             "messages": [],
+            "evaluations": [],
+            "verdict": None,
+            "busy_with": "",
+            "used_step": None,
             "reason": "",
             "failed": False,
             "file": "",
@@ -263,7 +295,7 @@ class Job:
                 state["failed"] = failed or state["failed"]
             interrupted = self._stop.is_set() or self._work_was_interrupted
             state["phase"] = "failed" if state["failed"] else "interrupted" if interrupted else "finished"
-            state["seconds_left"] = None
+            state["seconds_left"], state["busy_with"] = None, ""
             self._seconds = time.monotonic() - self._begun
             self._over = True
             self._version += 1
@@ -275,7 +307,10 @@ class Job:
 
     def _take(self, event: JobEvent) -> None:
         state = self._state
-        if isinstance(event, StepDone):
+        state["busy_with"] = event.text if isinstance(event, Busy) else ""
+        if isinstance(event, (Evaluated, Judged)):
+            self._take_measured(event)
+        elif isinstance(event, StepDone):
             self._take_step(event)
         elif isinstance(event, Advanced):
             state.update(step=event.done, last_step=event.total)
@@ -294,6 +329,7 @@ class Job:
             self._preview_paths[path.name] = path
             state["previews"].append({"step": event.step, "file": path.name, "prompt": event.prompt, "seed": event.seed})
         elif isinstance(event, CopySaved):
+            self._copy_paths[event.step] = Path(event.path)
             state["copies"].append({"step": event.step, "file": Path(event.path).name})
         elif isinstance(event, Stopped):
             self._work_was_interrupted = event.reason == "interrupted"
@@ -311,6 +347,16 @@ class Job:
             seconds_left=_short(event.seconds_left),
         )
         self._leave_starting_phase()
+
+    def _take_measured(self, event: Evaluated | Judged) -> None:
+        if isinstance(event, Evaluated):
+            _replace_last(self._state["evaluations"], [event.step, _short(event.loss)])
+            return
+        norms = {encoder: [None if norm is None else _short(norm) for norm in rows] for encoder, rows in event.norms.items()}
+        words = {encoder: list(rows) for encoder, rows in event.words.items()}
+        ranges = {encoder: [_short(norm) for norm in three] for encoder, three in event.range.items()}
+        verdict = {"step": event.step, "level": event.level, "text": event.text, "words": words, "norms": norms, "range": ranges}
+        self._state["verdict"] = verdict
 
     def _leave_starting_phase(self) -> None:
         if self._state["phase"] == "starting":
@@ -367,7 +413,7 @@ class Drawing:
 def user_message(error: Exception) -> str:
     """The message for the user about an error. An unexpected error is logged with its traceback."""
     if isinstance(error, TextualInversionError):
-        return str(error)
+        return _OPTION.sub("", str(error))
     if isinstance(error, OSError):
         return f"A file could not be read or written: {error.strerror or error}: {error.filename or ''}".rstrip(": ") + "."
     _log.error("not foreseen", exc_info=error)
@@ -377,6 +423,13 @@ def user_message(error: Exception) -> str:
 def left_out(file: str, reason: str) -> str:
     """A sentence that says that `file` was not used, and why; the name is added unless the reason already has it."""
     return f"Left out: {reason}" if file in reason else f"Left out {file}: {reason}"
+
+
+def _replace_last(points: list[list[Any]], point: list[Any]) -> None:
+    """Add a point; one of the same step is replaced."""
+    if points and points[-1][0] == point[0]:
+        points.pop()
+    points.append(point)
 
 
 def _short(value: float) -> float | None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from textual_inversion.formats import FileInfo
+    from textual_inversion.vocabulary import Lengths
 
 
 class Kind(str, Enum):
@@ -31,15 +32,6 @@ class Kind(str, Enum):
     def severity(self) -> int:
         """0 for the best kind; larger is worse."""
         return list(Kind).index(self)
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Norms of the words of a token table (without rows of zeros): the median, and the range of the middle 90 %."""
-
-    median: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -5,25 +5,19 @@ It reads only the checkpoint's token tables, a part at a time. So a checkpoint o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from textual_inversion.audit import EmbeddingJudgement, FileJudgement, Kind, Lengths, Vector
+from textual_inversion.audit import EmbeddingJudgement, FileJudgement, Kind, Vector
 from textual_inversion.audit.judge import judge
 from textual_inversion.diffusion.checkpoint import token_tables
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.formats import file_sha256, read_all
 from textual_inversion.library.entry import misfit
-from textual_inversion.prompts.tokenizer import Tokenizer, default_tokenizer
-
-NEAREST_WORDS = 5
-LONG, BROKEN = 10, 30  # times the length of words; normal training reaches LONG after some thousand steps
-_ROWS_AT_ONCE = 4096
-_NO_COSINE = -2.0
+from textual_inversion.vocabulary import BROKEN, LONG, Lengths, lengths_of, nearest_words, times_longer
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +45,7 @@ class TokenTable:
     @cached_property
     def lengths(self) -> dict[str, Lengths | None]:
         """Text encoder -> the norms of its words; None where every row is zero or not finite."""
-        return {encoder: _lengths(table) for encoder, table in self.tables.items()}
+        return {encoder: lengths_of(table) for encoder, table in self.tables.items()}
 
     def table_for(self, encoder: str, width: int) -> str | None:
         """The text encoder whose table fits vectors of `width` under the name `encoder`, or None."""
@@ -99,12 +93,13 @@ def _inspect(judged: EmbeddingJudgement, stored: dict[str, torch.Tensor], table:
         rows = tensor.float()  # n d
         nearest: list[tuple[tuple[str, float], ...]] = [()] * len(rows)
         if table and not without_nearest and (key := table.table_for(encoder, info.widths[encoder])):
-            nearest = _nearest(rows, table.tables[key])
+            nearest = nearest_words(rows, table.tables[key])
             if lengths := table.lengths[key]:
                 words[encoder] = lengths
         vectors[encoder] = tuple(_vector(row, near) for row, near in zip(rows, nearest))
+    norms = {encoder: [vector.norm for vector in rows if vector.norm] for encoder, rows in vectors.items()}
     clauses = [judged.clause]
-    if judged.kind is Kind.OK and (times := _times_longer(vectors, words)) >= LONG:
+    if judged.kind is Kind.OK and (times := times_longer(norms, words)) >= LONG:
         effect = "overtrained or broken" if times >= BROKEN else "it may drown the rest of a prompt"
         clauses.append(f"its vectors are {times:.0f} times longer than words: {effect}")
     if judged.kind is Kind.OK and misfits and table:
@@ -112,62 +107,7 @@ def _inspect(judged: EmbeddingJudgement, stored: dict[str, torch.Tensor], table:
     return replace(judged, clause="; ".join(clauses), vectors=vectors, words=words, misfit=misfits, without_nearest=without_nearest)
 
 
-def _times_longer(vectors: dict[str, tuple[Vector, ...]], words: dict[str, Lengths]) -> float:
-    """The ratio of the vectors' median norm to that of words, for the text encoder with the largest ratio; 0 when unknown."""
-    times = [0.0]
-    for encoder, lengths in words.items():
-        norms = [vector.norm for vector in vectors[encoder] if vector.norm]
-        if norms and lengths.median:
-            times.append(float(torch.tensor(norms).median()) / lengths.median)
-    return max(times)
-
-
 def _vector(row: torch.Tensor, nearest: tuple[tuple[str, float], ...]) -> Vector:
     norm = float(row.double().norm())
     finite = bool(row.isfinite().all())
     return Vector(norm if finite else None, finite and norm == 0, nearest)
-
-
-# the vocabulary --------------------------------------------------------------------------------------------------------
-
-
-def _parts(table: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The table as fp32, some rows at a time."""
-    for first in range(0, len(table), _ROWS_AT_ONCE):
-        yield table[first : first + _ROWS_AT_ONCE].float()
-
-
-def _lengths(table: torch.Tensor) -> Lengths | None:
-    norms = torch.cat([part.norm(dim=1) for part in _parts(table)])  # l
-    norms = norms[norms.isfinite() & (norms > 0)]
-    if not len(norms):
-        return None
-    low, median, high = torch.quantile(norms, torch.tensor([0.05, 0.5, 0.95])).tolist()
-    return Lengths(median, low, high)
-
-
-def _nearest(rows: torch.Tensor, table: torch.Tensor) -> list[tuple[tuple[str, float], ...]]:
-    """The nearest words of each of `rows` [n, d] in `table` [l, d] by cosine; none for rows without a direction."""
-    unit = torch.nn.functional.normalize(rows, dim=1)  # n d
-    cosines = torch.cat([_cosines(part, unit) for part in _parts(table)])  # l n
-    values, indices = cosines.topk(min(NEAREST_WORDS, len(table)), dim=0)  # 5 n
-    clear = rows.isfinite().all(dim=1) & rows.any(dim=1)
-    tokenizer = default_tokenizer()
-    return [
-        tuple((_word(tokenizer, token), round(cosine, 4)) for token, cosine in zip(tokens, cosines) if cosine > _NO_COSINE) if fine else ()
-        for tokens, cosines, fine in zip(indices.T.tolist(), values.T.tolist(), clear.tolist())
-    ]
-
-
-def _cosines(part: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    """Cosine of each word [l, d] with each unit vector [n, d]; `_NO_COSINE` for words without a direction."""
-    cosines = torch.nn.functional.normalize(part, dim=1) @ unit.T  # l n
-    return cosines.where(part.any(dim=1, keepdim=True) & cosines.isfinite(), torch.tensor(_NO_COSINE))
-
-
-def _word(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token for people: `cat`, or `cat…` when the token is only the beginning of a word."""
-    if token >= len(tokenizer.vocabulary):
-        return f"token {token}"
-    whole = tokenizer.vocabulary[token].endswith(("</w>", "|>"))
-    return tokenizer.word(token) + ("" if whole else "…")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.pictures.parameters import with_parameters
-from textual_inversion.training.events import CopySaved, Event, Message, PreviewDrawn, Started, StepDone, Stopped
+from textual_inversion.training.events import CopySaved, Event, Judged, Message, PreviewDrawn, Started, StepDone, Stopped
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -132,6 +132,8 @@ class Report:
             self.result.setdefault("previews" if isinstance(event, PreviewDrawn) else "copies", []).append(event.path)
         elif isinstance(event, Message):
             self.line(event.text)
+        elif isinstance(event, Judged):
+            self.result.update(verdict=event.text, verdict_level=event.level)
         elif isinstance(event, Stopped):
             self.bar.close()
             self.result.update(step=event.step, reason=event.reason, embedding=event.path)
@@ -139,6 +141,8 @@ class Report:
                 self.line(event.reason)
             if not event.failed:
                 self.line(f"{event.path}: step {event.step}, {event.reason}")
+            if verdict := self.result.get("verdict"):
+                self.line(verdict)
 
     def _step(self, event: StepDone) -> None:
         self.bar.move(event.step, self.last_step, f"loss {event.loss:.4f}")

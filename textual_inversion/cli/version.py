@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from textual_inversion.cli.report import say
+from textual_inversion.files import read_regular
 
 _PACKAGES = ("safetensors", "Pillow", "numpy", "transformers", "gradio")
 
@@ -55,6 +56,6 @@ def _version_of(package: str) -> str:
 def _own_version() -> str:
     """Of the project's file where this runs from a clone, else of the installed package."""
     project = Path(__file__).resolve().parents[2] / "pyproject.toml"
-    if project.is_file() and (found := re.search(r'^version = "([^"]+)"', project.read_text(encoding="utf-8"), re.MULTILINE)):
+    if project.is_file() and (found := re.search(r'^version = "([^"]+)"', read_regular(project).decode("utf-8"), re.MULTILINE)):
         return found[1]
     return _version_of("textual-inversion") or "unknown"

@@ -18,8 +18,9 @@ from textual_inversion.app.port import Checkpoint, Folders, Host, Suggestions, T
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import DatasetError, EmbeddingError, InvalidNameError, NameTakenError
 from textual_inversion.files import replace_file
+from textual_inversion.library.last_run import ENDING, LastRun, last_run_file, read_last_run
 from textual_inversion.settings.creation import AUTO_VECTORS, NewEmbedding, wants_search
-from textual_inversion.training.events import CopySaved, Message, PreviewDrawn, Started, StepDone, Stopped
+from textual_inversion.training.events import Busy, CopySaved, Evaluated, Judged, Message, PreviewDrawn, Started, StepDone, Stopped
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,6 +41,7 @@ class FakeHost(Host):
         folder: everything lies in it.
         chosen: name of the chosen checkpoint, which ends with the side of its pictures; there is no file.
         changes: how often the WebUI was told of changed embeddings.
+        level: what its runs are judged to be: `good`, `fair` or `bad`.
         turns: how many runs hold the WebUI's queue.
         asks: whether the page offers to check the files.
     """
@@ -47,6 +49,7 @@ class FakeHost(Host):
     folder: Path
     chosen: str = "fake-128"
     changes: int = 0
+    level: str = "good"
     turns: int = 0
     asks: bool = False
 
@@ -136,7 +139,7 @@ class FakeEngine(Engine):
 
     def cards(self, *, rescan: bool = False) -> list[Card]:
         """One for each file; a file made for another size says so."""
-        files = self.host.folders().embeddings.glob("*.json")
+        files = [path for path in self.host.folders().embeddings.glob("*.json") if not path.name.endswith(ENDING)]
         return [self._card(path) for path in sorted(files, key=lambda path: path.name.lower())]
 
     def embeddings_version(self) -> str:
@@ -172,16 +175,53 @@ class FakeEngine(Engine):
         config = config.with_steps(len(images), full_size=False)
         first = step = embedding["step"]
         listener(Started(config.name, first, config.total_steps, len(images)))
+        self._begin(config, path, first, listener)
         while step < config.total_steps and not should_stop():
             step += 1
             time.sleep(self.pace)
             listener(self._step(config, step, first))
             self._preview_and_copy(config, step, listener)
+            if step % 25 == 0:
+                listener(Evaluated(step, 0.04 + 0.11 * math.exp(-step / 60), step))
+                listener(self._judged(step, over=False))
         _write(path, {**embedding, "step": step})
-        picture = Path(config.log_dir) / f"{config.name}-{step - step % (config.preview_every or 1)}.png"
+        judged = self._judged(step, over=True)
+        listener(judged)
+        before = str(Path(config.log_dir) / f"{config.name}-{first}.json")
+        LastRun(config.to_dict(), step, judged.level, judged.text, before).write(last_run_file(path))
+        picture = Path(config.log_dir) / f"{config.name}-{step}.png"
         if config.preview_every and picture.is_file():
             path.with_suffix(".png").write_bytes(picture.read_bytes())
         listener(Stopped(step, "interrupted" if step < config.total_steps else "finished", str(path)))
+
+    def _begin(self, config: TrainingConfig, path: Path, first: int, listener: Listener) -> None:
+        """What a run leaves before its first step."""
+        LastRun(config.to_dict(), first).write(last_run_file(path))
+        self._copy(config, first, listener)
+        listener(Evaluated(first, 0.15, first))
+        if config.preview_every:
+            self._preview(config, first, listener)
+
+    def _judged(self, step: int, *, over: bool) -> Judged:
+        level, long = self.host.level if over else "fair", 40.0 if self.host.level == "bad" else 1.1
+        text = {
+            "good": "Levelled off since step 100: its error on the pictures is 60 % lower.",
+            "fair": "Still improving: its error on the pictures is 40 % lower.",
+            "bad": "Broken, because its vectors are 40 times as long as words.",
+        }[level]
+        return Judged(step, level, text, {"clip_l": ("purple", "star")}, {"clip_l": (long * 0.5, long * 0.55)}, {"clip_l": (0.4, 0.5, 0.6)})
+
+    def embedding_file(self, name: str) -> Path:
+        """The `.json` of that name."""
+        path = self._path(name)
+        if not path.is_file():
+            raise EmbeddingError(f"There is no embedding {name!r} with a file of its own.")
+        return path
+
+    def put_vectors(self, source: Path, target: Path, name: str) -> int:
+        """A copy of the file."""
+        _write(target, json.loads(source.read_text(encoding="utf-8")))
+        return int(json.loads(source.read_text(encoding="utf-8"))["step"])
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         """Words, and 75 for each chunk."""
@@ -213,7 +253,7 @@ class FakeEngine(Engine):
         checkpoint, made_for = self.host.checkpoint(), embedding["size"]
         size = _size_of(checkpoint)
         reason = "" if made_for == size else f"It was made for {made_for} px; {checkpoint.name} draws {size} px."
-        partner = f"{path.stem}-neg"
+        partner, run = f"{path.stem}-neg", read_last_run(path)
         return Card(
             path.stem,
             EmbeddingDescription(embedding["vectors"], "SD1", embedding["step"], f"fake-{made_for}"),
@@ -221,6 +261,8 @@ class FakeEngine(Engine):
             reason=reason,
             negative=partner if path.with_name(f"{partner}.json").exists() else "",
             is_negative=path.stem.endswith("-neg"),
+            verdict=run.verdict,
+            level=run.level,
         )
 
     def _step(self, config: TrainingConfig, step: int, first: int) -> StepDone:
@@ -231,14 +273,27 @@ class FakeEngine(Engine):
         return StepDone(step, loss, learning_rate, 0.4 + 0.1 * math.sqrt(step - first), rate, (config.total_steps - step) / rate)
 
     def _preview_and_copy(self, config: TrainingConfig, step: int, listener: Listener) -> None:
-        folder = Path(config.log_dir) if config.log_dir else self.host.folders().outputs
-        if config.preview_every and step % config.preview_every == 0:
-            path = folder / f"{config.name}-{step}.png"
-            folder.mkdir(parents=True, exist_ok=True)
-            _drawing(config.preview_seed, min(1.0, step / config.total_steps), (config.width, config.height)).save(path)
-            listener(PreviewDrawn(step, str(path), config.preview_prompt or f"a picture of {config.name}", config.preview_seed))
+        if config.preview_every and (step % config.preview_every == 0 or step == config.total_steps):
+            self._preview(config, step, listener)
         if config.copy_every and step % config.copy_every == 0:
-            listener(CopySaved(step, str(folder / f"{config.name}-{step}.json")))
+            self._copy(config, step, listener)
+
+    def _preview(self, config: TrainingConfig, step: int, listener: Listener) -> None:
+        path = self._log(config) / f"{config.name}-{step}.png"
+        listener(Busy(f"Drawing the preview of step {step}"))
+        _drawing(config.preview_seed, min(1.0, step / config.total_steps), (config.width, config.height)).save(path)
+        listener(PreviewDrawn(step, str(path), config.preview_prompt or f"a picture of {config.name}", config.preview_seed))
+        self._copy(config, step, listener)
+
+    def _copy(self, config: TrainingConfig, step: int, listener: Listener) -> None:
+        path = self._log(config) / f"{config.name}-{step}.json"
+        _write(path, {**json.loads(self._path(config.name).read_text(encoding="utf-8")), "step": step})
+        listener(CopySaved(step, str(path)))
+
+    def _log(self, config: TrainingConfig) -> Path:
+        folder = Path(config.log_dir) if config.log_dir else self.host.folders().outputs
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
 
 def _size_of(checkpoint: Checkpoint) -> int:

@@ -15,6 +15,7 @@ from textual_inversion.files import FileStamp, short_hash
 from textual_inversion.formats import PICTURE_ENDINGS, FileInfo, describe_all, file_sha256, load
 from textual_inversion.library.entry import Entry, join_halves, link_negatives, mark_duplicates, misfit
 from textual_inversion.library.folders import Listing, precedence, stamp_of, walk
+from textual_inversion.library.last_run import ENDING
 from textual_inversion.library.sidecars import PREVIEW_ENDINGS, TEXT_ENDINGS
 
 _SHORTEST_PAUSE = 2.0  # seconds between two scans by `recent`
@@ -336,4 +337,4 @@ def _sidecars(listing: Listing, stem: str, folder: Path) -> tuple[Path | None, t
     if not names:
         return None, ()
     preview = next((folder / names[stem + ending] for ending in PREVIEW_ENDINGS if stem + ending in names), None)
-    return preview, tuple(folder / names[stem + ending] for ending in TEXT_ENDINGS if stem + ending in names)
+    return preview, tuple(folder / names[stem + ending] for ending in (*TEXT_ENDINGS, ENDING) if stem + ending in names)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.formats import FileInfo
+from textual_inversion.library.last_run import LastRun, last_run_file, read_last_run
 from textual_inversion.library.sidecars import About, read_sidecars
 from textual_inversion.prompts.names import words_in_prompts
 from textual_inversion.text import legible
@@ -60,7 +61,18 @@ class Entry:
     @property
     def about(self) -> About:
         """The contents of `X.txt`, `X.description.txt`, `X.json` and `X.civitai.info` beside the file, read now."""
-        return read_sidecars(self.sidecars)
+        return read_sidecars([path for path in self.sidecars if not self._is_last_run(path)])
+
+    def _is_last_run(self, path: Path) -> bool:
+        return path.name.lower() == last_run_file(self.path).name.lower()
+
+    @property
+    def last_run(self) -> LastRun:
+        """Its last training run, read now; empty where none is kept or the file has been trained or replaced since."""
+        if self.info is None or not any(map(self._is_last_run, self.sidecars)):
+            return LastRun()
+        run = read_last_run(self.path)
+        return run if run.step == self.info.description.step else replace(run, level="", verdict="")
 
     @property
     def notes(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from textual_inversion.errors import ConfigError
 
+_WHOLE = re.compile(r"[+-]?[0-9]{1,400}")
 _Settings = TypeVar("_Settings", bound="Settings")
 AUTO = "auto"  # the word of settings that choose their value themselves
 _LONGEST = 40  # letters of a refused number that its message shows
@@ -158,6 +159,8 @@ class Setting:
             raise ConfigError(f"{self.label} is {shown}; it must be a number{other}.", setting=self.name) from None
         if self.type is float:
             return number
+        if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+            return int(value)  # all its digits, which a float has not
         if not number.is_integer():
             raise ConfigError(f"{self.label} is {value!r}; it must be a whole number{other}.", setting=self.name)
         return int(number)

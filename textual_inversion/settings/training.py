@@ -166,7 +166,7 @@ class TrainingConfig(Settings):
         False,
         before="clip_mode",
         label="Stop when nothing more is learned",
-        hint="Judged by the evaluation; Max steps stays the most. classic ignores it.",
+        hint="Ends early when the evaluation no longer falls. Max steps is the limit. Not for classic.",
         help="end before `steps` when the evaluation falls no more; `classic` ignores it",
     )
     vocabulary_search: bool = _learning(
@@ -367,7 +367,7 @@ class TrainingConfig(Settings):
         0.0,
         **_CHANCE,
         label="Drop out whole captions",
-        hint="So that the name alone has to do.",
+        hint="Trains the name without other words now and then.",
         help="chance ({range}) of leaving out the whole caption, so that the name alone has to do",
     )
     clip_skip: int = _prompts(
@@ -437,7 +437,7 @@ class TrainingConfig(Settings):
     preview_negative_prompt: str = _output(
         "",
         label="Preview negative prompt",
-        hint="What previews are led away from.",
+        hint="What previews must not show.",
         help="negative prompt of the preview",
         kind="lines",
         saved=False,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,13 @@ class Started:
 @dataclass(frozen=True)
 class Message:
     """One sentence for the user, such as "Encoding 6 pictures"."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Something other than a step takes time now, such as "Drawing the preview of step 50". The next event ends it."""
 
     text: str
 
@@ -44,6 +52,26 @@ class Evaluated:
     step: int
     loss: float
     best_step: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the run has measured was judged, see `training.verdict`.
+
+    Attributes:
+        level: `good`, `fair` or `bad`.
+        text: one sentence.
+        words: text encoder -> the nearest word of each vector; "" for a vector without a direction.
+        norms: text encoder -> the norm of each vector; None where that is not finite.
+        range: text encoder -> (low, median, high): the norms of the middle 90 % of the checkpoint's words.
+    """
+
+    step: int
+    level: str
+    text: str
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    norms: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict, hash=False)
+    range: Mapping[str, tuple[float, float, float]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -77,4 +105,4 @@ class Stopped:
     failed: bool = False
 
 
-Event = Started | Message | StepDone | Evaluated | PreviewDrawn | CopySaved | Stopped
+Event = Started | Message | Busy | StepDone | Evaluated | Judged | PreviewDrawn | CopySaved | Stopped

@@ -37,6 +37,7 @@ class Prepared:
 
     Attributes:
         file: the embedding's file, guarded from when it was read.
+        asked: the settings as they were given, such as steps `auto`.
     """
 
     config: TrainingConfig
@@ -51,7 +52,7 @@ class Prepared:
     is_started: bool = False
 
     def __post_init__(self) -> None:
-        self.file = GuardedFile(self.path, self.embedding)
+        self.file, self.asked = GuardedFile(self.path, self.embedding), self.config
 
     def read(self, model: StableDiffusion, first_row: int) -> None:
         """Read the template, list the pictures and settle how many steps there are.

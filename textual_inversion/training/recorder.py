@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from textual_inversion.prompts.names import tag_of
 from textual_inversion.prompts.templates import fill
 from textual_inversion.settings.generation import GenerationSettings
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.events import CopySaved, Evaluated, Event, Message, PreviewDrawn, StepDone
+from textual_inversion.training.events import CopySaved, Evaluated, Event, Judged, Message, PreviewDrawn, StepDone
 from textual_inversion.training.memory import vae_at_work
 
 CSV_COLUMNS = ("step", "loss", "learning_rate", "vector_norm", "steps_per_second")
@@ -53,6 +54,7 @@ class Recorder:
         self.preview_prompt = fill(prompt, tag_of(config.name), caption) if "[" in prompt else prompt
         self._reported: set[str] = set()
         self._writer = ThreadPoolExecutor(1, "textual-inversion-copies")  # its thread starts with the first copy
+        self._copied: set[Path] = set()
         self._copies: deque[tuple[int, Path, Future[Path]]] = deque()
         if self.folder is None:
             if config.copy_every or config.preview_every:
@@ -75,6 +77,14 @@ class Recorder:
         """Append a row to the table of evaluations."""
         self._append("evaluation.csv", "The table of evaluations", EVALUATION_COLUMNS, [[event.step, event.loss]])
 
+    def verdict(self, event: Judged) -> None:
+        """Write the latest verdict, with the measured norms and the nearest words."""
+        if self.folder is None:
+            return
+        with self._report_errors("The verdict"):
+            text = json.dumps(asdict(event), indent=2) + "\n"
+            replace_file(self.folder / "verdict.json", text.encode("ascii"), durable=False)
+
     def _append(self, file_name: str, what: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         if self.folder is None:
             return
@@ -90,12 +100,20 @@ class Recorder:
                     writer.writerow(columns)
                 writer.writerows(rows)
 
-    def copy(self, embedding: Embedding, step: int) -> None:
-        """Save a numbered copy that can be used like any other embedding, in another thread."""
+    def copy(self, embedding: Embedding, step: int) -> Path | None:
+        """Save a numbered copy that can be used like any other embedding, in another thread; a step has one copy.
+
+        Returns:
+            The file; None without a log folder.
+        """
         if self.folder is None:
-            return
+            return None
         path = self.folder / f"{self.config.name}-{step}.safetensors"
+        if path in self._copied:
+            return path
+        self._copied.add(path)
         self._copies.append((step, path, self._writer.submit(formats.save, embedding, path, overwrite=True)))
+        return path
 
     def _report_copies(self, *, wait: bool = False) -> None:
         """Report the copies that are written; with `wait`, all of them."""

@@ -6,22 +6,26 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 
-from textual_inversion.diffusion.model import StableDiffusion
+from textual_inversion.diffusion.model import StableDiffusion, is_full_size
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError, NonFiniteLossError, TextualInversionError, TrainingError, ZeroGradientError
 from textual_inversion.files import os_error_text
+from textual_inversion.library.last_run import LastRun, last_run_file
 from textual_inversion.settings.schedule import CoolDown, LearningRateSchedule, Schedule
 from textual_inversion.training.evaluation import Curve, Evaluation, cool_down_steps
-from textual_inversion.training.events import Evaluated, Message, StepDone, Stopped
+from textual_inversion.training.events import Busy, Evaluated, Message, StepDone, Stopped
 from textual_inversion.training.journal import Journal, Note, base_of
+from textual_inversion.training.judge import Judge
 from textual_inversion.training.prepared import Prepared
 from textual_inversion.training.recorder import Recorder
 from textual_inversion.training.state import load_optimizer, optimizer_file, save_optimizer
 from textual_inversion.training.step import Reading, TrainedVectors
 from textual_inversion.training.stepper import Rates
+from textual_inversion.training.verdict import LEAST_FALL_OF_TINY, Measured
 
 _AVERAGED = 3  # a run's last third is averaged
 _LEAST_AVERAGED = 10  # steps
@@ -51,7 +55,7 @@ class Run:
     ) -> None:
         config, self.listener, self.embedding = prepared.config, prepared.listener, prepared.embedding
         self.config, self.trained, self.model = config, trained, model
-        self.file = prepared.file
+        self.file, self._asked = prepared.file, prepared.asked
         self.done, self.last_step = self.embedding.provenance.step or 0, config.total_steps
         self.evaluation, self.curve, self._best = evaluation, Curve(), trained.vectors.clone()
         self._best_moments = trained.optimizer.state_dict()
@@ -60,6 +64,7 @@ class Run:
         self.ended = self._told_of_hash = False
         self.failure: TextualInversionError | None = None
         self.monitor = StepMonitor(trained, self.done, config.total_steps, "" if model.dtype == torch.float32 else " or precision fp32")
+        self.monitor.preview_every = config.preview_every
         self._search_steps = config.search_steps(self.embedding.provenance.step)
         self._new_search = lambda: prepared.word_search(model, config.search_rows, config.search_budget, should_stop)
         self._rates: Schedule = config.rates(self.done, model.words[0].scale)
@@ -67,7 +72,11 @@ class Run:
         if config.save_optimizer and (note := load_optimizer(optimizer_file(prepared.path), trained.optimizer)):
             self.listener(Message(note))
         self.journal, self._base = Journal(prepared.path, lambda sentence: self.listener(Message(sentence))), ""
-        self.recorder = Recorder(config, model, self.listener, prepared.lines, prepared.batches.prompts.captions[0], self.done)
+        captions = prepared.batches.prompts.captions
+        self.recorder = Recorder(config, model, self.listener, prepared.lines, captions[0], self.done)
+        least_fall = 0.0 if is_full_size(model.file) else LEAST_FALL_OF_TINY
+        known = Measured(self.done, self.done, self.last_step, pictures=len(captions), described=any(captions), least_fall=least_fall)
+        self.judge = Judge(known, trained, model)
         # reading a large checkpoint takes seconds, which the first step need not wait for
         self._hashing = ThreadPoolExecutor(1, "textual-inversion-hash")
         self._hash = self._hashing.submit(lambda: model.hash)
@@ -88,9 +97,14 @@ class Run:
         return Rates(self._rates.at(number), self._bounds.at(number))
 
     def begin(self) -> None:
-        """Write the file for the first time, measure where training starts, and start the clock."""
+        """Write the file for the first time, measure and draw where training starts, and start the clock."""
+        before = self.recorder.copy(self.embedding, self.done)
         self._save()
+        self._last_run = LastRun(self._asked.to_dict(), self.done, before=str(before or ""))
+        self._keep_last_run()
         self._evaluate()
+        if self.config.preview_every:
+            self._preview()
         self._saved_at = self.monitor.start()
 
     def block_done(self, rates: Sequence[Rates]) -> None:
@@ -110,8 +124,8 @@ class Run:
             self._keep_best()
         if rates and _is_due(self.config.copy_every, self.done):
             self.recorder.copy(self._current(), self.done)
-        if rates and _is_due(self.config.preview_every, self.done):
-            self.recorder.preview(self._current(), self.done)
+        if rates and (_is_due(self.config.preview_every, self.done) or (self.config.preview_every and self.done == self.last_step)):
+            self._preview()
         if begun - self._saved_at > SAVE_SECONDS:
             try:
                 self._save()
@@ -124,8 +138,35 @@ class Run:
         elif self.config.early_stop and self.config.method != "classic" and self.curve.is_flat and not self._is_cooling:
             self._cool_down()
 
+    def _preview(self) -> None:
+        """Draw what has been learned so far, and keep a copy that can be gone back to."""
+        begun = time.monotonic()
+        self.listener(Busy(f"Drawing the preview of step {self.done}"))
+        current = self._current()
+        self.recorder.copy(current, self.done)
+        self.recorder.preview(current, self.done)
+        self.monitor.seconds_of_a_preview = time.monotonic() - begun
+
+    def _keep_last_run(self) -> None:
+        """Keep the settings and the verdict beside the embedding."""
+        path = last_run_file(self.file.path)
+        try:
+            self._last_run.write(path)
+        except OSError as error:
+            self.listener(Message(f"The settings of this run were not kept in {path.name}: {os_error_text(error)}."))
+
+    def _report_verdict(self, *, over: bool = False) -> None:
+        """Judge what was measured until now, and report it; at the end of the run keep it beside the embedding, too."""
+        event = self.judge.verdict(self.done, self.last_step, self.curve.points, over=over)
+        self.recorder.verdict(event)
+        self.listener(event)
+        if over:
+            self._last_run = replace(self._last_run, step=self.done, level=event.level, verdict=event.text)
+            self._keep_last_run()
+
     def _search_words(self) -> None:
         """Replace vectors by words of the checkpoint where those fit the pictures much better."""
+        self.listener(Busy("Looking for words that fit the pictures better"))
         try:
             replaced = self._new_search().refine(self.trained.vectors)
         except torch.cuda.OutOfMemoryError:
@@ -152,6 +193,8 @@ class Run:
         event = Evaluated(self.done, loss, self.curve.best[0])
         self.recorder.evaluation(event)
         self.listener(event)
+        if self.done < self.last_step:
+            self._report_verdict()
 
     @property
     def _is_cooling(self) -> bool:
@@ -177,7 +220,7 @@ class Run:
         if self.config.method != "classic" and self.curve.points and self.curve.has_risen:
             self.trained.vectors.copy_(self._best)
             self.trained.optimizer.load_state_dict(self._best_moments)
-            step = self.curve.best[0]
+            step = self.judge.kept = self.curve.best[0]
             self.listener(Message(f"The vectors of step {step} are kept, because the evaluation was best there."))
 
     def _report(self, rates: Sequence[Rates]) -> TrainingError | None:
@@ -206,6 +249,7 @@ class Run:
             if failure is None:  # after a failure the moments belong to vectors that were not kept
                 self._save_optimizer()
             self.journal.remove()
+        self._report_verdict(over=True)
         self.recorder.close()
         self.failure = failure
         self.listener(Stopped(self.done, str(failure or outcome), str(self.file.path), failed=failure is not None))
@@ -321,7 +365,11 @@ class StepMonitor:
     Attributes:
         good: (step, vectors [n, d]) of the last finite loss; on the CPU, so that they survive the loss of the device.
         paused: seconds since the start that do not count as training.
+        preview_every: steps between two previews; 0 = none. `seconds_of_a_preview` is how long the last one took.
     """
+
+    preview_every = 0
+    seconds_of_a_preview = 0.0
 
     def __init__(self, trained: TrainedVectors, first_step: int, last_step: int, advice: str = "") -> None:
         self.trained, self.first_step, self.last_step = trained, first_step, last_step
@@ -350,7 +398,7 @@ class StepMonitor:
         first = done - len(learning_rates) + 1
         readings = self.trained.read(len(learning_rates))
         rate = (done - self.first_step) / max(1e-9, time.monotonic() - self._started - self.paused)
-        left = (self.last_step - done) / rate
+        left = (self.last_step - done) / rate + self._previews_left(done) * self.seconds_of_a_preview
         events, good, problem = [], None, None
         for slot, (reading, learning_rate) in enumerate(zip(readings, learning_rates)):
             if math.isfinite(reading.loss):
@@ -362,6 +410,9 @@ class StepMonitor:
         if good is not None:
             self.good = (first + good - 1, self.trained.before(good))
         return events, problem
+
+    def _previews_left(self, done: int) -> int:
+        return -(-self.last_step // self.preview_every) - done // self.preview_every if self.preview_every else 0
 
     def _problem(self, number: int, reading: Reading) -> TrainingError | None:
         loss, gradient = reading.loss, reading.gradient

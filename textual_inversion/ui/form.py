@@ -34,6 +34,7 @@ class Section:
 
 
 PREVIEWS = "Previews and copies"
+ALWAYS_OPEN = ("word", "pictures", "basics")
 AS_TXT2IMG = Setting(
     name="as_txt2img",
     types=(bool,),
@@ -170,6 +171,14 @@ def preprocess_values(destination: str, width: int, height: int, captioners: Seq
     return {**defaults_of(PreprocessConfig), **lists, "destination": destination, "width": width, "height": height}
 
 
+def group_of(setting: str) -> str:
+    """The title of the group that folds a setting of the Train tab away; empty where it is always open."""
+    for title, rows in train_sections().items():
+        if title not in ALWAYS_OPEN and any(each.name == setting for row in rows for each in row):
+            return title
+    return ""
+
+
 def draw(rows: Sequence[Row], values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Put `rows` on the page and return name -> component; `values` override the defaults of settings."""
     drawn: dict[str, Any] = {}
@@ -220,12 +229,9 @@ def _lines(value: Any, options: Mapping[str, Any], common: Mapping[str, Any]) ->
     return gr.Textbox(value=str(value or ""), lines=2, max_lines=6, **options, **common)
 
 
-def _whole(value: Any, options: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
-    return gr.Number(value=int(value or 0), precision=0, **options, **common)
-
-
 def _number(value: Any, options: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
-    return gr.Number(value=float(value or 0), **options, **common)
+    """A box for text, so that what was typed is judged: gradio's own box for numbers rounds 1.7, and changes a long seed."""
+    return gr.Textbox(value=str(0 if value is None or value == "" else value), lines=1, max_lines=1, **options, **common)
 
 
 def _slider(value: Any, options: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
@@ -251,7 +257,7 @@ def _open_choice(value: Any, options: Mapping[str, Any], common: Mapping[str, An
 _MAKERS = {
     "text": _text,
     "lines": _lines,
-    "whole": _whole,
+    "whole": _number,
     "number": _number,
     "slider": _slider,
     "check": _check,

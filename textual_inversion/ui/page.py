@@ -13,8 +13,10 @@ from gradio.context import Context
 
 from textual_inversion.app.actions import Actions, Outcome, name_problem, preview_settings
 from textual_inversion.app.checking import Checking, CheckOffer
+from textual_inversion.app.copies import kept_before
 from textual_inversion.app.job import JobKind
 from textual_inversion.app.preprocessing import Preprocessing
+from textual_inversion.app.remembered import remembered
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
 from textual_inversion.settings.schema import defaults_of, folder_text
 from textual_inversion.settings.training import TrainingConfig
@@ -50,16 +52,34 @@ class TrainPage:
         number = str(steps or "").strip()
         last_step = int(number) if number.isdecimal() else None
         line = render.note(problem, "error") if problem else render.standing(card, name, last_step)
+        line += render.take_back(name) if card and not job.running and kept_before(self.actions.engine, name) else ""
         return line + render.left_out(self.actions.left_out())
 
-    def refresh(self, name: Any, folder: Any, width: Any, height: Any) -> Any:
-        """Updates of the names to choose from, the strip of pictures and the size, as they are now."""
+    def refresh(self, name: Any, folder: Any, width: Any, height: Any, opened: Any = True) -> Any:
+        """Updates of the names to choose from, the strip of pictures and the size, as they are now.
+
+        A page that was opened just now, so that nobody has chosen anything on it, shows the word that was trained last.
+        """
         typed = str(name or "").strip()
-        current = self._current(typed)
+        untouched = not opened and typed == str(self.train["name"].value or "")
+        current = self._current("" if untouched else typed)
         name_update = _name_update(self.actions, current)
         if current == typed:
             name_update.pop("value", None)  # Create may have set another name meanwhile
         return name_update, self.strip(folder), *self._sizes(width, height)
+
+    def remembered(self, name: Any, filled: Any) -> list[Any]:
+        """Updates of every field of the Train tab to what the word was trained with last time; a new word changes nothing.
+
+        Args:
+            filled: the word whose values the form has already got; it keeps what was changed since.
+
+        Returns:
+            The updates of the fields except the name, and the word.
+        """
+        name = str(name or "").strip()
+        values = {} if name == filled else remembered(self.actions.engine, name)
+        return [*(compat.update(value=values[key]) if key in values else compat.update() for key in self.train if key != "name"), name]
 
     def _sizes(self, width: Any, height: Any) -> tuple[Any, Any]:
         """Updates to the checkpoint's native size where the form shows another checkpoint's native size; the user's own size stays."""
@@ -81,7 +101,8 @@ class TrainPage:
         if engine.job.about(JobKind.TRAIN):
             return engine.job.name
         suggested = engine.host.suggestions().new.name
-        return name if name != suggested or name in known else latest(engine.host.folders().embeddings, known) or name
+        chosen = name and (name != suggested or name in known)
+        return name if chosen else latest(engine.host.folders().embeddings, known) or name or suggested
 
 
 def build_train_page(
@@ -130,6 +151,7 @@ def starting_values(actions: Actions, *, list_names: bool = True) -> dict[str, P
     train = {**defaults_of(TrainingConfig), **places, **_size(engine), **suggested.training}
     train["latent_cache"] = train["latent_cache"] or str(outputs / "latents")
     train["name"] = (latest(folders.embeddings, names) if names else "") or new.name
+    train |= remembered(engine, train["name"])
     train["name_options"] = {"choices": sorted({*names, train["name"]}, key=str.casefold)}
     train["template"] = train["template"] or (DEFAULT_TEMPLATE if DEFAULT_TEMPLATE in templates else next(iter(templates), None))
     train["template_options"] = {"choices": templates}
@@ -220,6 +242,10 @@ def _train_tab(values: Mapping[str, Any], parts: Parts, *, can_follow: bool) -> 
             drawn.update(form.draw(rows, values, "train"))
             if can_follow and title == form.PREVIEWS:
                 parts["as_txt2img"] = form.component(form.AS_TXT2IMG, {}, "train")
+    parts["asked"], parts["opened"], parts["filled"] = gr.State(""), gr.State(False), gr.State("")
+    # The page's script writes to and clicks these: "Use this step" and "Take back".
+    parts["exchange_sent"] = compat.not_saved(gr.Textbox("", elem_id="ti_exchange_sent", elem_classes=["ti-hidden"], show_label=False))
+    parts["exchange"] = compat.not_saved(gr.Button("Exchange", elem_id="ti_exchange", elem_classes=["ti-hidden"]))
     # The page's script clicks this when a job ends. A class hides it: gradio 5 leaves components with visible=False out of the page.
     parts["refresh"] = gr.Button("Refresh", elem_id="ti_train_refresh", elem_classes=["ti-hidden"])
     return drawn
@@ -246,12 +272,15 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
     parts, actions, train = page.parts, page.actions, page.train
     keys, new_keys = list(train), list(page.create)
 
-    def start(*values: Any) -> Any:
+    def start(asked: Any, *values: Any) -> Any:
         given, new = dict(zip(keys, values)), dict(zip(new_keys, values[len(keys) :]))
         if drawing_settings and values[len(keys) + len(new_keys)]:
-            given |= preview_settings(values[-len(drawing_settings) :], int(given.get("preview_seed") or 0))
-        outcome = actions.train(given, new)
-        return render.outcome(outcome, "train"), compat.update() if outcome.failed else ""
+            given |= preview_settings(values[-len(drawing_settings) :], given.get("preview_seed"))
+        outcome = actions.train(given, new, str(asked or ""))
+        if outcome.kind == "ask":
+            return render.question(outcome, "Press “Train embedding” again to do so."), compat.update(), outcome.text
+        note = render.outcome(outcome, "train", form.group_of(outcome.setting))
+        return note, compat.update() if outcome.failed else "", ""
 
     def check(*values: Any) -> str:
         preflight = actions.check(dict(zip(keys, values)), dict(zip(new_keys, values[len(keys) :])))
@@ -262,15 +291,27 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
 
     name, steps, images = train["name"], train["steps"], train["images"]
     inputs = [*train.values(), *page.create.values(), *([parts["as_txt2img"], *drawing_settings] if drawing_settings else [])]
-    compat.on(parts["train_button"].click, start, inputs, [parts["train_note"], parts["standing"]])
+    compat.on(parts["train_button"].click, start, [parts["asked"], *inputs], [parts["train_note"], parts["standing"], parts["asked"]])
     compat.on(parts["train_stop"].click, lambda: render.outcome(actions.interrupt()), [], [parts["train_note"]], queue=False)
+    said = compat.on(
+        parts["exchange"].click, lambda sent: render.outcome(actions.exchange(sent)), [parts["exchange_sent"]], [parts["train_note"]]
+    )
+    compat.on(said.then, page.stand, [name, steps], [parts["standing"]])
     compat.on(parts["train_check"].click, check, [*train.values(), *page.create.values()], [parts["train_note"]])
+    filled = [*(component for key, component in train.items() if key != "name"), parts["filled"]]
+    compat.on(name.change, page.remembered, [name, parts["filled"]], filled)
     for changed in (name, steps):
         compat.on(changed.change, page.stand, [name, steps], [parts["standing"]])
     compat.on(images.change, page.strip, [images], [parts["strip"]])
     compat.on(parts["files"].change, dropped, [parts["files"]], [parts["files_note"], images])
-    shown = [name, parts["strip"], train["width"], train["height"]]
-    refreshed = compat.on(parts["refresh"].click, page.refresh, [name, images, train["width"], train["height"]], shown)
+    shown = [name, parts["strip"], train["width"], train["height"], parts["opened"]]
+    refreshed = compat.on(
+        parts["refresh"].click,
+        lambda *values: (*page.refresh(*values), True),
+        [name, images, train["width"], train["height"], parts["opened"]],
+        shown,
+    )
+    compat.on(refreshed.then, page.remembered, [name, parts["filled"]], filled)
     compat.on(refreshed.then, page.stand, [name, steps], [parts["standing"]])  # runs last, with the name that the refresh has set
 
 

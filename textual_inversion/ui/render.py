@@ -35,23 +35,35 @@ MARK = (
 )
 
 
-def note(text: str, kind: str = "done", field: str = "") -> str:
+def note(text: str, kind: str = "done", field: str = "", group: str = "") -> str:
     """One sentence under a button; empty text gives nothing.
 
     Args:
         kind: `done`, `error` or `hint`.
-        field: id of the component that the sentence is about; the page's script marks it.
+        field: id of the component that the sentence is about; the page's script marks it and shows the sentence beside it.
+        group: title of the group that folds this component away; the page's script opens it.
     """
     if not text:
         return ""
     role = "alert" if kind == "error" else "status"
-    about = f' data-field="{escape(field)}"' if field else ""
+    about = (f' data-field="{escape(field)}"' if field else "") + (f' data-group="{escape(group)}"' if group else "")
     return f'<div class="ti-note ti-note-{kind}" role="{role}"{about}>{escape(text)}</div>'
 
 
-def outcome(outcome: Outcome, form: str = "") -> str:
-    """The note for the result of a click; `form` is the prefix of the form's component ids, `create`, `preprocess` or `train`."""
-    return note(outcome.text, outcome.kind, f"ti_{form}_{outcome.setting}" if form and outcome.setting else "")
+def outcome(outcome: Outcome, form: str = "", group: str = "") -> str:
+    """The note for the result of a click.
+
+    Args:
+        form: the prefix of the form's component ids, `create`, `preprocess` or `train`.
+        group: title of the group that folds the setting at fault away.
+    """
+    return note(outcome.text, outcome.kind, f"ti_{form}_{outcome.setting}" if form and outcome.setting else "", group)
+
+
+def question(outcome: Outcome, answer: str) -> str:
+    """A question before something is done, marked at the field that it is about, and how to answer it."""
+    about = f' data-field="ti_train_{escape(outcome.setting)}"' if outcome.setting else ""
+    return f'<div class="ti-note ti-note-ask" role="alert"{about}>{escape(outcome.text)} {escape(answer)}</div>'
 
 
 def findings(items: Sequence[Finding]) -> str:
@@ -105,6 +117,12 @@ def standing(card: Card | None, name: str, last_step: int | None) -> str:
     return f'<div class="ti-note ti-note-hint">{word(name)} has {facts.vectors} and is at step {facts.step}.{advice}</div>'
 
 
+def take_back(name: str) -> str:
+    """The button that gives an embedding the vectors that it had before its last run; the page's script listens to it."""
+    title = "The present vectors are kept, so that this can be undone in the same way."
+    return f'<button type="button" class="ti-try ti-takeback" data-name="{escape(name)}" title="{title}">Take back the last change</button>'
+
+
 def left_out(items: Sequence[Card]) -> str:
     """A folding list of the embeddings that cannot be trained, with the reasons."""
     if not items:
@@ -156,6 +174,9 @@ def _about(item: Card) -> str:
         "for the negative prompt" if item.is_negative else f"with {item.negative} in the negative prompt" if item.negative else "",
     ]
     facts = "".join(f'<span class="ti-about">{escape(line)}</span>' for line in lines if line)
+    if item.verdict:
+        sentence = escape(item.verdict)
+        facts += f'<span class="ti-about ti-verdict" data-level="{escape(item.level)}" title="{sentence}">{sentence}</span>'
     return facts + (f'<span class="ti-reason">{escape(item.reason)}</span>' if item.reason else "")
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from textual_inversion.diffusion.weights.strangers import stranger
 from textual_inversion.errors import CheckpointError, EmbeddingError, UnsafeFileError, UnsupportedCheckpointError
-from textual_inversion.files import os_error_words
+from textual_inversion.files import open_regular, os_error_words
 
 if TYPE_CHECKING:
     from textual_inversion.formats.containers.safetensors_file import Header
@@ -167,7 +167,7 @@ def _read_tree(path: Path) -> Any:
     from textual_inversion.formats.containers.torch_tar import is_torch_tar, read_torch_tar
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return read_torch_tar(data, _limits()) if is_torch_tar(data) else read_torch_data(data, _limits())
     except (OSError, ValueError) as error:

@@ -155,6 +155,17 @@ class CopyAnswer(BaseModel):
     file: str
 
 
+class VerdictAnswer(BaseModel):
+    """What the measurements of a run mean."""
+
+    step: int = Field(..., description="When it was measured.")
+    level: str = Field(..., description="`good`, `fair` or `bad`.")
+    text: str = Field(..., description="One sentence.")
+    words: dict[str, list[str]] = Field({}, description="Text encoder -> the nearest word of each vector.")
+    norms: dict[str, list[float | None]] = Field({}, description="Text encoder -> the norm of each vector.")
+    range: dict[str, list[float]] = Field({}, description="Text encoder -> norms of the checkpoint's words: 5 %, median, 95 %.")
+
+
 class StateAnswer(BaseModel):
     """How the last job stands."""
 
@@ -178,6 +189,9 @@ class StateAnswer(BaseModel):
     messages: list[str] = Field(..., description="What the user should know, such as pictures that were left out.")
     previews: list[PreviewAnswer] = Field(..., description="Pictures in the log folder, oldest first.")
     copies: list[CopyAnswer] = Field(..., description="Embeddings in the log folder, oldest first.")
+    verdict: VerdictAnswer | None = Field(None, description="How well the word has been learned until now.")
+    evaluations: list[list[float | None]] = Field([], description="Step and error on pictures, prompts and noise that stay the same.")
+    busy_with: str = Field("", description="What takes time now other than steps, such as the drawing of a preview.")
     points: list[list[float | None]] = Field(
         [], description="Of the loss curve, at most 400: step, loss, running mean, learning rate, length of the vectors."
     )
@@ -202,6 +216,8 @@ class EmbeddingAnswer(BaseModel):
     step: int | None = Field(None, description="Steps trained so far, where the file tells.")
     checkpoint: str | None = Field(None, description="What it was trained on, where the file tells.")
     negative: str = Field("", description="The embedding that belongs into the negative prompt with it.")
+    verdict: str = Field("", description="How well its last training run went, in one sentence; empty where that is not known.")
+    verdict_level: str = Field("", description="`good`, `fair` or `bad`; empty without a verdict.")
 
 
 class InspectAnswer(EmbeddingAnswer):
@@ -229,7 +245,9 @@ def values_of(request: BaseModel) -> dict[str, Any]:
 def embedding_answer(entry: Entry, folders: Sequence[Path]) -> dict[str, Any]:
     """An entry as the list shows it."""
     shown = {"name": entry.name, "file": path_below(entry.path, folders), "usable": entry.usable, "reason": entry.reason}
-    return _legible({**shown, **entry.description.summary(), "negative": entry.negative})
+    run = entry.last_run
+    judged = {"verdict": run.verdict, "verdict_level": run.level}
+    return _legible({**shown, **entry.description.summary(), "negative": entry.negative, **judged})
 
 
 def inspect_answer(entry: Entry, folders: Sequence[Path], sha256: str) -> dict[str, Any]:

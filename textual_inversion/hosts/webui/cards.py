@@ -119,7 +119,11 @@ class _Cards:
         if args.get("metadata_button"):  # the WebUI's own button uses a page id that its route does not know
             args["metadata_button"] = self.btn_metadata_tpl.format(extra_networks_tabname=self.name, tabname=tabname)  # type: ignore[attr-defined]
         args["description"] = description(
-            item["ti_facts"], item["ti_reason"], args["description"], bool(shared.opts.extra_networks_card_show_desc)
+            item["ti_facts"],
+            item["ti_reason"],
+            args["description"],
+            bool(shared.opts.extra_networks_card_show_desc),
+            item["ti_verdict"],
         )
         if item["ti_reason"]:
             args["sort_keys"] += " data-ti-unfit"  # any place inside the card's tag would do
@@ -182,6 +186,7 @@ class _Cards:
             "sort_keys": {"default": index, "date_created": 0, "date_modified": 0, "name": name.lower(), "path": filename.lower()},
             "ti_facts": facts(entry),
             "ti_reason": reason,
+            "ti_verdict": (entry.last_run.level, entry.last_run.verdict),
             "ti_insert": None,
         }
 
@@ -239,13 +244,16 @@ def metadata(entry: Entry) -> dict[str, Any]:
     return {key: legible(value) if isinstance(value, str) else value for key, value in facts.items()}
 
 
-def description(line: str, reason: str, theirs: str, shown: bool) -> str:
-    """HTML for the place of a card's description: the facts, why it does not fit, and then `theirs`, which is HTML already.
+def description(line: str, reason: str, theirs: str, shown: bool, verdict: tuple[str, str] = ("", "")) -> str:
+    """HTML for the place of a card's description: the facts, why it does not fit, the verdict, and then `theirs`, which is HTML already.
 
     Args:
         shown: whether the WebUI shows descriptions; without them only the reason remains.
+        verdict: the level and the sentence of the last training run; empty where there is none.
     """
     parts = [f'<span class="ti-card-facts">{html.escape(line)}</span>' if line and shown else ""]
+    level, sentence = map(html.escape, verdict)
+    parts += [f'<span class="ti-verdict" data-level="{level}">{sentence}</span>' if sentence and shown else ""]
     parts += [f'<span class="ti-card-reason">{html.escape(reason)}</span>' if reason else "", theirs]
     return "".join(parts)
 

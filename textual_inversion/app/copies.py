@@ -1,0 +1,75 @@
+"""Puts other vectors into an embedding's file, such as those of an earlier step, in a way that can be undone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual_inversion.errors import EmbeddingError
+from textual_inversion.files import os_error_text, read_regular
+from textual_inversion.library.last_run import last_run_file, read_last_run
+
+if TYPE_CHECKING:
+    from textual_inversion.app.engine import Engine
+
+_STAMP = "%Y-%m-%d_%H-%M-%S"
+
+
+def exchange(engine: Engine, name: str, source: Path) -> int:
+    """Make the vectors in the file `source` those of the embedding `name`. The present ones are kept, so that `take_back` undoes it.
+
+    Returns:
+        The step of the vectors.
+
+    Raises:
+        EmbeddingError: there is no such embedding or no such file, or one of them cannot be read or written.
+    """
+    target = engine.embedding_file(name)
+    if not source.is_file():
+        raise EmbeddingError(f"The copy {source} is not there any more; choose another step.", path=source)
+    kept = _free(engine.host.folders().outputs / "training" / name / f"before {time.strftime(_STAMP)}{target.suffix}")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(read_regular(target))
+        step = engine.put_vectors(source, target, name)
+        run = read_last_run(target)
+        replace(run, step=step, level="", verdict="", before=str(kept)).write(last_run_file(target))
+    except OSError as error:
+        raise EmbeddingError(f"The vectors of {name!r} stay as they are: {os_error_text(error)}.", path=target) from error
+    engine.refresh()
+    return step
+
+
+def kept_before(engine: Engine, name: str) -> Path | None:
+    """The file with the vectors that `name` had before its last run or its last exchange; None where there is none."""
+    try:
+        before = read_last_run(engine.embedding_file(name)).before
+    except EmbeddingError:
+        return None
+    return Path(before) if before and Path(before).is_file() else None
+
+
+def take_back(engine: Engine, name: str) -> int:
+    """Give the embedding `name` the vectors that it had before its last run or its last exchange; a second call undoes the first.
+
+    Returns:
+        The step of the vectors.
+
+    Raises:
+        EmbeddingError: nothing is kept, or as `exchange`.
+    """
+    before = kept_before(engine, name)
+    if before is None:
+        raise EmbeddingError(f"No earlier vectors of {name!r} are kept.")
+    return exchange(engine, name, before)
+
+
+def _free(path: Path) -> Path:
+    """`path`, or with a number where that is taken."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem} {number}{path.suffix}")
+    return free

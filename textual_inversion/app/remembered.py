@@ -1,0 +1,59 @@
+"""What a word was trained with last time: values for the form, and whether a new run has other pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual_inversion.errors import ConfigError, EmbeddingError
+from textual_inversion.library.last_run import LastRun, read_last_run
+from textual_inversion.settings.schema import settings_of
+from textual_inversion.settings.training import TrainingConfig
+
+if TYPE_CHECKING:
+    from textual_inversion.app.engine import Engine
+
+#: Settings that belong to the machine, the checkpoint or one run rather than to the word.
+_NOT_OF_THE_WORD = {"name", "log_dir", "device", "precision", "prediction_type", "latent_cache"}
+
+
+def remembered(engine: Engine, name: str) -> dict[str, Any]:
+    """Name of a setting -> its value in the last run of the word `name`; empty where none is kept or a value cannot be used.
+
+    The template is the name of a file in the host's folder of templates; it is left out when that file is gone.
+    """
+    values = dict(_last_run(engine, name).settings)
+    if not values.get("images"):
+        return {}
+    known = {each.name for each in settings_of(TrainingConfig)}
+    try:
+        checked = TrainingConfig.from_dict({**{key: value for key, value in values.items() if key in known}, "name": name}).to_dict()
+    except (ConfigError, TypeError, ValueError):
+        return {}  # the file comes from another version, or was edited
+    kept = {key: checked[key] for key in values if key in known and key not in _NOT_OF_THE_WORD}
+    template = Path(str(kept.pop("template", "")))
+    if template.name and (engine.host.folders().templates / template.name).is_file():
+        kept["template"] = template.name
+    return kept
+
+
+def question(engine: Engine, config: TrainingConfig) -> str:
+    """What to ask before a word is trained on other pictures than last time; empty when it is not."""
+    before = str(_last_run(engine, config.name).settings.get("images") or "")
+    if not before or _same_folder(before, str(config.images)):
+        return ""
+    return f"“{config.name}” was trained on the pictures in {before}, and this run would train it on those in {config.images}."
+
+
+def _last_run(engine: Engine, name: str) -> LastRun:
+    try:
+        return read_last_run(engine.embedding_file(name)) if name else LastRun()
+    except EmbeddingError:
+        return LastRun()
+
+
+def _same_folder(one: str, other: str) -> bool:
+    try:
+        return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):
+        return one == other
