@@ -13,7 +13,7 @@
 
     ti.listen = (listener) => { listeners.push(listener); if (last) listener(last, true); };
     ti.state = () => last;
-    ti.busy = (state) => Boolean(state) && !OVER.includes(state.phase);
+    ti.busy = (state) => Boolean(state && state.kind) && !OVER.includes(state.phase); // without a kind there is no job
     ti.address = (path) => new URL("textual-inversion/" + path, document.baseURI).href;
 
     // An element with attributes, text and children; text is never taken for HTML.

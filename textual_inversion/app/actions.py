@@ -140,16 +140,17 @@ class Actions:
     @answered
     def exchange(self, sent: str) -> Outcome:
         """Carry out what the page's script asks: `{"use": step, "job": id}` or `{"back": name}`."""
-        asked = json.loads(sent or "{}")
         job = self.engine.job
-        name = str(asked.get("back") or job.name)
+        back, job_id, step = _asked(sent)
+        # the file's own name: others that lead to it differ in capitals, or have a path in them
+        name = self.engine.embedding_file(back or job.name).stem
         if job.about(JobKind.TRAIN, name):
             raise JobRunningError(f"“{name}” is being trained; interrupt that first, or wait until it is done.")
-        if "back" in asked:
+        if back:
             step = take_back(self.engine, name)
-            job.use_step(name, None)
-            return Outcome(f"“{name}” has its vectors of before again, those of step {step}.", name=name)
-        step = exchange(self.engine, name, job.copy(str(asked.get("job")), int(asked["use"])))
+            job.use_step(name, step)
+            return Outcome(f"“{name}” holds the vectors of step {step} again.", name=name)
+        step = exchange(self.engine, name, job.copy(job_id, step))
         job.use_step(name, step)
         self._keep_picture(name, step)
         return Outcome(f"“{name}” holds the vectors of step {step} now.", name=name)
@@ -280,3 +281,13 @@ def _usable(setting: Setting, value: Any, fixed_seed: Any) -> Any:
         seed = int(value if value not in (None, "") else -1)
         return seed if seed == setting.nearest(seed) else fixed_seed
     return setting.nearest(float(value or 0))
+
+
+def _asked(sent: str) -> tuple[str, str, int]:
+    """What the page's script asks of `Actions.exchange`: the name to take back (empty = none), else the job and the step to use."""
+    try:
+        asked = json.loads(sent or "{}")
+        back = asked.get("back", "")
+        return str(back), str(asked.get("job", "")), 0 if back else int(asked["use"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ConfigError("The page asked for something that is not known here; reload it.") from error

@@ -29,7 +29,9 @@ def exchange(engine: Engine, name: str, source: Path) -> int:
     target = engine.embedding_file(name)
     if not source.is_file():
         raise EmbeddingError(f"The copy {source} is not there any more; choose another step.", path=source)
-    kept = _free(engine.host.folders().outputs / "training" / name / f"before {time.strftime(_STAMP)}{target.suffix}")
+    if (step := engine.step_if_equal(source, target, name)) is not None:
+        return step  # asked twice: keeping the present vectors again would lose those of before
+    kept = _free(engine.host.folders().outputs / "training" / target.stem / f"before {time.strftime(_STAMP)}{target.suffix}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_bytes(read_regular(target))
@@ -45,10 +47,12 @@ def exchange(engine: Engine, name: str, source: Path) -> int:
 def kept_before(engine: Engine, name: str) -> Path | None:
     """The file with the vectors that `name` had before its last run or its last exchange; None where there is none."""
     try:
-        before = read_last_run(engine.embedding_file(name)).before
-    except EmbeddingError:
+        before, outputs = read_last_run(engine.embedding_file(name)).before, engine.host.folders().outputs.resolve()
+        path = Path(before).resolve() if before else None
+        # the file beside the embedding may come from another person, and name any place
+        return path if path and path.is_relative_to(outputs) and path.is_file() else None
+    except (EmbeddingError, OSError, ValueError, RuntimeError):
         return None
-    return Path(before) if before and Path(before).is_file() else None
 
 
 def take_back(engine: Engine, name: str) -> int:

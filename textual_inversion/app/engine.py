@@ -13,6 +13,8 @@ from textual_inversion.app.job import Job, JobEvent, Listener, ShouldStop, Stopp
 from textual_inversion.app.memory import enough_memory, give_memory_back, nothing_kept
 from textual_inversion.app.port import Checkpoint, Host, Turn
 from textual_inversion.errors import EmbeddingError, TextualInversionError
+from textual_inversion.files import remove_quietly
+from textual_inversion.library.last_run import last_run_file
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.training.events import Message, PreviewDrawn, Stopped
 
@@ -125,6 +127,7 @@ class Engine:
         count: Any = new.num_vectors
         folder, checkpoint = self.host.folders().embeddings, self.host.checkpoint().path
         path = create_embedding(checkpoint, new.name, new.initializer_text, count, folder, overwrite=new.overwrite)
+        remove_quietly(last_run_file(path))  # it is about the embedding that had this name before
         self.refresh()
         return path
 
@@ -148,6 +151,14 @@ class Engine:
         embedding = formats.load(source, name)
         formats.save(embedding, target, overwrite=True)
         return embedding.provenance.step or 0
+
+    def step_if_equal(self, source: Path, target: Path, name: str) -> int | None:
+        """The step of the vectors in two files, where they are the same; None where they differ. Raises EmbeddingError."""
+        from textual_inversion import formats
+
+        one, other = formats.load(source, name), formats.load(target, name)
+        same = one.vectors.keys() == other.vectors.keys() and all(one.vectors[key].equal(other.vectors[key]) for key in one.vectors)
+        return other.provenance.step or 0 if same else None
 
     # training
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual_inversion.errors import ConfigError, EmbeddingError
 from textual_inversion.library.last_run import LastRun, read_last_run
+from textual_inversion.prompts.templates import list_templates
 from textual_inversion.settings.schema import settings_of
 from textual_inversion.settings.training import TrainingConfig
 
@@ -31,16 +32,23 @@ def remembered(engine: Engine, name: str) -> dict[str, Any]:
     except (ConfigError, TypeError, ValueError):
         return {}  # the file comes from another version, or was edited
     kept = {key: checked[key] for key in values if key in known and key not in _NOT_OF_THE_WORD}
-    template = Path(str(kept.pop("template", "")))
-    if template.name and (engine.host.folders().templates / template.name).is_file():
-        kept["template"] = template.name
+    if _is_of_another_machine(str(kept.get("images", ""))):
+        return {}
+    template, templates = Path(str(kept.pop("template", ""))).name, engine.host.folders().templates
+    if templates.is_dir() and template in list_templates(templates):
+        kept["template"] = template
     return kept
+
+
+def _is_of_another_machine(path: str) -> bool:
+    """Whether a path leads to a share of the network: looking at one sends the user's login to whoever wrote that path."""
+    return path.startswith(("//", "\\\\"))
 
 
 def question(engine: Engine, config: TrainingConfig) -> str:
     """What to ask before a word is trained on other pictures than last time; empty when it is not."""
     before = str(_last_run(engine, config.name).settings.get("images") or "")
-    if not before or _same_folder(before, str(config.images)):
+    if not before or _is_of_another_machine(before) or _same_folder(before, str(config.images)):
         return ""
     return f"“{config.name}” was trained on the pictures in {before}, and this run would train it on those in {config.images}."
 

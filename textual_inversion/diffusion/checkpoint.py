@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -335,6 +335,24 @@ def _family_of(file: CheckpointFile) -> str:
     if file.under("conditioner.embedders."):
         return "SDXL"
     return "SD2" if any(key.startswith(_OPEN_CLIP) for key in file.shapes) else "SD1"
+
+
+def check_widths(file: CheckpointFile, context: int, label: int, widths: Sequence[int], pooled: int) -> None:
+    """Refuse a UNet that was not made for the text encoders beside it.
+
+    Args:
+        context, label: widths of the UNet's inputs.
+        widths: of the text encoders.
+        pooled: width of the pooled vector; 0 = none.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    expected = pooled + 6 * 256 if pooled else 0
+    if context != sum(widths) or label != expected:
+        found = f"a UNet for a context of {context} and a label of {label} values"
+        reason = f"{file.path.name} has {found}; its text encoders make {sum(widths)} and {expected}"
+        raise CheckpointError(f"{reason}. Take another.", path=file.path)
 
 
 def _names_of(encoders: Mapping[str, str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from textual_inversion.diffusion.checkpoint import (
     CheckpointFile,
     TensorReader,
     check_family,
+    check_widths,
     part_on_meta,
     picture_size,
 )
@@ -284,6 +285,8 @@ def load_checkpoint(
     schedule = schedule.to(device)
     for encoder in encoders.values():
         _check_vocabulary(file, encoder.config.vocab_size)
+    sizes, pooled = [each.config.width for each in encoders.values()], max(each.config.projection for each in encoders.values())
+    check_widths(file, unet.config.context_dim, unet.config.label_channels, sizes, pooled)
     if torch.device(device).type == "cuda":
         for module in (unet, autoencoder):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -16,6 +16,7 @@ from textual_inversion.files import FileStamp, read_regular, replace_file
 
 ENDING = ".training.json"
 _MAX_BYTES = 2**20
+_LONGEST, _MOST_SETTINGS = 1000, 200  # letters of a text, and values
 
 
 @dataclass(frozen=True)
@@ -64,5 +65,14 @@ def _read(path: Path, stamp: FileStamp) -> LastRun:
     if not isinstance(values, dict):
         return LastRun()
     kinds = {"settings": dict, "step": int, "level": str, "verdict": str, "before": str}
-    known = {key: values[key] for key, kind in kinds.items() if isinstance(values.get(key), kind)}
+    known = {key: values[key] for key, kind in kinds.items() if isinstance(values.get(key), kind) and _is_plain(values[key])}
     return LastRun(**known)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value holds only short texts that every system can write, numbers and the like."""
+    if isinstance(value, dict):
+        return len(value) <= _MOST_SETTINGS and all(_is_plain(part) for pair in value.items() for part in pair)
+    if not isinstance(value, str):
+        return value is None or isinstance(value, (bool, int, float))
+    return len(value) <= _LONGEST and not any(letter in value for letter in "\0\x7f") and value.encode("utf-8", "ignore").decode() == value

@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -36,7 +36,7 @@ _KEYS = ("file_name", "image", "image_file_name", "image_path", "image_file", "f
 _TEXTS = ("caption", "text", "main_prompt", "prompt", "captions", "txt")
 _DESCRIPTION = "description"  # of a picture board: a text about the picture where there are no tags
 _BOARD_TAGS = ("tag_string", "tag_string_general")
-_COMPANION = re.compile(r"cond|control|mask", re.IGNORECASE)
+_COMPANION = re.compile(r"(?:^|_)(?:cond(?:itioning)?|control(?:net)?|masks?)(?:_|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,9 @@ def _one_line(text: str) -> str:
 
 def _beside(file: Path) -> str | None:
     """The caption in a `.json` or `.yaml` beside a picture; None where nothing in it is one."""
+    stamp = FileStamp.of(file)
+    if stamp is not None and stamp.size > MOST_CAPTION_BYTES:
+        return None  # a file of some program about the picture
     text = decoded(caption_bytes(file))
     if file.suffix.lower() != ".json":
         return _yaml_caption(text)
@@ -160,8 +163,8 @@ def text_of(entry: Any) -> str | None:
     text = next((said for key in _TEXTS if (said := _joined(entry.get(key)))), "")
     tags = next((_board_tags(entry[key]) for key in _BOARD_TAGS if isinstance(entry.get(key), str)), "") or _tags(entry.get("tags"))
     if not text and not tags:
-        is_caption = any(key in entry for key in (*_TEXTS, "tags", _DESCRIPTION))
-        return _joined(entry.get(_DESCRIPTION)) if is_caption else None
+        is_caption = any(key in entry for key in (*_TEXTS, "tags"))
+        return _joined(entry.get(_DESCRIPTION)) or ("" if is_caption else None)
     return ", ".join(part for part in (text, tags) if part)
 
 
@@ -288,7 +291,7 @@ def _entries(file: Path, text: str) -> Iterator[tuple[str, Any]]:
     if isinstance(rows, Mapping):
         yield from ((str(key), entry) for key, entry in rows.items())
         return
-    for row in rows:
+    for row in rows if isinstance(rows, Iterable) else ():
         if isinstance(row, Mapping):
             named = {str(name).lower(): value for name, value in row.items()}
             if key := next((named[name] for name in _KEYS if isinstance(named.get(name), str)), ""):

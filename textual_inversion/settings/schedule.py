@@ -73,6 +73,7 @@ def plain_rates(text: str) -> str:
     The comma of `0.005:100,1e-3` separates parts, as one behind a step or a number with a point does.
     """
     plain = unicodedata.normalize("NFKC", text.strip()).replace("\N{MINUS SIGN}", "-").replace("\N{ARABIC DECIMAL SEPARATOR}", ".")
+    plain = re.sub(r"\s*:\s*", ":", plain)  # else the comma behind a step would be taken for one inside a number
     return _DECIMAL_COMMA.sub(r"\1.\2", _POWER.sub(r"e\1", plain.replace("，", ",").replace("、", ",")))
 
 

@@ -564,7 +564,7 @@ class TrainingConfig(Settings):
         Later searches are for words that the first one could not see: the vectors have come closer by then.
         A word whose steps are not known (None) was learned elsewhere, and stays as it is.
         """
-        wanted = self.vocabulary_search and self.method != "classic" and self.train_encoders == BOTH
+        wanted = self.vocabulary_search and self.method != "classic"
         if not wanted or self.total_steps < _LEAST_STEPS_OF_A_SEARCH or first_step is None:
             return ()
         steps = (min(most, self.total_steps // part) for most, part in _SEARCH_STEPS)

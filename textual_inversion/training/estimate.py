@@ -17,7 +17,16 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from textual_inversion.diffusion import kernels
-from textual_inversion.diffusion.checkpoint import TEXT_ENCODERS, TOKENS, UNET, VAE, CheckpointFile, check_family, part_on_meta
+from textual_inversion.diffusion.checkpoint import (
+    TEXT_ENCODERS,
+    TOKENS,
+    UNET,
+    VAE,
+    CheckpointFile,
+    check_family,
+    check_widths,
+    part_on_meta,
+)
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder, TokenBatch
 from textual_inversion.diffusion.conditioning import TextConditioner, TokenizedPrompts, size_label
 from textual_inversion.diffusion.kernels.launch import skipped
@@ -158,10 +167,11 @@ def _on_meta(file: CheckpointFile, dtype: torch.dtype, checkpointing: bool) -> t
         encoder = part_on_meta(file, prefix, partial(_text_encoder, family, name)).to(dtype).requires_grad_(False)
         encoders[name] = encoder
     part_on_meta(file, VAE, lambda shapes: AutoEncoder(VAEConfig.from_shapes(shapes)))  # to see whether it fits
-    rows, width = min(each.config.vocab_size for each in encoders.values()), sum(each.config.width for each in encoders.values())
-    if rows < TOKENS or unet.config.context_dim != width:
-        found = f"a token table of {rows} rows and {width} values, and a UNet for {unet.config.context_dim}"
-        raise CheckpointError(f"{file.path.name} has {found}; expected {TOKENS} rows and equal widths. Take another.", path=file.path)
+    rows, sizes = min(each.config.vocab_size for each in encoders.values()), [each.config.width for each in encoders.values()]
+    if rows < TOKENS:
+        raise CheckpointError(f"{file.path.name} has a token table of {rows} rows; expected {TOKENS}. Take another.", path=file.path)
+    pooled = max(each.config.projection for each in encoders.values())
+    check_widths(file, unet.config.context_dim, unet.config.label_channels, sizes, pooled)
     unet.checkpointing = checkpointing
     return unet, TextConditioner(encoders, default_tokenizer())
 

@@ -73,12 +73,13 @@ class _Slot:
 def _parts(batch: Batch) -> list[torch.Tensor]:
     prompts = batch.prompts
     parts = [batch.latents, batch.noise, batch.timesteps, prompts.tokens.ids, prompts.tokens.index, prompts.tokens.mask]
-    return [*parts, *(part for part in (batch.weights, prompts.weights) if part is not None)]
+    return [*parts, *(part for part in (batch.weights, batch.sizes, prompts.weights) if part is not None)]
 
 
 def _form(batch: Batch) -> Hashable:
     """With the same form, a pass has the same kernels."""
-    present = (batch.weights is not None, batch.prompts.weights is not None, batch.prompts.chunks)
+    optional = (batch.weights, batch.sizes, batch.prompts.weights)
+    present = (*(part is not None for part in optional), batch.prompts.chunks)
     return (*present, *(tuple(part.shape) for part in _parts(batch)))
 
 

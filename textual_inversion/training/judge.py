@@ -50,6 +50,7 @@ class Judge:
             lengths=self.lengths,
             moved=max(_moved(self.start[encoder], rows) for encoder, rows in vectors.items()),
             over=over,
+            undone=self.kept is not None and self.kept == points[0][0] and len(points) > 1,
         )
         verdict = judge_run(measured)
         nearest = {encoder: nearest_words(rows.float(), self.tables[encoder], 1) for encoder, rows in vectors.items()}

@@ -11,6 +11,7 @@ import torch
 from textual_inversion.diffusion import kernels
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.diffusion.vae import VAE
+from textual_inversion.errors import TrainingError
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.estimate import ENCODING_WORKSPACE, MemoryCost, encoding_bytes, free_memory, memory_cost
 
@@ -128,7 +129,21 @@ def unet_aside(model: StableDiffusion, plan: EncodingPlan) -> Iterator[None]:
         yield
     finally:
         torch.cuda.empty_cache()
+        _bring_back(model, device)
+
+
+def _bring_back(model: StableDiffusion, device: torch.device) -> None:
+    """Move the UNet to its device again; where another program has taken the room, none of it stays there.
+
+    Raises:
+        TrainingError: there is no room.
+    """
+    try:
         model.unet.to(device)
+    except torch.cuda.OutOfMemoryError as error:
+        model.unet.to("cpu")
+        reason = "The device has no room for the UNet any more, because other programs took it; close them and train again"
+        raise TrainingError(f"{reason}.", setting="device") from error
 
 
 def plan_memory(

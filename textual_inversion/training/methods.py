@@ -59,7 +59,14 @@ def start_at_word_length(vectors: torch.Tensor, words: Sequence[WordSize], confi
         is_new: the embedding was created and has had no steps.
     """
     parts = vectors.split([size.width for size in words], dim=1)
-    return torch.cat([_columns_at_length(part, size.norm * config.norm_factor, config.seed, is_new) for part, size in zip(parts, words)], 1)
+    stays = [len(words) > 1 and config.train_encoders not in (BOTH, size.encoder) for size in words]
+    return torch.cat(
+        [
+            part if stay else _columns_at_length(part, size.norm * config.norm_factor, config.seed, is_new)
+            for part, size, stay in zip(parts, words, stays)
+        ],
+        dim=1,
+    )
 
 
 def _columns_at_length(vectors: torch.Tensor, length: float, seed: int, is_new: bool) -> torch.Tensor:

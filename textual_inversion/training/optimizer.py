@@ -236,13 +236,15 @@ class SplitOptimizer:
         """The states of all parts; moments [n, d] stand side by side."""
         states = [part.state_dict() for part in self.parts]
         moments = {key: torch.cat([state[key] for state in states], dim=1) for key in ("mean", "square")}
-        return {"steps": states[0]["steps"], **moments}
+        return {"steps": torch.stack([state["steps"] for state in states]).max(), **moments}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from a state that `state_dict` returned."""
         split = {key: state[key].split(self.widths, dim=1) for key in ("mean", "square")}
         for number, part in enumerate(self.parts):
-            part.load_state_dict({"steps": state["steps"], **{key: columns[number] for key, columns in split.items()}})
+            own = {key: columns[number] for key, columns in split.items()}
+            has_learned = own["square"].any()  # columns that stayed as they were have no steps behind them
+            part.load_state_dict({"steps": torch.where(has_learned, state["steps"].to(has_learned.device), 0.0), **own})
 
 
 Optimizer = OptimizerOfColumns | SplitOptimizer

@@ -62,6 +62,8 @@ class Recorder:
             return
         with self._report_errors("The log directory"):
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not _holds_runs_of(self.folder, config.name):
+                self._first_step = 0  # its tables are those of another word
             settings = json.dumps(config.to_dict(), indent=2) + "\n"
             replace_file(self.folder / "settings.json", settings.encode("utf-8"), durable=False)
 
@@ -165,6 +167,15 @@ class Recorder:
         if problem not in self._reported:
             self._reported.add(problem)
             self.listener(Message(problem))
+
+
+def _holds_runs_of(folder: Path, name: str) -> bool:
+    """Whether the last run in a log directory was of this embedding."""
+    try:
+        settings = json.loads(read_regular(folder / "settings.json", _MOST_TABLE_BYTES))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and settings.get("name") == name
 
 
 def _drop_rows_from(path: Path, step: int) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -14,8 +17,9 @@ from textual_inversion.diffusion.model import StableDiffusion, is_full_size
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError, NonFiniteLossError, TextualInversionError, TrainingError, ZeroGradientError
 from textual_inversion.files import os_error_text
-from textual_inversion.library.last_run import LastRun, last_run_file
+from textual_inversion.library.last_run import LastRun, last_run_file, read_last_run
 from textual_inversion.settings.schedule import CoolDown, LearningRateSchedule, Schedule
+from textual_inversion.settings.training import BOTH, TrainingConfig
 from textual_inversion.training.evaluation import Curve, Evaluation, cool_down_steps
 from textual_inversion.training.events import Busy, Evaluated, Message, StepDone, Stopped
 from textual_inversion.training.journal import Journal, Note, base_of
@@ -65,7 +69,8 @@ class Run:
         self.failure: TextualInversionError | None = None
         self.monitor = StepMonitor(trained, self.done, config.total_steps, "" if model.dtype == torch.float32 else " or precision fp32")
         self.monitor.preview_every = config.preview_every
-        self._search_steps = config.search_steps(self.embedding.provenance.step)
+        learns_all = config.train_encoders == BOTH or len(model.widths) == 1
+        self._search_steps = config.search_steps(self.embedding.provenance.step) if learns_all else ()
         self._new_search = lambda: prepared.word_search(model, config.search_rows, config.search_budget, should_stop)
         self._rates: Schedule = config.rates(self.done, model.words[0].scale)
         self._bounds = LearningRateSchedule(config.clip_schedule if config.clip_mode != "off" else 1.0)
@@ -100,7 +105,8 @@ class Run:
         """Write the file for the first time, measure and draw where training starts, and start the clock."""
         before = self.recorder.copy(self.embedding, self.done)
         self._save()
-        self._last_run = LastRun(self._asked.to_dict(), self.done, before=str(before or ""))
+        earlier = str(before) if before else read_last_run(self.file.path).before
+        self._last_run = LastRun(_with_whole_paths(self._asked), self.done, before=earlier)
         self._keep_last_run()
         self._evaluate()
         if self.config.preview_every:
@@ -194,7 +200,8 @@ class Run:
         self.recorder.evaluation(event)
         self.listener(event)
         if self.done < self.last_step:
-            self._report_verdict()
+            with suppress(torch.cuda.OutOfMemoryError):
+                self._report_verdict()
 
     @property
     def _is_cooling(self) -> bool:
@@ -249,15 +256,18 @@ class Run:
             if failure is None:  # after a failure the moments belong to vectors that were not kept
                 self._save_optimizer()
             self.journal.remove()
-        self._report_verdict(over=True)
-        self.recorder.close()
         self.failure = failure
+        with suppress(RuntimeError):  # no memory for a verdict is no reason to lose the end of the run
+            self._report_verdict(over=True)
+        self.recorder.close()
         self.listener(Stopped(self.done, str(failure or outcome), str(self.file.path), failed=failure is not None))
 
     def rescue(self) -> None:
         """Write the vectors after an error that nobody expected."""
         if not self.ended:
             self._save_at_end()
+            with suppress(RuntimeError):  # a lost device has no moments
+                self._save_optimizer()
             self.journal.remove()
             self.recorder.close()
 
@@ -321,6 +331,12 @@ class Run:
         self.embedding = current if is_good else self._embedding(*self.monitor.good)
         self.done = self.embedding.provenance.step or 0
         self.file.write_or_rescue(self.embedding, self.recorder.folder)
+
+
+def _with_whole_paths(config: TrainingConfig) -> dict[str, Any]:
+    """The settings; a folder that was given from where the program runs means the same from elsewhere."""
+    values = config.to_dict()
+    return {**values, "images": os.path.abspath(os.path.expanduser(values["images"]))}
 
 
 def _is_due(every: int, number: int) -> bool:

@@ -56,6 +56,7 @@ class Measured:
         described: whether captions or the template's sentences say what differs between the pictures.
         least_fall: of the logarithm of the evaluation, for a new word; less means that the pictures share next to nothing.
         over: whether the run has ended.
+        undone: whether the vectors from before the run took the place of all that it learned, because the evaluation only rose.
     """
 
     first_step: int
@@ -69,11 +70,23 @@ class Measured:
     described: bool = True
     least_fall: float = 0.0
     over: bool = False
+    undone: bool = False
 
 
 def judge_run(measured: Measured) -> Verdict:
     """The verdict on a run, while it learns and at its end. The first rule that applies gives it."""
-    rules = (_not_finite, _too_long, _worse_than_before, _rising, _hardly_moved, _unjudged, _still_improving, _nothing_shared, _one_picture)
+    rules = (
+        _not_finite,
+        _undone,
+        _too_long,
+        _worse_than_before,
+        _rising,
+        _hardly_moved,
+        _unjudged,
+        _still_improving,
+        _nothing_shared,
+        _one_picture,
+    )
     return next(filter(None, (rule(measured) for rule in rules)), None) or _level(measured)
 
 
@@ -82,6 +95,13 @@ def _not_finite(measured: Measured) -> Verdict | None:
     if all(finite) and all(math.isfinite(loss) for _, loss in measured.points):
         return None
     return Verdict(Level.BAD, "Broken, because its vectors or its errors are no numbers any more; train again at a lower learning rate.")
+
+
+def _undone(measured: Measured) -> Verdict | None:
+    if not measured.undone:
+        return None
+    advice = "train again at a lower learning rate"
+    return Verdict(Level.BAD, f"Training only made it worse, so the vectors from before are kept; {advice}.")
 
 
 def _too_long(measured: Measured) -> Verdict | None:

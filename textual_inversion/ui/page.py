@@ -151,7 +151,8 @@ def starting_values(actions: Actions, *, list_names: bool = True) -> dict[str, P
     train = {**defaults_of(TrainingConfig), **places, **_size(engine), **suggested.training}
     train["latent_cache"] = train["latent_cache"] or str(outputs / "latents")
     train["name"] = (latest(folders.embeddings, names) if names else "") or new.name
-    train |= remembered(engine, train["name"])
+    if list_names:  # looking for the word's file reads the library
+        train |= remembered(engine, train["name"])
     train["name_options"] = {"choices": sorted({*names, train["name"]}, key=str.casefold)}
     train["template"] = train["template"] or (DEFAULT_TEMPLATE if DEFAULT_TEMPLATE in templates else next(iter(templates), None))
     train["template_options"] = {"choices": templates}
