@@ -48,7 +48,7 @@ def test_only_a_good_word_is_green(level: str, address: str, open_tab: Callable[
     engine.host.level = level
     tab = open_tab(address)
     tab.page.click("#ti_train_button")
-    tab.until("document.querySelector('.ti-judged')?.innerText.includes('Now means: purple, star')")
+    tab.until("document.querySelector('.ti-judged')?.innerText.includes('eans: purple, star')")
     tab.until(f"{PHASE} === 'finished'")
     tab.until(f"document.querySelector('.ti-verdict')?.dataset.level === '{level}'")
     green = tab.page.evaluate("""() => { const probe = document.createElement('i'); probe.style.color = 'var(--ti-good)';
@@ -77,7 +77,7 @@ def test_an_earlier_step_can_be_used_and_taken_back(address: str, open_tab: Call
     tab.until("document.querySelector('.ti-used')?.innerText.includes('holds this step')")
     assert step() == 100
     tab.page.click(".ti-used .ti-takeback")
-    tab.until("document.querySelector('#ti_train_note')?.innerText.includes('those of step 200')")
+    tab.until("document.querySelector('#ti_train_note')?.innerText.includes('of step 200 again')")
     assert step() == 200
 
 

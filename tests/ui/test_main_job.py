@@ -18,7 +18,7 @@ pytestmark = [
 
 PHASE = "document.querySelector('.ti-job')?.dataset.phase"
 STEP = "Number(document.querySelector('.ti-count strong')?.textContent || 0)"
-STRONG = "(document.querySelector('.ti-strong')?.getAttribute('d') || '')"
+STRONG = "((document.querySelector('.ti-faint') || document.querySelector('.ti-strong'))?.getAttribute('d') || '')"
 
 
 def test_the_main_job(tmp_path: Path, serve: Callable[[Any], Any], open_tab: Callable[..., Any]) -> None:

@@ -15,7 +15,7 @@ from textual_inversion.settings.creation import NewEmbedding
 pytestmark = pytest.mark.browser
 
 PHASE = "document.querySelector('.ti-job')?.dataset.phase"
-STRONG = "document.querySelector('.ti-strong')?.getAttribute('d')"
+STRONG = "(document.querySelector('.ti-faint') || document.querySelector('.ti-strong'))?.getAttribute('d')"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_the_first_click_trains_and_the_word_can_be_tried(address: str, open_tab
     tab.page.keyboard.press("ArrowLeft")
     assert "Step 150" in tab.text(".ti-caption")
     tab.until("document.querySelector('#ti_standing').innerText.includes('is at step 200')")
-    tab.page.click(".ti-try")
+    tab.page.get_by_role("button", name="Try it").first.click()
     tab.until("document.querySelector('#ti_txt2img_prompt textarea')?.value === 'a picture of my-concept'")
     tab.until("document.querySelector('.ti-card')?.getAttribute('aria-pressed') === 'true'")
 

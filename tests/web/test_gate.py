@@ -39,7 +39,8 @@ SIDE_DOORS = [
     ("GET", "/gradio_api/startup-events"),
     ("POST", "/gradio_api/reset"),
     ("POST", "/gradio_api/cancel"),
-    ("POST", "/gradio_api/run/predict"),
+    ("GET", "/gradio_api/run/predict"),
+    ("POST", "/gradio_api/run/other"),
     ("POST", "/gradio_api/api/predict"),
     ("POST", "/gradio_api/call/x"),
     ("POST", "/gradio_api/component_server"),
@@ -88,6 +89,7 @@ def test_the_page_and_what_it_asks_for_are_answered(web: TestClient) -> None:
     uploaded = web.post("/gradio_api/upload", files={"files": ("a.txt", b"mine")}).json()[0]
     assert web.get(f"/gradio_api/file={uploaded}").text == "mine"
     assert web.post("/gradio_api/queue/join", json=EVENT).status_code == 200
+    assert web.post("/gradio_api/run/predict", json=EVENT).status_code != 404  # events that do not wait, such as Interrupt's
 
 
 @pytest.mark.parametrize(("method", "path"), SIDE_DOORS)

@@ -223,6 +223,11 @@ class FakeEngine(Engine):
         _write(target, json.loads(source.read_text(encoding="utf-8")))
         return int(json.loads(source.read_text(encoding="utf-8"))["step"])
 
+    def step_if_equal(self, source: Path, target: Path, name: str) -> int | None:
+        """Files hold a step in place of vectors."""
+        steps = [int(json.loads(path.read_text(encoding="utf-8"))["step"]) for path in (source, target)]
+        return steps[1] if steps[0] == steps[1] else None
+
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         """Words, and 75 for each chunk."""
         count = len(prompt.split())

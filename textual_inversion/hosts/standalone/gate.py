@@ -28,7 +28,7 @@ _READ = re.compile(
     rf"/|/config|/favicon\.ico|/robots\.txt|/manifest\.json|/(?:static|assets|svelte|{render.ROUTE})/[^\0]*"
     rf"|{_API}/(?:theme\.css|queue/data|upload_progress|heartbeat/\w+|file=[^\0]+)"
 )
-_WRITE = re.compile(rf"{_API}/(?P<what>queue/join|upload)")
+_WRITE = re.compile(rf"{_API}/(?P<what>queue/join|run/predict|upload)")  # run/predict: Interrupt, which does not wait in the queue
 _FILE = re.compile(rf"{_API}/file=(?P<path>.*)", re.DOTALL)
 _DENIED = "The page needs its token. Open the address that the program shows when it starts, or enter the token here."
 _ASK = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Textual Inversion</title>
