@@ -18,7 +18,8 @@ from textual_inversion.diffusion.checkpoint import CheckpointFile, check_family,
 from textual_inversion.diffusion.clip import CLIPConfig
 from textual_inversion.diffusion.conditioning import TextConditioner, picture_sizes, size_label
 from textual_inversion.diffusion.generate import generate
-from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
+from textual_inversion.diffusion.graphs import GraphCache
+from textual_inversion.diffusion.model import StableDiffusion, WordSize, load_checkpoint
 from textual_inversion.diffusion.unet import UNet, UNetConfig
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError, UnsupportedCheckpointError
@@ -27,6 +28,7 @@ from textual_inversion.settings.generation import GenerationSettings
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.events import Event, StepDone
+from textual_inversion.training.methods import optimizer_of
 from textual_inversion.training.preflight import preflight
 from textual_inversion.training.trainer import train
 
@@ -201,14 +203,46 @@ def test_a_run_that_was_interrupted_goes_on_with_both_halves(sdxl: StableDiffusi
     assert formats.load(tmp_path / "zorb.safetensors").provenance.step == 3
 
 
+def test_an_evaluation_tells_the_model_the_sizes_of_each_batch(sdxl: StableDiffusion, tmp_path: Path, pictures: Path) -> None:
+    from textual_inversion.training.data.batches import Batch
+    from textual_inversion.training.evaluation import Evaluation
+    from textual_inversion.training.step import TrainingStep, row_errors
+
+    generator = torch.Generator().manual_seed(0)
+    table = sdxl.conditioner.table_of({"zorb": words()})
+    prompts = sdxl.conditioner.tokenize(["zorb"], table)
+    x, noise = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
+    sizes = [torch.tensor([[64.0, 64, 0, 0, 64, 64]]), torch.tensor([[2000.0, 1000, 300, 0, 64, 64]])]
+    batches = [Batch(x, noise, torch.tensor([500]), prompts, sizes=each) for each in sizes]
+    step = TrainingStep(sdxl, table.vectors, TrainingConfig("zorb", str(pictures)))
+    with torch.no_grad():
+        errors = torch.cat([row_errors(sdxl, batch, step.vectors, 1) for batch in batches])
+    assert errors[0] != errors[1]
+    measured = Evaluation(step, 0, batches, GraphCache("cpu")).measure()
+    assert measured == pytest.approx(float(errors.log().mean().exp()), rel=1e-6)
+
+
+def test_steps_are_counted_for_each_half() -> None:
+    """Columns that have stayed begin with no steps, those that have learned go on from theirs."""
+    vectors = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
+    sizes = [WordSize(4, 0.4, "clip_l"), WordSize(4, 0.4, "clip_g")]
+    alone = optimizer_of(vectors, TrainingConfig("x", "y", train_encoders="clip_g"), sizes)
+    for _ in range(3):
+        alone.step(torch.ones(1, 8))
+    state = alone.state_dict()
+    assert float(state["steps"]) == 3
+    both = optimizer_of(vectors, TrainingConfig("x", "y"), sizes)
+    both.load_state_dict(state)
+    assert [float(part.steps) for part in both.parts] == [0, 3]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("learns", WIDTHS)
 def test_one_half_can_learn_alone(sdxl: StableDiffusion, tmp_path: Path, pictures: Path, learns: str) -> None:
     create_embedding(sdxl, "zorb", "star", 2, tmp_path)
     config = TrainingConfig("zorb", str(pictures), steps=2, batch_size=1, width=64, height=64, norm_factor=2, train_encoders=learns)
-    train(config, sdxl, tmp_path)
-    after_two = formats.load(tmp_path / "zorb.safetensors").vectors
-    learned = train(replace(config, steps=3), sdxl, tmp_path).vectors
-    assert {encoder for encoder in WIDTHS if not torch.equal(learned[encoder], after_two[encoder])} == {learns}
+    start = formats.load(tmp_path / "zorb.safetensors").vectors
+    learned = train(config, sdxl, tmp_path).vectors
+    assert {encoder for encoder in WIDTHS if not torch.equal(learned[encoder], start[encoder])} == {learns}
 
 
 def test_words_are_searched_for_both_encoders(sdxl: StableDiffusion, tmp_path: Path, pictures: Path) -> None:
