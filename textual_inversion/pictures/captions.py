@@ -36,6 +36,8 @@ _KEYS = ("file_name", "image", "image_file_name", "image_path", "image_file", "f
 _TEXTS = ("caption", "text", "main_prompt", "prompt", "captions", "txt")
 _DESCRIPTION = "description"  # of a picture board: a text about the picture where there are no tags
 _BOARD_TAGS = ("tag_string", "tag_string_general")
+#: Columns that say something about a picture, but do not describe it.
+_ABOUT = ("split", "license", "licence", "source", "url", "author", "dataset", "md5", "sha256", "hash")
 _COMPANION = re.compile(r"(?:^|_)(?:cond(?:itioning)?|control(?:net)?|masks?)(?:_|$)", re.IGNORECASE)
 
 
@@ -227,7 +229,8 @@ class _Table:
         """Take over the caption of one picture; an entry without one is passed over."""
         text = text_of(entry)
         if text is None and isinstance(entry, Mapping):  # a table of one's own: the first column that is a text
-            text = next((_one_line(value) for name, value in entry.items() if isinstance(value, str) and not _is_reference(name)), None)
+            words = ((name, value) for name, value in entry.items() if isinstance(value, str) and "://" not in value)
+            text = next((_one_line(value) for name, value in words if not _is_reference(name)), None)
         if isinstance(entry, Mapping):
             named = (value for name, value in entry.items() if isinstance(value, str) and _COMPANION.search(name))
             self.companions |= {fold(PurePosixPath(value.replace("\\", "/")).name) for value in named}
@@ -254,7 +257,7 @@ class _Table:
 
 
 def _is_reference(column: str) -> bool:
-    return column.lower() in _KEYS or column.lower().endswith(("file_name", "_path", "_id")) or bool(_COMPANION.search(column))
+    return column.lower() in (*_KEYS, *_ABOUT) or column.lower().endswith(("file_name", "_path", "_id")) or bool(_COMPANION.search(column))
 
 
 def _same_end(path: str, whole: str) -> bool:
