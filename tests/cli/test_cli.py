@@ -187,8 +187,8 @@ def test_create_says_that_training_finds_the_words(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("name", "tensors", "words"),
     [
-        ("xl", {"conditioner.embedders.0.transformer.text_model.x": torch.zeros(1)}, "SDXL"),
-        ("lora", {"lora_unet_down.weight": torch.zeros(2, 2)}, "no Stable Diffusion checkpoint"),
+        ("xl", {"conditioner.embedders.0.transformer.text_model.x": torch.zeros(1)}, "no text encoder clip_g"),
+        ("lora", {"lora_unet_down.weight": torch.zeros(2, 2)}, "is a LoRA"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_used(capsys, tmp_path, name, tensors, words):

@@ -17,6 +17,7 @@ import textual_inversion.library.catalog as catalog
 import textual_inversion.library.folders as folders
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError
+from textual_inversion.files import open_regular
 from textual_inversion.formats import save
 from textual_inversion.library import EmbeddingLibrary
 
@@ -260,9 +261,9 @@ def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     def refuse(file: object, *more: object, **options: object) -> Any:
         if str(file) == str(path):
             raise PermissionError(13, "Permission denied", str(path))
-        return open(file, *more, **options)  # type: ignore[call-overload]
+        return open_regular(file, *more, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("textual_inversion.formats.containers.file_bytes.open", refuse, raising=False)
+    monkeypatch.setattr("textual_inversion.formats.containers.file_bytes.open_regular", refuse)
     yield path
     monkeypatch.undo()
 

@@ -130,7 +130,7 @@ def test_a_folder_with_a_sidecars_name_is_a_problem(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such pipes")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "cat.json")
-    assert read_sidecars([tmp_path / "cat.json"]).text == "cat.json cannot be read: it is not a file."
+    assert read_sidecars([tmp_path / "cat.json"]).text == "cat.json cannot be read: it is a pipe, a device or a socket, not a file."
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,10 @@ def test_any_bytes_give_one_line(tmp_path_factory: pytest.TempPathFactory, data:
 def test_a_caption_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("x")
 
-    def refuse(self: Path) -> bytes:
+    def refuse(path: Path, most: int) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("textual_inversion.pictures.captions.read_regular", refuse)
     with pytest.raises(DatasetError, match=r"a\.txt cannot be read \(Permission denied\)"):
         caption_for(tmp_path / "a.png")
 

@@ -117,8 +117,10 @@ def test_copies_and_states_are_each_ones_own(configs, model, folder, tmp_path):
     events = []
     train_together(configs, model, folder, listener=lambda name, event: events.append((name, event)))
     assert sorted((name, event.step) for name, event in events if isinstance(event, CopySaved)) == [
+        ("other", 0),
         ("other", 3),
         ("other", 6),
+        ("thing", 0),
         ("thing", 2),
         ("thing", 4),
     ]

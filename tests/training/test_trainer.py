@@ -99,11 +99,11 @@ def test_the_loss_table_copies_and_previews(config, model, folder, tmp_path):
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [2, 4, 6]
     assert set(rows[0]) == {"step", "loss", "learning_rate", "vector_norm", "steps_per_second"}
-    assert [event.step for event in kinds(events, CopySaved)] == [3, 6]
+    assert [event.step for event in kinds(events, CopySaved)] == [0, 3, 6]
     copy = formats.load(log / "thing-6.safetensors")
     assert torch.equal(copy.vectors["clip_l"], formats.load(folder / "thing.safetensors").vectors["clip_l"])
     assert formats.load(log / "thing-3.safetensors").provenance.step == 3
-    assert [Path(event.path).is_file() for event in kinds(events, PreviewDrawn)] == [True]
+    assert [Path(event.path).is_file() for event in kinds(events, PreviewDrawn)] == [True, True]
 
 
 def test_a_log_folder_that_cannot_be_written_costs_a_message_only(config, model, folder, tmp_path):

@@ -87,12 +87,12 @@ class Prepared:
             sentence = f"{self.config.name!r} has been trained for {trained}; set steps above that to go on (they are {steps})."
             raise ConfigError(sentence, setting="steps")
 
-    def encode(self, model: StableDiffusion, plan: EncodingPlan, should_stop: Callable[[], bool]) -> bool:
+    def encode(self, model: StableDiffusion, should_stop: Callable[[], bool], plan: EncodingPlan | None = None) -> bool:
         """Encode the pictures; False where that was interrupted."""
         config, listed, prompts = self.config, self.listed, self.prompts
         first_step = self.embedding.provenance.step or 0
         try:
-            data = encode_pictures(config, model, listed, self.listener, should_stop, together=plan.together)
+            data = encode_pictures(config, model, listed, self.listener, should_stop, together=(plan or EncodingPlan()).together)
         except InterruptedEncodingError:
             return False
         self.is_started = True

@@ -99,7 +99,7 @@ def train_together(
     plan = _fit(prepared, model)
     encoding = plan_encoding(model, _largest(prepared))
     with unet_aside(model, encoding):
-        is_encoded = all(each.encode(model, encoding, should_stop) for each in prepared)
+        is_encoded = all(each.encode(model, should_stop, encoding) for each in prepared)
     if not is_encoded:
         for each in prepared:
             each.report_interrupt()
