@@ -16,13 +16,14 @@ PACKAGE = "textual_inversion"
 
 _BASE = {"errors", "text", "files", "description"}
 _MODEL = _BASE | {"settings", "embedding", "formats", "prompts", "vocabulary", "diffusion"}
-_WORK = _MODEL | {"pictures", "library", "preprocess", "training"}
+_WORK = _MODEL | {"last_run", "pictures", "library", "preprocess", "training"}
 #: Layer -> the layers it may import besides itself. A new module or folder of the package gets its line here.
 BELOW = {
     "errors": set(),
     "text": set(),
     "files": set(),
     "description": {"text"},
+    "last_run": {"files"},
     "settings": {"errors"},
     "embedding": {"errors", "text", "description", "settings"},
     "formats": _BASE | {"embedding", "settings"},
@@ -30,10 +31,10 @@ BELOW = {
     "vocabulary": _BASE | {"embedding", "formats", "settings", "prompts"},
     "diffusion": _BASE | {"settings", "embedding", "formats", "prompts"},
     "pictures": _BASE,
-    "library": _MODEL,
+    "library": _MODEL | {"last_run"},
     "audit": _MODEL | {"library"},
     "preprocess": _MODEL | {"pictures"},
-    "training": _MODEL | {"pictures", "library"},
+    "training": _MODEL | {"last_run", "pictures"},
     "demo": _WORK,
     "__init__": _WORK | {"demo"},  # the public names
     "app": _WORK | {"audit"},

@@ -9,8 +9,8 @@ import torch
 from textual_inversion import formats
 from textual_inversion.app.cards import card_of
 from textual_inversion.embedding import Embedding, Provenance
+from textual_inversion.last_run import LastRun, last_run_file
 from textual_inversion.library import EmbeddingLibrary
-from textual_inversion.library.last_run import LastRun, last_run_file
 
 
 def saved(folder: Path, step: int) -> Path:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from textual_inversion.demo.run import PICTURES
 from textual_inversion.diffusion.model import load_checkpoint
-from textual_inversion.library.last_run import LastRun, last_run_file, read_last_run
+from textual_inversion.last_run import LastRun, last_run_file, read_last_run
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.events import CopySaved, Event, Judged, PreviewDrawn

@@ -14,7 +14,7 @@ from textual_inversion.app.actions import Actions
 from textual_inversion.app.copies import kept_before
 from textual_inversion.app.remembered import question, remembered
 from textual_inversion.hosts.fake import FakeEngine, FakeHost
-from textual_inversion.library.last_run import last_run_file
+from textual_inversion.last_run import last_run_file
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.settings.training import TrainingConfig
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from textual_inversion.errors import EmbeddingError
 from textual_inversion.files import os_error_text, read_regular
-from textual_inversion.library.last_run import last_run_file, read_last_run
+from textual_inversion.last_run import last_run_file, read_last_run
 
 if TYPE_CHECKING:
     from textual_inversion.app.engine import Engine

@@ -14,7 +14,7 @@ from textual_inversion.app.memory import enough_memory, give_memory_back, nothin
 from textual_inversion.app.port import Checkpoint, Host, Turn
 from textual_inversion.errors import EmbeddingError, TextualInversionError
 from textual_inversion.files import remove_quietly
-from textual_inversion.library.last_run import last_run_file
+from textual_inversion.last_run import last_run_file
 from textual_inversion.settings.creation import NewEmbedding
 from textual_inversion.training.events import Message, PreviewDrawn, Stopped
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.errors import ConfigError, EmbeddingError
-from textual_inversion.library.last_run import LastRun, read_last_run
+from textual_inversion.last_run import LastRun, read_last_run
 from textual_inversion.prompts.templates import list_templates
 from textual_inversion.settings.schema import settings_of
 from textual_inversion.settings.training import TrainingConfig

@@ -18,7 +18,7 @@ from textual_inversion.app.port import Checkpoint, Folders, Host, Suggestions, T
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import DatasetError, EmbeddingError, InvalidNameError, NameTakenError
 from textual_inversion.files import replace_file
-from textual_inversion.library.last_run import ENDING, LastRun, last_run_file, read_last_run
+from textual_inversion.last_run import ENDING, LastRun, last_run_file, read_last_run
 from textual_inversion.settings.creation import AUTO_VECTORS, NewEmbedding, wants_search
 from textual_inversion.training.events import Busy, CopySaved, Evaluated, Judged, Message, PreviewDrawn, Started, StepDone, Stopped
 

@@ -13,9 +13,9 @@ from textual_inversion.embedding import Embedding, clean_name, fold_name, is_spe
 from textual_inversion.errors import EmbeddingError, NoEmbeddingError
 from textual_inversion.files import FileStamp, short_hash
 from textual_inversion.formats import PICTURE_ENDINGS, FileInfo, describe_all, file_sha256, load
+from textual_inversion.last_run import ENDING
 from textual_inversion.library.entry import Entry, join_halves, link_negatives, mark_duplicates, misfit
 from textual_inversion.library.folders import Listing, precedence, stamp_of, walk
-from textual_inversion.library.last_run import ENDING
 from textual_inversion.library.sidecars import PREVIEW_ENDINGS, TEXT_ENDINGS
 
 _SHORTEST_PAUSE = 2.0  # seconds between two scans by `recent`

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.formats import FileInfo
-from textual_inversion.library.last_run import LastRun, last_run_file, read_last_run
+from textual_inversion.last_run import LastRun, last_run_file, read_last_run
 from textual_inversion.library.sidecars import About, read_sidecars
 from textual_inversion.prompts.names import words_in_prompts
 from textual_inversion.text import legible

@@ -17,7 +17,7 @@ from textual_inversion.diffusion.model import StableDiffusion, is_full_size
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import EmbeddingError, NonFiniteLossError, TextualInversionError, TrainingError, ZeroGradientError
 from textual_inversion.files import os_error_text
-from textual_inversion.library.last_run import LastRun, last_run_file, read_last_run
+from textual_inversion.last_run import LastRun, last_run_file, read_last_run
 from textual_inversion.settings.schedule import CoolDown, LearningRateSchedule, Schedule
 from textual_inversion.settings.training import BOTH, TrainingConfig
 from textual_inversion.training.evaluation import Curve, Evaluation, cool_down_steps
