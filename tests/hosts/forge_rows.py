@@ -166,7 +166,7 @@ class Start(Rows):
         file = create(webui, "before-first")
         assert load(file).num_vectors == 2
         shown = train(webui, "before-first", steps=2, preview_every=2, preview_steps=1)
-        assert (shown["phase"], shown["step"], len(shown["previews"])) == ("finished", 2, 1), shown
+        assert (shown["phase"], shown["step"], len(shown["previews"])) == ("finished", 2, 2), shown
         drawn, infotext = picture(webui, "a before-first", **SMALL)
         assert "before-first" in infotext.partition("TI hashes: ")[2]
         assert drawn != picture(webui, "a before-last", **SMALL)[0]
@@ -213,7 +213,7 @@ class Page(Rows):
         press_train(webui, tab, "main-job")
         shown = until_over(webui, 600)
         assert (shown["phase"], shown["step"], shown["failed"]) == ("finished", 100, False), shown
-        assert [preview["step"] for preview in shown["previews"]] == [50, 100]
+        assert [preview["step"] for preview in shown["previews"]] == [0, 50, 100]
         wait_for(lambda: tab.page.evaluate(PHASE) == "finished", 20)
         wait_for(lambda: tab.page.evaluate("document.querySelector('.ti-preview')?.naturalWidth") == 64, 20, "the preview on the page")
         assert step_in_file(webui, "main-job") == 100
@@ -250,7 +250,7 @@ class Page(Rows):
             tab.check("ti_train_as_txt2img")
             press_train(webui, tab, "followed")
             shown = until_over(webui)
-            assert [preview["prompt"] for preview in shown["previews"]] == ["one followed of mine,"], shown
+            assert [preview["prompt"] for preview in shown["previews"]] == ["one followed of mine,"] * 2, shown
             wait_for(lambda: tab.page.evaluate("document.querySelector('.ti-preview')?.naturalWidth") == 128, 20, "the preview's size")
             assert tab.page.evaluate("document.querySelector('.ti-preview').naturalHeight") == 64
             assert [said for said in tab.problems if "reading 'props'" not in said] == []  # reForge's page says so by itself

@@ -16,7 +16,7 @@ def check_trains_and_draws(webui: WebUI, name: str) -> None:
     create(webui, name)
     before, _ = picture(webui, f"a picture of {name}")
     shown = train(webui, name, steps=12, learning_rate="0.05", preview_every=12, preview_steps=2)
-    assert (shown["phase"], shown["step"], len(shown["previews"])) == ("finished", 12, 1), shown
+    assert (shown["phase"], shown["step"], len(shown["previews"])) == ("finished", 12, 2), shown
     after, _ = picture(webui, f"a picture of {name}")
     assert after != before
 

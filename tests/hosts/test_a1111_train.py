@@ -117,7 +117,7 @@ def check_training_with_previews(webui: WebUI, tab: TrainTab) -> None:
     press_train(webui, tab, "main-job")
     shown = until_over(webui)
     assert (shown["phase"], shown["step"], shown["failed"]) == ("finished", 100, False), shown
-    assert [preview["step"] for preview in shown["previews"]] == [50, 100]
+    assert [preview["step"] for preview in shown["previews"]] == [0, 50, 100]
     wait_for(lambda: tab.page.evaluate("document.querySelector('.ti-job')?.dataset.phase") == "finished", 20)
     wait_for(lambda: tab.page.evaluate("document.querySelector('.ti-preview')?.naturalWidth") == 128, 20, "the preview on the page")
     tab.wait_text("#ti_standing", "is at step 100", 20)
@@ -171,7 +171,7 @@ def test_previews_with_the_settings_of_txt2img(webui: WebUI, chromium: str) -> N
         tab.check("ti_train_as_txt2img")
         press_train(webui, tab, "followed")
         shown = until_over(webui)
-        assert [preview["prompt"] for preview in shown["previews"]] == ["one followed of mine,"], shown
+        assert [preview["prompt"] for preview in shown["previews"]] == ["one followed of mine,"] * 2, shown
         assert tab.problems == []
 
 
@@ -426,7 +426,7 @@ def test_the_hosts_training_options_are_honoured(webui: WebUI, tmp_path: Path) -
     try:
         first = train(webui, "options", images=str(named), batch_size=1, steps=6, csv_every=2, preview_every=6, preview_steps=1,
                       preview_prompt="[filewords] of [name]", log_dir="by-options", learning_rate="0.02")  # fmt: skip
-        assert (first["phase"], [preview["prompt"] for preview in first["previews"]]) == ("finished", ["red+ball of <options>"]), first
+        assert (first["phase"], [preview["prompt"] for preview in first["previews"]]) == ("finished", ["red+ball of <options>"] * 2), first
         assert any("tensorboard" in text for text in first["messages"]), first["messages"]
         with open(next((webui.data / "textual_inversion" / "by-options").rglob("loss.csv")), encoding="utf-8", newline="") as file:
             assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]
