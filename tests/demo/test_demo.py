@@ -105,8 +105,9 @@ def test_every_family_in_miniature_learns_a_step(family, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_sdxl_learns_too(tmp_path):
-    result = run_demo(load_checkpoint(TINY_CHECKPOINTS["sdxl"], device="cpu"), tmp_path)
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_other_families_learn_too(family, tmp_path):
+    result = run_demo(load_checkpoint(TINY_CHECKPOINTS[family], device="cpu"), tmp_path)
     assert result.concept_before < 0.2
     assert result.concept_after >= 0.85
     assert result.prompt_following_after >= 0.85

@@ -30,7 +30,7 @@ def host_with(data: Path) -> StandaloneHost:
 
 def test_files_and_folders_are_listed_by_names_of_their_own(tmp_path: Path) -> None:
     host = host_with(tmp_path)
-    assert host.checkpoints() == ["tiny", "tiny-sdxl", "Alone", "both", "both.ckpt", "folder-v1.5"]
+    assert host.checkpoints() == ["tiny", "tiny-sd2", "tiny-sdxl", "Alone", "both", "both.ckpt", "folder-v1.5"]
     for name, path in (("Alone", "Alone.PT"), ("both", "both.safetensors"), ("both.ckpt", "both.ckpt"), ("folder-v1.5", "folder-v1.5")):
         host.choose_checkpoint(name)
         assert (host.checkpoint().name, host.checkpoint().path) == (name, tmp_path / "checkpoints" / path)
@@ -49,4 +49,4 @@ def test_a_folder_given_at_the_start_is_chosen(tmp_path: Path) -> None:
     path = copy_of_folder(tmp_path / "given-v2")
     host = StandaloneHost(tmp_path / "data", path)
     assert (host.checkpoint().name, host.checkpoint().path) == ("given-v2", path)
-    assert host.checkpoints() == ["tiny", "tiny-sdxl", "given-v2"]
+    assert host.checkpoints() == ["tiny", "tiny-sd2", "tiny-sdxl", "given-v2"]

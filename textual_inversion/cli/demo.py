@@ -18,7 +18,7 @@ def add_demo(commands: Any) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="training steps; default: what the demonstration needs")
     text = "folder for the results; default: textual-inversion-demo"
     parser.add_argument("--out", type=Path, default=Path("textual-inversion-demo"), metavar="DIR", help=text)
-    add_value(parser, "--family", "sd1", "of the tiny checkpoint that learns", choices=("sd1", "sdxl"))
+    add_value(parser, "--family", "sd1", "of the tiny checkpoint that learns", choices=("sd1", "sd2", "sdxl"))
     add_device(parser)
     parser.set_defaults(checkpoint=None)
 

@@ -40,7 +40,11 @@ from textual_inversion.prompts.tokenizer import default_tokenizer
 
 _TINY_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "tiny"
 #: Model family -> the checkpoint in miniature that ships.
-TINY_CHECKPOINTS = {"sd1": _TINY_FOLDER / "tiny.safetensors", "sdxl": _TINY_FOLDER / "tiny-sdxl.safetensors"}
+TINY_CHECKPOINTS = {
+    "sd1": _TINY_FOLDER / "tiny.safetensors",
+    "sd2": _TINY_FOLDER / "tiny-sd2.safetensors",
+    "sdxl": _TINY_FOLDER / "tiny-sdxl.safetensors",
+}
 TINY_CHECKPOINT = TINY_CHECKPOINTS["sd1"]
 _LEAST_SIGNAL = 4.9e-8  # A1111's value for checkpoints that end in pure noise, where sigma would be infinite
 _ROUNDED = 2**-8  # relative error of values that were stored as bf16
