@@ -65,6 +65,7 @@ def test_each_sentence_gives_its_reason() -> None:
     assert judge_run(rising).text.startswith("Overtraining, because the evaluation was best at step 54")
     assert "lower learning rate" in judge_run(measured((0.02, 0.021, 0.022, 0.022, 0.023, 0.024, 0.025))).text
     assert "moved by less than 3 %" in judge_run(measured(moved=0.03)).text
+    assert judge_run(measured(moved=0.03, first_step=1)).text.startswith("This run hardly changed the word")
     assert "without a caption" in judge_run(measured(pictures=1, described=False)).text
     assert judge_run(measured(points=[])).level is Level.FAIR
 

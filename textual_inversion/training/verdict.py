@@ -137,6 +137,8 @@ def _hardly_moved(measured: Measured) -> Verdict | None:
     if not measured.over or measured.moved >= _LEAST_MOVE:
         return None
     share = f"{max(1, round(100 * measured.moved))} % of their length"
+    if measured.first_step:
+        return Verdict(Level.FAIR, f"This run hardly changed the word: its vectors moved by less than {share}.")
     reason = f"its vectors moved by less than {share} from where they started; use more steps or a higher learning rate"
     return Verdict(Level.FAIR, f"Hardly anything was learned, because {reason}.")
 
