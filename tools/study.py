@@ -1,7 +1,8 @@
 """Compares ways of training on the drawn world: `python -m tools.study --out study.jsonl --ways directional classic`.
 
 Every way learns every concept with every seed and batch size from six drawn pictures. The learned words are judged by two numbers: the
-share of pictures that show the concept, and the share that follow the rest of the prompt. Results are appended to a file as they come;
+share of pictures that show the concept, and the share that follow the rest of the prompt. The last judged step is the end of the run, which
+may come earlier with `early_stop=true`. Results are appended to a file as they come;
 a study that was interrupted goes on from there. A way is a method with settings, such as `directional:norm_factor=1,learning_rate=0.1`.
 """
 
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="training seeds for each (default: 1)")
     parser.add_argument("--batches", type=int, nargs="+", default=[8], help="batch sizes (default: 8)")
     parser.add_argument("--vectors", type=int, nargs="+", default=[4], help="numbers of vectors (default: 4)")
-    parser.add_argument("--words", default="shape", help="initial words (default: shape)")
+    parser.add_argument("--words", nargs="+", default=["shape"], help="initial words; `true` = the concept's own (default: shape)")
     parser.add_argument("--at", type=int, nargs="+", default=[50, 100, 150], help="steps at which words are judged (default: 50 100 150)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--precision", default="fp32", help="compute type (default: fp32)")
@@ -97,8 +98,9 @@ def trials_of(options: argparse.Namespace) -> Iterator[Trial]:
     drawn = [random_scene(rng) for _ in range(options.random)]
     concepts = [*CHOSEN[: options.chosen], *((scene.shape, scene.colour, scene.pattern) for scene in drawn)]
     judged = tuple(sorted(options.at))
-    for seed, batch, vectors, concept, way in product(range(options.seeds), options.batches, options.vectors, concepts, options.ways):
-        yield Trial(way, concept, seed, batch, vectors, options.words, judged[-1], judged, options.device, options.precision)
+    axes = range(options.seeds), options.batches, options.vectors, options.words, concepts, options.ways
+    for seed, batch, vectors, words, concept, way in product(*axes):
+        yield Trial(way, concept, seed, batch, vectors, words, judged[-1], judged, options.device, options.precision)
 
 
 def run_all(trials: list[Trial], out: Path, workers: int) -> None:
@@ -123,7 +125,7 @@ def run(trial: Trial) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draw_pictures(concept, folder / "pictures")
-        path = create_embedding(model, WORD, trial.words, trial.vectors, folder)
+        path = create_embedding(model, WORD, words_of(trial), trial.vectors, folder)
         every = math.gcd(*trial.judged_at)
         config = replace(config_of(trial), images=str(folder / "pictures"), copy_every=every, log_dir=str(folder / "log"))
         begun = time.monotonic()
@@ -135,7 +137,7 @@ def run(trial: Trial) -> dict[str, Any]:
             found = judge(model, WORD, {WORD: word}, concept, settings_for(concept))
             scores[step] = (found.concept, found.prompt_following)
         norm = float(torch.cat(list(word.vectors.values()), dim=1).norm(dim=1).mean()) / model.word_norm
-    return {"key": trial.key, "scores": scores, "seconds": seconds, "norm": norm}
+    return {"key": trial.key, "scores": scores, "seconds": seconds, "norm": norm, "ended": word.provenance.step}
 
 
 @lru_cache(maxsize=1)
@@ -155,6 +157,11 @@ def config_of(trial: Trial) -> TrainingConfig:
     return TrainingConfig(
         WORD, "", method=method, steps=trial.steps, seed=trial.seed, **{"batch_size": trial.batch_size, **sizes, **changes}
     )
+
+
+def words_of(trial: Trial) -> str:
+    """The initial words of a trial: where its true ones are wanted, as many as there are vectors, the shape first."""
+    return " ".join(list(reversed(trial.concept[: trial.vectors]))) if trial.words == "true" else trial.words
 
 
 def draw_pictures(concept: Scene, folder: Path) -> None:
@@ -179,17 +186,21 @@ def results_of(path: Path) -> dict[str, dict[str, Any]]:
 
 def table(trials: list[Trial], results: dict[str, dict[str, Any]]) -> str:
     """Mean and worst of both numbers for each way, batch size and number of vectors, as a markdown table."""
-    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, int, int, str], list[dict[str, Any]]] = {}
     for trial in trials:
         if trial.key in results:
-            groups.setdefault((trial.way, trial.batch_size, trial.vectors), []).append(results[trial.key])
-    lines = ["| way | batch | vectors | runs | step | concept | worst | following | worst | below .85 | norm |", "|" + "---|" * 11]
-    for (way, batch, vectors), rows in groups.items():
+            groups.setdefault((trial.way, trial.batch_size, trial.vectors, trial.words), []).append(results[trial.key])
+    lines = [
+        "| way | batch | vectors | words | runs | ended | step | concept | worst | following | worst | below .85 | norm |",
+        "|" + "---|" * 13,
+    ]
+    for (way, batch, vectors, words), rows in groups.items():
         for step in rows[0]["scores"]:
             concepts, follows = zip(*(row["scores"][step] for row in rows))
             low = sum(value < 0.85 for value in concepts)
             figures = f"{mean(concepts):.3f} | {min(concepts):.2f} | {mean(follows):.3f} | {min(follows):.2f} | {low}"
-            lines.append(f"| {way} | {batch} | {vectors} | {len(rows)} | {step} | {figures} | {mean(row['norm'] for row in rows):.2f} |")
+            ended, norm = mean(row["ended"] for row in rows), mean(row["norm"] for row in rows)
+            lines.append(f"| {way} | {batch} | {vectors} | {words} | {len(rows)} | {ended:.0f} | {step} | {figures} | {norm:.2f} |")
     return "\n".join(lines)
 
 

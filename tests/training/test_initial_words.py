@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,15 @@ from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
 from textual_inversion.errors import ConfigError
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.training.better_words import BetterWords, cost_of_better_words
 from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.events import Event, Message
-from textual_inversion.training.initial_words import WordSearch, cost_on_the_way
+from textual_inversion.training.initial_words import find_initial_words
+from textual_inversion.training.optimizer import SplitOptimizer
 from textual_inversion.training.prepared import Prepared
 from textual_inversion.training.step import TrainedVectors
 from textual_inversion.training.trainer import train, train_together
+from textual_inversion.training.word_fit import Budget, WordFit
 
 NAME = "zorb"
 
@@ -40,9 +44,9 @@ def prepared(model: StableDiffusion, folder: Path, words: str = "auto", vectors:
     return each
 
 
-def found(each: Prepared, model: StableDiffusion, **changes: object) -> list[str]:
-    options: dict[str, object] = {"rows_left": 500, "first_row": each.table.offsets[NAME]}
-    return WordSearch(model, each.batches.fixed(12), each.embedding.num_vectors, **{**options, **changes}).run()  # type: ignore[arg-type]
+def found(each: Prepared, model: StableDiffusion, rows: int = 500, should_stop: Callable[[], bool] = lambda: False) -> list[str]:
+    fit = each.word_fit(model, 12, Budget(rows, should_stop))
+    return [fit.tokenizer.word(index) for index in find_initial_words(fit)]
 
 
 def test_it_finds_what_the_pictures_show(tiny: StableDiffusion, tmp_path: Path) -> None:
@@ -54,16 +58,16 @@ def test_it_finds_what_the_pictures_show(tiny: StableDiffusion, tmp_path: Path) 
 
 def test_other_embeddings_of_the_run_change_nothing(tiny: StableDiffusion, tmp_path: Path) -> None:
     alone, behind = prepared(tiny, tmp_path / "a", vectors=2), prepared(tiny, tmp_path / "b", vectors=2, first_row=5)
-    assert found(alone, tiny, rows_left=200) == found(behind, tiny, rows_left=200)
+    assert found(alone, tiny, rows=200) == found(behind, tiny, rows=200)
 
 
 def test_every_word_is_one_token_with_a_vector_of_its_own(tiny: StableDiffusion, tmp_path: Path) -> None:
     each = prepared(tiny, tmp_path, vectors=2)
-    search = WordSearch(tiny, each.batches.fixed(8), 2, rows_left=100)
-    words = search.run()
-    rows = [row for word in words for row in default_tokenizer().encode(word)]
+    fit = each.word_fit(tiny, 8, Budget(100))
+    ids = find_initial_words(fit)
+    rows = [row for index in ids for row in default_tokenizer().encode(fit.tokenizer.word(index))]
     assert len(rows) == 2
-    assert torch.equal(search.vectors_of(words), tiny.text_encoder.token_table[torch.tensor(rows)].float())
+    assert torch.equal(fit.vectors_of(ids), tiny.text_encoder.token_table[torch.tensor(rows)].float())
 
 
 def test_a_search_that_is_stopped_gives_the_words_it_has(tiny: StableDiffusion, tmp_path: Path) -> None:
@@ -87,7 +91,7 @@ def test_a_checkpoint_without_words_finds_none(tiny: StableDiffusion, tmp_path: 
     encoder = deepcopy(tiny.text_encoder)
     encoder.token_table.zero_()
     empty = replace(tiny, conditioner=TextConditioner({"clip_l": encoder}, tiny.conditioner.tokenizer))
-    assert WordSearch(empty, each.batches.fixed(8), 4).run() == []
+    assert find_initial_words(WordFit(empty, each.batches.fixed(8), 4)) == []
 
 
 def test_a_run_finds_its_words_and_says_so(tiny: StableDiffusion, tmp_path: Path) -> None:
@@ -135,28 +139,28 @@ def test_a_vector_that_took_a_wrong_turn_becomes_the_right_word(tiny: StableDiff
     each = prepared(tiny, tmp_path, words="shape", vectors=3)
     vectors = stuck_vectors(tiny)
     before = vectors.clone()
-    replaced = each.word_search(tiny, 16, 10_000, lambda: False).refine(vectors)
+    replaced = BetterWords(each.word_fit(tiny, 16, Budget(10_000)), vectors).replace()
     assert "star" in dict(replaced).values()
     for row, _ in replaced:
         assert float(vectors[row].norm()) == pytest.approx(float(before[row].norm()), rel=1e-5)
     kept = [row for row in range(3) if row not in dict(replaced)]
     assert torch.equal(vectors[kept], before[kept])
-    search = each.word_search(tiny, 16, 0, lambda: False)
-    assert (search._losses_of(vectors) / search._losses_of(before)).log().mean().exp() < 0.9
+    fit = each.word_fit(tiny, 16, Budget())
+    assert (fit.losses(vectors) / fit.losses(before)).log().mean().exp() < 0.9
 
 
 def test_vectors_that_fit_stay(tiny: StableDiffusion, tmp_path: Path) -> None:
     each = prepared(tiny, tmp_path, words="purple dotted star", vectors=3)
     vectors = each.table.vectors.clone()
-    assert each.word_search(tiny, 16, 10_000, lambda: False).refine(vectors) == []
+    assert BetterWords(each.word_fit(tiny, 16, Budget(10_000)), vectors).replace() == []
     assert torch.equal(vectors, each.table.vectors)
 
 
 @pytest.mark.parametrize("how", ["no budget", "stopped"])
 def test_a_search_on_the_way_can_be_cut_short(tiny: StableDiffusion, tmp_path: Path, how: str) -> None:
     each = prepared(tiny, tmp_path, words="shape", vectors=3)
-    search = each.word_search(tiny, 8, 0 if how == "no budget" else 1000, lambda: how == "stopped")
-    assert search.refine(stuck_vectors(tiny)) == []
+    fit = each.word_fit(tiny, 8, Budget(0 if how == "no budget" else 1000, lambda: how == "stopped"))
+    assert BetterWords(fit, stuck_vectors(tiny)).replace() == []
 
 
 def test_a_run_looks_for_words_three_times(tiny: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,12 +168,12 @@ def test_a_run_looks_for_words_three_times(tiny: StableDiffusion, tmp_path: Path
     each = prepared(tiny, tmp_path, words="shape", vectors=3)
     asked: list[int] = []
 
-    def refine(self: WordSearch, vectors: torch.Tensor) -> list[tuple[int, str]]:
-        asked.append(self.rows_left)
-        vectors[1] = 0.25
+    def changed(self: BetterWords) -> list[tuple[int, str]]:
+        asked.append(self.fit.budget.rows)
+        self.vectors[1] = 0.25
         return [(1, "star")]
 
-    monkeypatch.setattr(WordSearch, "refine", refine)
+    monkeypatch.setattr(BetterWords, "replace", changed)
     events: list[Event] = []
     config = replace(each.config, steps=60, batch_size=1, width=64, height=64)
     train(config, tiny, tmp_path, listener=events.append)
@@ -202,13 +206,12 @@ def test_when_a_run_looks_for_words(changes: dict[str, object], first_step: int 
 def test_a_search_takes_a_sixth_of_the_run_at_most(tiny: StableDiffusion, tmp_path: Path, steps: int, batch: int) -> None:
     each = prepared(tiny, tmp_path, words="shape", vectors=3)
     config = replace(each.config, steps=steps, batch_size=batch)
-    search = each.word_search(tiny, config.search_rows, config.search_budget, lambda: False)
-    search.refine(stuck_vectors(tiny))
-    assert search.rows_left >= 0, "more was spent than there was"
-    rows = sum(len(each.latents) for each in search.batches)
-    spent = config.search_budget - search.rows_left
+    fit = each.word_fit(tiny, config.search_rows, Budget(config.search_budget))
+    BetterWords(fit, stuck_vectors(tiny)).replace()
+    assert fit.budget.rows >= 0, "more was spent than there was"
+    spent = config.search_budget - fit.budget.rows
     assert spent <= steps * batch * 3 / 6  # a step costs three forward passes of each row
-    assert 0.3 * spent <= cost_on_the_way(search.count, rows, config.search_budget) <= 3 * spent
+    assert 0.3 * spent <= cost_of_better_words(fit.count, fit.rows, config.search_budget) <= 3 * spent
 
 
 @pytest.mark.parametrize("method", ["pulled", "directional"])
@@ -217,6 +220,7 @@ def test_a_replaced_vector_has_no_momentum(tiny: StableDiffusion, method: str) -
     trained = TrainedVectors(vectors, TrainingConfig("x", "y", method=method), torch.float32, tiny.words)
     trained.learning_rate.fill_(0.01)
     trained.gradient.copy_(torch.ones(3, 64).cumsum(1))
+    assert not isinstance(trained.optimizer, SplitOptimizer)
     trained.update(torch.zeros(1, dtype=torch.int64))
     trained.optimizer.forget([1])
     assert not trained.optimizer.mean[1].any()

@@ -287,13 +287,13 @@ class _Left:
 
     def extra_passes(self, config: TrainingConfig) -> float:
         """Forward passes of one picture that evaluations and the searches for words take."""
-        from textual_inversion.training.initial_words import cost_on_the_way
+        from textual_inversion.training.better_words import cost_of_better_words
 
         passes = 0.0
         if every := config.evaluation_interval:
             passes += self.steps(config) / every * EVALUATION_ROWS
         searches = len(config.search_steps(self.first_step))
-        passes += searches * cost_on_the_way(self.num_vectors, config.search_rows, config.search_budget)
+        passes += searches * cost_of_better_words(self.num_vectors, config.search_rows, config.search_budget)
         if self.finds_words and self.first_step == 0:
             passes += config.first_search_budget
         return passes

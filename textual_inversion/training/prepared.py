@@ -22,10 +22,11 @@ from textual_inversion.training.data.encoding import InterruptedEncodingError, e
 from textual_inversion.training.data.training_set import TrainingSet
 from textual_inversion.training.embedding_file import GuardedFile
 from textual_inversion.training.events import Event, Message, Started, Stopped
-from textual_inversion.training.initial_words import WordSearch
+from textual_inversion.training.initial_words import find_initial_words
 from textual_inversion.training.memory import EncodingPlan
 from textual_inversion.training.methods import start_at_word_length
 from textual_inversion.training.remarks import remarks
+from textual_inversion.training.word_fit import Budget, WordFit
 
 _LEAST_ROWS, _MOST_FIXED = 8, 24  # that words are compared by
 _ROWS_OF_A_PLACE = 10  # forward passes for each of these rows: the gradient, the words tried, and a part of the first noun's search
@@ -110,18 +111,18 @@ class Prepared:
         config, count = self.config, self.embedding.num_vectors
         left = config.first_search_budget
         fixed = min(max(left // (count * _ROWS_OF_A_PLACE), _LEAST_ROWS), _MOST_FIXED)
-        search = self.word_search(model, fixed, left, should_stop)
+        fit = self.word_fit(model, fixed, Budget(left, should_stop))
         try:
-            words = search.run()
+            ids = find_initial_words(fit)
         except torch.cuda.OutOfMemoryError:
             self.listener(Message("There is not enough memory to look for words; training starts without."))
             return
         if should_stop():
             return  # the next run looks for them
-        if not words:
+        if not ids:
             self.listener(Message("No words were found, because the checkpoint knows none of those that the search begins with."))
             return
-        text, vectors = " ".join(words), search.vectors_of(words)
+        text, vectors = " ".join(map(fit.tokenizer.word, ids)), fit.vectors_of(ids).cpu()
         self.embedding = replace(
             self.embedding,
             vectors={**self.embedding.vectors, **model.conditioner.split(vectors)},
@@ -130,16 +131,11 @@ class Prepared:
         self.table = replace(self.table, vectors=vectors.to(model.device))
         self.listener(Message(f"It starts from the words “{text}”."))
 
-    def word_search(self, model: StableDiffusion, rows: int, rows_left: int, should_stop: Callable[[], bool]) -> WordSearch:
-        """A search for words, compared by so many rows."""
-        return WordSearch(
-            model,
-            self.batches.fixed(rows),
-            self.embedding.num_vectors,
-            first_row=self.table.offsets[self.config.name],
-            clip_skip=self.config.clip_skip,
-            rows_left=rows_left,
-            should_stop=should_stop,
+    def word_fit(self, model: StableDiffusion, rows: int, budget: Budget) -> WordFit:
+        """Measures how well words fit the pictures, by so many rows."""
+        first_row = self.table.offsets[self.config.name]
+        return WordFit(
+            model, self.batches.fixed(rows), self.embedding.num_vectors, budget, first_row=first_row, clip_skip=self.config.clip_skip
         )
 
     def report_interrupt(self) -> None:

@@ -20,6 +20,7 @@ from textual_inversion.files import os_error_text
 from textual_inversion.last_run import LastRun, last_run_file, read_last_run
 from textual_inversion.settings.schedule import CoolDown, LearningRateSchedule, Schedule
 from textual_inversion.settings.training import BOTH, TrainingConfig
+from textual_inversion.training.better_words import BetterWords
 from textual_inversion.training.evaluation import Curve, Evaluation, cool_down_steps
 from textual_inversion.training.events import Busy, Evaluated, Message, StepDone, Stopped
 from textual_inversion.training.journal import Journal, Note, base_of
@@ -30,6 +31,7 @@ from textual_inversion.training.state import load_optimizer, optimizer_file, sav
 from textual_inversion.training.step import Reading, TrainedVectors
 from textual_inversion.training.stepper import Rates
 from textual_inversion.training.verdict import LEAST_FALL_OF_TINY, Measured
+from textual_inversion.training.word_fit import Budget
 
 _AVERAGED = 3  # a run's last third is averaged
 _LEAST_AVERAGED = 10  # steps
@@ -71,7 +73,7 @@ class Run:
         self.monitor.preview_every = config.preview_every
         learns_all = config.train_encoders == BOTH or len(model.widths) == 1
         self._search_steps = config.search_steps(self.embedding.provenance.step) if learns_all else ()
-        self._new_search = lambda: prepared.word_search(model, config.search_rows, config.search_budget, should_stop)
+        self._new_fit = lambda: prepared.word_fit(model, config.search_rows, Budget(config.search_budget, should_stop))
         self._rates: Schedule = config.rates(self.done, model.words[0].scale)
         self._bounds = LearningRateSchedule(config.clip_schedule if config.clip_mode != "off" else 1.0)
         if config.save_optimizer and (note := load_optimizer(optimizer_file(prepared.path), trained.optimizer)):
@@ -174,7 +176,7 @@ class Run:
         """Replace vectors by words of the checkpoint where those fit the pictures much better."""
         self.listener(Busy("Looking for words that fit the pictures better"))
         try:
-            replaced = self._new_search().refine(self.trained.vectors)
+            replaced = BetterWords(self._new_fit(), self.trained.vectors).replace()
         except torch.cuda.OutOfMemoryError:
             self.listener(Message("There is not enough memory to look for words on the way; training goes on without."))
             return
