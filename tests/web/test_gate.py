@@ -204,7 +204,15 @@ def test_the_address_with_the_token_opens_the_page_and_a_cookie_keeps_it_open(lo
     assert locked.get("/textual-inversion/state").status_code == 200
     locked.cookies.clear()
     assert locked.get("/textual-inversion/state").status_code == 401
-    assert locked.get("/textual-inversion/state", headers={"authorization": "Bearer open-sesame"}).status_code == 200
+    for scheme in ("Bearer", "bearer", "BEARER "):
+        assert locked.get("/textual-inversion/state", headers={"authorization": f"{scheme} open-sesame"}).status_code == 200
+    assert locked.get("/textual-inversion/state", headers={"authorization": "Basic open-sesame"}).status_code == 401
+
+
+def test_an_old_token_in_the_address_does_not_shut_out_who_has_the_cookie(locked: TestClient) -> None:
+    """As after a restart, where the bookmark has the token of before and the cookie is new."""
+    locked.get("/?token=open-sesame")
+    assert locked.get("/?token=old").status_code == 200
 
 
 @pytest.mark.parametrize("shown", ["open-sesam", "open-sesame ", "", "é", "\udcff"])

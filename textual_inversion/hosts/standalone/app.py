@@ -44,6 +44,7 @@ _INK = gr.themes.Color(
 _SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Helvetica Neue", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 _SIDE_DOORS = ("run_history", "enable_monitoring", "mcp_server", "pwa")  # of gradio, as far as a version has them
+_own_folders: list[str] = []  # for uploads, made by this program
 _log = logging.getLogger(__name__)
 
 
@@ -90,7 +91,16 @@ def _own_upload_folder() -> None:
     """
     if not os.environ.get("GRADIO_TEMP_DIR"):
         os.environ["GRADIO_TEMP_DIR"] = folder = os.path.realpath(tempfile.mkdtemp(prefix="textual-inversion-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        _own_folders.append(folder)
+        atexit.register(_delete_own_folders)
+
+
+def _delete_own_folders() -> None:
+    while _own_folders:
+        folder = _own_folders.pop()
+        shutil.rmtree(folder, ignore_errors=True)
+        if os.environ.get("GRADIO_TEMP_DIR") == folder:
+            del os.environ["GRADIO_TEMP_DIR"]
 
 
 class Server(uvicorn.Server):
@@ -131,6 +141,7 @@ class Server(uvicorn.Server):
         self._job.interrupt()
         await asyncio.to_thread(self._job.wait, 30)
         await super().shutdown(sockets)
+        _delete_own_folders()  # a program that is asked to end by a signal runs nothing after this
 
 
 def build_blocks(

@@ -9,7 +9,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
@@ -83,7 +83,7 @@ class Access:
         """
         if self.certificate is None:
             if self.key is not None:
-                raise ConfigError("A private key is of use with its certificate only; name that with --tls-cert.")
+                raise ConfigError("The private key needs its certificate; give that with --tls-cert.")
             return {}
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, password=lambda: "")
@@ -137,12 +137,12 @@ class Gate:
         if not self._token:
             return None
         cookie = f"textual-inversion-{(scope.get('server') or ('', 0))[1]}"  # browsers send one cookie to every port of a machine
-        if scope["path"] == "/" and scope["method"] == "GET" and (shown := _query(scope).get("token")):
-            if self._known(shown[0]):
-                answer = RedirectResponse("/", status_code=303)
-                answer.set_cookie(cookie, self._token, httponly=True, samesite="lax", secure=scope["scheme"] == "https", max_age=30 * 86400)
-                return answer
-        elif self._known(_cookies(headers).get(cookie, "")) or self._known(headers.get("authorization", "").removeprefix("Bearer ")):
+        shown = _query(scope).get("token", [""])[0] if scope["path"] == "/" and scope["method"] == "GET" else ""
+        if self._known(shown):  # its address without the token is less easily passed on
+            answer = RedirectResponse("/", status_code=303)
+            answer.set_cookie(cookie, self._token, httponly=True, samesite="lax", secure=scope["scheme"] == "https", max_age=30 * 86400)
+            return answer
+        if self._known(_cookies(headers).get(cookie, "")) or self._known(_bearer(headers)):
             return None
         return HTMLResponse(_ASK.format(said=_DENIED), status_code=401, headers={"Cache-Control": "no-store"})
 
@@ -172,7 +172,7 @@ def _not_of_the_page(scope: Any) -> Response | None:
     known = (_WRITE if method == "POST" else _READ).fullmatch(path)
     file = _FILE.fullmatch(path)
     # gradio reads the state of a deep link from a file, and fetches an address that is given as a file.
-    if not known or ".." in path.split("/") or "deep_link" in _query(scope) or (file and not is_uploaded(unquote(file["path"]))):
+    if not known or ".." in path.split("/") or "deep_link" in _query(scope) or (file and not is_uploaded(file["path"])):
         return PlainTextResponse("The page does not use this address.", status_code=404)
     return None
 
@@ -216,6 +216,12 @@ def _with_headers(send: Any) -> Any:
 
 def _query(scope: Any) -> dict[str, list[str]]:
     return parse_qs(scope.get("query_string", b"").decode("latin-1"))
+
+
+def _bearer(headers: Headers) -> str:
+    """The token of an Authorization header; the name of the scheme may be written in any case (RFC 9110, 11.1)."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _cookies(headers: Headers) -> dict[str, str]:
