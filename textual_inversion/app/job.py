@@ -270,6 +270,7 @@ class Job:
             "previews": [],
             "copies": [],
             "messages": [],
+            "remarks": [],
             "evaluations": [],
             "verdict": None,
             "busy_with": "",
@@ -321,9 +322,9 @@ class Job:
             )
             self._curve = LossCurve(event.last_step - event.first_step)
             for file, reason in event.skipped:
-                self._add_message(left_out(Path(file).name, reason))
+                self._add_message(left_out(Path(file).name, reason), important=True)
         elif isinstance(event, Message):
-            self._add_message(event.text)
+            self._add_message(event.text, important=event.important)
         elif isinstance(event, PreviewDrawn):
             path = Path(event.path)
             self._preview_paths[path.name] = path
@@ -362,10 +363,11 @@ class Job:
         if self._state["phase"] == "starting":
             self._state["phase"] = "working"
 
-    def _add_message(self, text: str) -> None:
-        messages = self._state["messages"]
-        messages.append(text)
-        del messages[:-_KEPT_MESSAGES]
+    def _add_message(self, text: str, *, important: bool) -> None:
+        for kind in ("messages", "remarks") if important else ("messages",):
+            messages = self._state[kind]
+            messages.append(text)
+            del messages[:-_KEPT_MESSAGES]
 
 
 class Drawing:

@@ -60,9 +60,9 @@ def outcome(outcome: Outcome, form: str = "", group: str = "") -> str:
     return note(outcome.text, outcome.kind, f"ti_{form}_{outcome.setting}" if form and outcome.setting else "", group)
 
 
-def question(outcome: Outcome, answer: str) -> str:
-    """A question before something is done, marked at the field that it is about, and how to answer it."""
-    about = f' data-field="ti_train_{escape(outcome.setting)}"' if outcome.setting else ""
+def question(outcome: Outcome, answer: str, form: str = "train") -> str:
+    """A question before something is done, marked at the field of `form` that it is about, and how to answer it."""
+    about = f' data-field="ti_{form}_{escape(outcome.setting)}"' if outcome.setting else ""
     return f'<div class="ti-note ti-note-ask" role="alert"{about}>{escape(outcome.text)} {escape(answer)}</div>'
 
 
