@@ -243,6 +243,17 @@ class Job:
                 self._state["used_step"] = step
                 self._version += 1
 
+    def renamed(self, name: str, new_name: str, folder: Path, new_folder: Path) -> None:
+        """Tell the pages that the embedding `name` has a new name, and that the files of its runs lie in another folder."""
+        with self._lock:
+            if self._state["name"] != name:
+                return
+            self._state["name"] = new_name
+            self._preview_paths = {file: _moved(path, folder, new_folder) for file, path in self._preview_paths.items()}
+            self._copy_paths = {step: _moved(path, folder, new_folder) for step, path in self._copy_paths.items()}
+            self._folder = _moved(self._folder, folder, new_folder) if self._folder else None
+            self._version += 1
+
     def _reset(self, kind: JobKind | None, name: str, folder: Path | None) -> None:
         self._curve = LossCurve()
         self._folder = folder
@@ -425,6 +436,11 @@ def user_message(error: Exception) -> str:
 def left_out(file: str, reason: str) -> str:
     """A sentence that says that `file` was not used, and why; the name is added unless the reason already has it."""
     return f"Left out: {reason}" if file in reason else f"Left out {file}: {reason}"
+
+
+def _moved(path: Path, folder: Path, new_folder: Path) -> Path:
+    """Where a file of `folder` is after the folder was moved; other files are where they were."""
+    return new_folder / path.relative_to(folder) if folder in path.parents else path
 
 
 def _replace_last(points: list[list[Any]], point: list[Any]) -> None:

@@ -43,7 +43,7 @@ def head(review: ReviewSession) -> str:
     )
     notes = "".join(note(text, "hint") for text in review.notes)
     return (
-        f'<div class="ti-look-head"><h3>{total}, {results}</h3>'
+        f'<div class="ti-look-head"><h2>{total}, {results}</h2>'
         '<button type="button" class="ti-look-close" data-do="forget" title="Forget what was looked at and changed">Close</button>'
         f'{notes}<div class="ti-switch" role="group" aria-label="Which pictures are shown">{filters}</div></div>'
     )
