@@ -22,7 +22,8 @@
 
     // Most of thousands of words are not in the text; one regular expression for each word at every key would be slow.
     ti.hasWord = (text, name) => text.toLowerCase().includes(name.toLowerCase()) && pattern(name).test(text);
-    ti.withWord = (text, insert) => (text.trim() ? text.replace(/\s+$/, "") + " " : "") + insert;
+    // The text to put between `before` and `after` so that the word stands alone there.
+    ti.asWord = (word, before, after) => (/[^\s(\[<]$/.test(before) ? " " : "") + word + (/^[^\s),\].:;!?]/.test(after) ? " " : "");
     ti.withoutWord = function (text, name) {
         return text.replace(pattern(name), (whole, before) => (/[([]/.test(before) ? before : before === "," ? "," : ""))
             .replace(/ {2,}/g, " ").replace(/\s+,/g, ",").replace(/,\s*,/g, ",").trim().replace(/^,\s*/, "");
@@ -31,6 +32,24 @@
     function set(field, value) {
         field.value = value;
         field.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+
+    // Replaces a part of the field's text as if it were typed, so that Ctrl+Z takes it back; the focus stays where it was.
+    function type(field, start, end, text) {
+        const active = document.activeElement, was = edited;
+        field.focus({ preventScroll: true });
+        field.setSelectionRange(start, end);
+        const typed = document.execCommand(text ? "insertText" : "delete", false, text);
+        if (!typed) set(field, field.value.slice(0, start) + text + field.value.slice(end));
+        if (active && active !== field && active.isConnected) active.focus({ preventScroll: true });
+        edited = was;
+    }
+
+    // Puts the word where the cursor is, or behind the text of a field that was never used.
+    function insert(field, word) {
+        const used = field.dataset.tiUsed === "1";
+        const [start, end] = used ? [field.selectionStart, field.selectionEnd] : [field.value.trimEnd().length, field.value.length];
+        type(field, start, end, ti.asWord(word, field.value.slice(0, start), field.value.slice(end)));
     }
 
     function toggle(card) {
@@ -46,7 +65,8 @@
     function put(field, name, on) {
         if (!field || ti.hasWord(field.value, name) === on) return;
         const strength = document.querySelector(".ti-strength");
-        set(field, on ? ti.withWord(field.value, strength && strength.checked ? "<" + name + ":1>" : name) : ti.withoutWord(field.value, name));
+        if (on) insert(field, strength && strength.checked ? "<" + name + ":1>" : name);
+        else type(field, 0, field.value.length, ti.withoutWord(field.value, name));
     }
 
     // Puts the trained word into the prompt: the standalone page has both.
@@ -77,18 +97,55 @@
         }
     }
 
-    function search() {
-        const field = document.querySelector(".ti-search");
-        const wanted = (field ? field.value : "").trim().toLowerCase();
-        let found = 0;
-        for (const card of document.querySelectorAll(".ti-card")) {
-            const fits = card.dataset.name.toLowerCase().includes(wanted);
-            card.parentElement.hidden = !fits;
-            found += fits;
-        }
-        const shelf = document.querySelector(".ti-shelf");
-        if (shelf) shelf.classList.toggle("ti-nothing", Boolean(wanted) && !found);
+    const PAGE = 60; // cards on the page at a time; more appear as the shelf is scrolled
+    const FILTERS = {
+        all: () => true,
+        fit: (card) => !card.unfit,
+        good: (card) => card.level === "good",
+        negative: (card) => card.negative,
+    };
+    const ORDERS = {
+        fit: (one, other) => one.place - other.place,
+        name: (one, other) => one.name.localeCompare(other.name, undefined, { numeric: true }),
+        newest: (one, other) => other.changed - one.changed || one.place - other.place,
+        steps: (one, other) => other.steps - one.steps || one.place - other.place,
+    };
+    let cards = []; // all of them, in the server's order
+    let listed = []; // those that the search and the filter leave, in the chosen order
+
+    function read(grid) {
+        cards = [...grid.children].map((node, place) => {
+            const button = node.firstElementChild, data = button.dataset;
+            return { node, place, name: data.name.toLowerCase(), unfit: button.classList.contains("ti-unfit"), level: data.level,
+                negative: data.prompt === "negative", changed: Number(data.changed), steps: Number(data.steps) };
+        });
     }
+
+    const chosen = (part, otherwise) => { const field = document.querySelector(part); return (field && field.value) || otherwise; };
+
+    function search() {
+        const shelf = document.querySelector(".ti-shelf"), grid = shelf && shelf.querySelector(".ti-cards");
+        if (!grid) return;
+        if (!grid.dataset.read) { read(grid); grid.dataset.read = "1"; }
+        const wanted = chosen(".ti-search", "").trim().toLowerCase();
+        const fits = FILTERS[chosen(".ti-filter", "all")] || FILTERS.all;
+        listed = cards.filter((card) => card.name.includes(wanted) && fits(card)).sort(ORDERS[chosen(".ti-order", "fit")] || ORDERS.fit);
+        grid.replaceChildren(...listed.slice(0, PAGE).map((card) => card.node));
+        shelf.scrollTop = 0;
+        shelf.classList.toggle("ti-nothing", cards.length > 0 && !listed.length);
+        const count = document.querySelector(".ti-cardcount");
+        if (count) count.textContent = listed.length === cards.length ? String(cards.length) : listed.length + " of " + cards.length;
+        press();
+    }
+
+    // The next cards, when the last ones come into view.
+    function more(shelf) {
+        const grid = shelf.querySelector(".ti-cards"), there = grid ? grid.children.length : 0;
+        if (!grid || there >= listed.length || shelf.scrollTop + shelf.clientHeight < shelf.scrollHeight - 400) return;
+        grid.append(...listed.slice(there, there + PAGE).map((card) => card.node));
+        press();
+    }
+    document.addEventListener("scroll", (event) => { if (event.target.matches && event.target.matches(".ti-shelf")) more(event.target); }, true);
 
     async function load(rescan) {
         const shelf = document.querySelector(".ti-shelf");
@@ -96,8 +153,8 @@
         const answer = await fetch(ti.address("cards" + (rescan ? "?rescan=1" : "")), { cache: "no-store" });
         if (!answer.ok) return;
         shelf.innerHTML = (await answer.json()).html; // made and escaped by the server
+        cards = [];
         search();
-        press();
     }
 
     function follow(state) {
@@ -126,8 +183,8 @@
     for (const kind of ["focusin", "input"]) {
         document.addEventListener(kind, (event) => {
             const id = PROMPTS.find((name) => { const field = box(name); return field && field === event.target; });
-            if (id) { edited = id; press(); }
-            if (kind === "input" && event.target.matches && event.target.matches(".ti-search")) search();
+            if (id) { edited = id; press(); event.target.dataset.tiUsed = "1"; }
+            if (kind === "input" && event.target.matches && event.target.matches(".ti-search, .ti-filter, .ti-order")) search();
         });
     }
     function ready() {

@@ -58,6 +58,7 @@
             tabs: el("div", { class: "ti-switch", role: "group", "aria-label": "Curve" }), readout: el("span", { class: "ti-readout" }), chart: el("div", { class: "ti-curve" }),
             image: el("img", { class: "ti-preview", alt: "" }), caption: el("div", { class: "ti-caption" }),
             range: el("input", { type: "range", min: 0, max: 0, step: 1, class: "ti-range", "aria-label": "Previews by step", oninput: picked }),
+            remarks: el("ul", { class: "ti-remarks", role: "status", "aria-live": "polite" }),
             messages: el("details", { class: "ti-messages" }, el("summary", {}), el("ul", {})),
         };
         parts.bar = el("div", { class: "ti-bar", role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, parts.fill);
@@ -71,7 +72,7 @@
         const curve = el("div", { class: "ti-plot" }, el("div", { class: "ti-plothead" }, parts.tabs, parts.readout), parts.chart);
         const panel = el("div", { class: "ti-job" },
             el("header", {}, el("div", { class: "ti-title-row" }, parts.phase, parts.name), parts.count),
-            parts.bar, parts.notice, parts.verdict, parts.stats,
+            parts.bar, parts.notice, parts.remarks, parts.verdict, parts.stats,
             parts.visuals = el("div", { class: "ti-visuals" }, curve, el("div", { class: "ti-side" }, parts.previews, parts.waiting), parts.film),
             parts.messages);
         return { panel, parts };
@@ -203,6 +204,16 @@
         return el("div", { class: "ti-bandrow", role: "img", "aria-label": text, title: text + "; green: the range of real words" }, el("small", {}, "Vector norm"), bar, el("small", {}, ti.number(times) + " ×"));
     }
 
+    const MOST_REMARKS = 4;
+
+    // What should not be missed, such as pictures that were left out; all messages are in the folded list.
+    function remarks(state) {
+        const texts = state.remarks || [], shown = texts.slice(0, MOST_REMARKS), more = texts.length - shown.length;
+        view.parts.remarks.hidden = !texts.length;
+        if (more) shown.push("and " + more + " more in the messages");
+        view.parts.remarks.replaceChildren(...shown.map((text) => el("li", {}, text)));
+    }
+
     function messages(state) {
         const texts = state.messages || [], box = view.parts.messages;
         box.hidden = !texts.length;
@@ -264,6 +275,7 @@
         stats(state);
         notice(state);
         verdict(state);
+        remarks(state);
         messages(state);
         if (train) { curve(state); previews(state); }
         reveal(state);

@@ -53,7 +53,7 @@ def test_words_that_training_finds_are_announced(engine: FakeEngine) -> None:
     assert "4 vectors" in created.text
     assert "search for words" in created.text
     assert "search" not in actions.create(new_values(engine, name="dog", initializer_text="automobile")).text
-    started = actions.train(train_values(engine, name="bird"), new_values(engine, initializer_text="Auto"))
+    started = actions.train(train_values(engine, name="wug"), new_values(engine, initializer_text="Auto"))
     assert "from words that training finds" in started.text
     assert engine.job.wait(20)
 

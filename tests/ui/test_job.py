@@ -48,6 +48,7 @@ def test_events_become_state(tmp_path: Path) -> None:
     assert state["previews"] == [{"step": 12, "file": "cat-12.png", "prompt": "a cat", "seed": 7}]
     assert state["copies"] == [{"step": 12, "file": "cat-12.safetensors"}]
     assert state["messages"] == ["Caching latents", "Left out bad.png: it is empty."]
+    assert state["remarks"] == ["Left out bad.png: it is empty."], "what should not be missed is apart from the rest"
     assert (state["file"], state["reason"], state["failed"]) == ("cat.safetensors", "", False)
 
 

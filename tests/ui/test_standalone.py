@@ -96,7 +96,7 @@ def generate(engine: FakeEngine) -> Any:
 
 def test_pictures_are_shown_although_they_cannot_be_kept(engine: FakeEngine, generate: Any) -> None:
     (engine.host.folders().outputs / "txt2img").write_text("a file where the folder should be", encoding="utf-8")
-    drawn, note = generate[1]()
+    drawn, note, _ = generate[1]()
     assert len(drawn) == 1
     assert "ti-note-error" in note
 
@@ -105,7 +105,7 @@ def test_an_interrupt_before_the_first_picture_keeps_the_gallery(
     engine: FakeEngine, generate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeEngine, "generate", lambda *given: [])
-    drawn, note = generate[1]()
+    drawn, note, _ = generate[1]()
     assert "value" not in drawn
     assert "Stopped before the first picture" in note
 
@@ -118,7 +118,7 @@ def test_an_error_while_drawing_is_one_sentence_and_the_next_click_works(generat
 
     with monkeypatch.context() as patch:
         patch.setattr(FakeEngine, "generate", broken)
-        drawn, note = click()
+        drawn, note, _ = click()
     assert "value" not in drawn
     assert "Something unexpected happened (RuntimeError: odd)" in note
     assert not page.drawing.snapshot()["busy"]

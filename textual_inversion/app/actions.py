@@ -20,6 +20,7 @@ from textual_inversion.errors import ConfigError, InvalidNameError, TextualInver
 from textual_inversion.settings.creation import AUTO_VECTORS, NewEmbedding, wants_search
 from textual_inversion.settings.schema import AUTO, Setting, cleaned, folder_text, setting_of, settings_of
 from textual_inversion.settings.training import TrainingConfig
+from textual_inversion.text import counted
 from textual_inversion.training.events import Message
 
 if TYPE_CHECKING:
@@ -110,11 +111,14 @@ class Actions:
         Args:
             confirmed: the question that this click answers with yes; empty = none was asked.
         """
+        from textual_inversion.prompts.names import about_name
+
         self._require_idle()
         config = self.config(values)
-        if (asked := question(self.engine, config)) and asked != confirmed:
-            return Outcome(asked, "ask", name=config.name, setting="images")
         new = None if self.card(config.name) else new_embedding({**new_values, "name": config.name, "overwrite": False})
+        asked = (about_name(new.name), "name") if new else (question(self.engine, config), "images")
+        if asked[0] and asked[0] != confirmed:
+            return Outcome(asked[0], "ask", name=config.name, setting=asked[1])
         return self._start(config, new)
 
     @answered
@@ -134,8 +138,9 @@ class Actions:
         if card and card.description.step and config.steps != AUTO and card.description.step >= config.total_steps:
             reason = f"{config.name!r} is at step {card.description.step} already; raise Max steps above that to go on."
             raise ConfigError(reason, setting="steps")
-        self.engine.job.start(JobKind.TRAIN, config.name, partial(self._train, config, new), Path(config.log_dir))
-        return Outcome(f"“{config.name}” did not exist and is created first, from {new.origin}." if new else "", name=config.name)
+        sentence = _about_run(config, new, card)
+        self.engine.job.start(JobKind.TRAIN, config.name, partial(self._train, config, new, sentence), Path(config.log_dir))
+        return Outcome(sentence, name=config.name)
 
     @answered
     def exchange(self, sent: str) -> Outcome:
@@ -217,7 +222,8 @@ class Actions:
         paths["log_dir"] = str(log / name / time.strftime(FOLDER_STAMP))
         return TrainingConfig.from_dict({**values, **paths})
 
-    def _train(self, config: TrainingConfig, new: NewEmbedding | None, listener: Listener, should_stop: ShouldStop) -> None:
+    def _train(self, config: TrainingConfig, new: NewEmbedding | None, sentence: str, listener: Listener, should_stop: ShouldStop) -> None:
+        listener(Message(sentence))
         if new:
             listener(Message(f"Creating “{new.name}”"))
             self.engine.create(new)
@@ -235,6 +241,20 @@ def new_embedding(values: Mapping[str, Any]) -> NewEmbedding:
     fields = cleaned(NewEmbedding, values)
     check_name(fields["name"])
     return NewEmbedding.from_dict(fields)
+
+
+def _about_run(config: TrainingConfig, new: NewEmbedding | None, card: Card | None) -> str:
+    """What a run takes: the embedding with its vectors, and the pictures."""
+    pictures = f"the pictures in {config.images}"
+    if new:
+        return f"“{new.name}” did not exist and is created first, with {begins_with(new)}; it learns {pictures}."
+    vectors = f" with {card.description.vectors}" if card else ""
+    return f"“{config.name}”{vectors} learns {pictures}."
+
+
+def begins_with(new: NewEmbedding) -> str:
+    """The vectors of a new embedding and what they start from, such as `4 vectors from “shape”`."""
+    return f"{counted(_vectors(new), 'vector')} from {new.origin}"
 
 
 def _vectors(new: NewEmbedding | None) -> int:

@@ -32,6 +32,7 @@ class Card:
         verdict: how well its last training run went, in one sentence; empty where that is not known.
         level: `good`, `fair` or `bad`; empty without a verdict.
         untrainable: why training cannot continue with its file, in one sentence; empty when it can.
+        changed: when its file was written, in seconds since 1970; 0 where that is not known.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Card:
     untrainable: str = ""
     verdict: str = ""
     level: str = ""
+    changed: float = 0.0
 
 
 def card_of(entry: Entry) -> Card:
@@ -60,6 +62,7 @@ def card_of(entry: Entry) -> Card:
         untrainable=_untrainable(entry),
         verdict=run.verdict,
         level=run.level,
+        changed=entry.changed,
     )
 
 

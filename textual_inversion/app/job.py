@@ -243,6 +243,17 @@ class Job:
                 self._state["used_step"] = step
                 self._version += 1
 
+    def renamed(self, name: str, new_name: str, folder: Path, new_folder: Path) -> None:
+        """Tell the pages that the embedding `name` has a new name, and that the files of its runs lie in another folder."""
+        with self._lock:
+            if self._state["name"] != name:
+                return
+            self._state["name"] = new_name
+            self._preview_paths = {file: _moved(path, folder, new_folder) for file, path in self._preview_paths.items()}
+            self._copy_paths = {step: _moved(path, folder, new_folder) for step, path in self._copy_paths.items()}
+            self._folder = _moved(self._folder, folder, new_folder) if self._folder else None
+            self._version += 1
+
     def _reset(self, kind: JobKind | None, name: str, folder: Path | None) -> None:
         self._curve = LossCurve()
         self._folder = folder
@@ -270,6 +281,7 @@ class Job:
             "previews": [],
             "copies": [],
             "messages": [],
+            "remarks": [],
             "evaluations": [],
             "verdict": None,
             "busy_with": "",
@@ -321,9 +333,9 @@ class Job:
             )
             self._curve = LossCurve(event.last_step - event.first_step)
             for file, reason in event.skipped:
-                self._add_message(left_out(Path(file).name, reason))
+                self._add_message(left_out(Path(file).name, reason), important=True)
         elif isinstance(event, Message):
-            self._add_message(event.text)
+            self._add_message(event.text, important=event.important)
         elif isinstance(event, PreviewDrawn):
             path = Path(event.path)
             self._preview_paths[path.name] = path
@@ -362,10 +374,11 @@ class Job:
         if self._state["phase"] == "starting":
             self._state["phase"] = "working"
 
-    def _add_message(self, text: str) -> None:
-        messages = self._state["messages"]
-        messages.append(text)
-        del messages[:-_KEPT_MESSAGES]
+    def _add_message(self, text: str, *, important: bool) -> None:
+        for kind in ("messages", "remarks") if important else ("messages",):
+            messages = self._state[kind]
+            messages.append(text)
+            del messages[:-_KEPT_MESSAGES]
 
 
 class Drawing:
@@ -423,6 +436,11 @@ def user_message(error: Exception) -> str:
 def left_out(file: str, reason: str) -> str:
     """A sentence that says that `file` was not used, and why; the name is added unless the reason already has it."""
     return f"Left out: {reason}" if file in reason else f"Left out {file}: {reason}"
+
+
+def _moved(path: Path, folder: Path, new_folder: Path) -> Path:
+    """Where a file of `folder` is after the folder was moved; other files are where they were."""
+    return new_folder / path.relative_to(folder) if folder in path.parents else path
 
 
 def _replace_last(points: list[list[Any]], point: list[Any]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from textual_inversion.app.choices import ChoiceFiles, Choices, apply, choices_of, without_written
 from textual_inversion.app.job import Advanced, Job, Listener, ShouldStop, left_out
 from textual_inversion.errors import ConfigError, DatasetError
 from textual_inversion.text import counted
@@ -55,6 +56,7 @@ class ReviewSession:
         page: number of the page within the filtered pictures, from 0.
         taken: id of a browser page -> number of its last command that was carried out.
         writing: the results are being written; until that ends, nothing can be changed.
+        kept_in: the files that keep the user's changes; None = they are lost at the program's end.
     """
 
     id: str = ""
@@ -65,6 +67,7 @@ class ReviewSession:
     page: int = 0
     taken: dict[str, int] = field(default_factory=dict)
     writing: bool = False
+    kept_in: ChoiceFiles | None = None
 
     def look(self, config: PreprocessConfig, captioners: Mapping[str, Captioner], listener: Listener, should_stop: ShouldStop) -> str:
         """Plan every picture of the source and return one sentence. The user's earlier changes to the same pictures stay."""
@@ -79,8 +82,8 @@ class ReviewSession:
         planned = plan(config, progress, should_stop, captioners=captioners)
         if should_stop() and latest[0] < latest[1]:
             return f"Stopped after {latest[0]} of {counted(latest[1], 'picture')}; nothing has changed."
-        planned = _as_changed(planned, self.planned)
-        self.forget()
+        planned = apply(planned, self.choices(config.source_path))
+        self.close()
         self.config, self.planned, self.notes = config, planned, notes(config)
         for sentence in _about_files(config, planned):
             listener(Message(sentence))
@@ -90,8 +93,27 @@ class ReviewSession:
                 listener(Message(left_out(item.source.name, item.reason)))
         return f"{counted(len(planned), 'picture')} looked at; nothing is written yet."
 
+    def choices(self, source: Path) -> Choices:
+        """The user's changes to the pictures of the folder `source`, also from an earlier review or an earlier start of the program."""
+        if self.config is not None and self.config.source_path == source:
+            return choices_of(self.planned)
+        return self.kept_in.load(source) if self.kept_in else {}
+
     def forget(self) -> None:
-        """End the review; the page shows no pictures any more."""
+        """End the review and forget the user's changes."""
+        if self.kept_in and self.config:
+            self.kept_in.save(self.config.source_path, {})
+        self.close()
+
+    def end_written(self, source: Path) -> None:
+        """End the review after all results of the folder `source` were written. What was left out stays left out."""
+        left_out = without_written(self.choices(source))
+        if self.kept_in:
+            self.kept_in.save(source, left_out)
+        self.close()
+
+    def close(self) -> None:
+        """End the review; the page shows no pictures any more, and the user's changes stay on disk."""
         self.id, self.config, self.planned, self.notes = "", None, [], []
         self.show, self.page, self.taken = ALL, 0, {}
 
@@ -144,12 +166,15 @@ class ReviewSession:
         client = client_of(sent)
         if self.writing or not self.id or request.get("look") != self.id:
             return False
+        changed = choices_of(self.planned)
         commands = request.get("commands")
         for command in commands if isinstance(commands, list) else []:
             if isinstance(command, dict) and (number := _whole(command.get("n"))) > self.taken.get(client, 0):
                 draw_anew |= self._do(command)
                 if self.id:  # the command may have ended the review
                     self.taken[client] = number
+        if self.kept_in and self.config and (now := choices_of(self.planned)) != changed:
+            self.kept_in.save(self.config.source_path, now)
         while len(self.taken) > MOST_CLIENTS:
             self.taken.pop(next(iter(self.taken)))
         return draw_anew or (self.id, self.show, self.page) != before
@@ -217,21 +242,6 @@ def sent_for(sent: Any) -> str:
 def client_of(sent: Any) -> str:
     """Id of the browser page that sent `sent`; each page numbers its own commands."""
     return str(_object(sent).get("client") or "")[:40]
-
-
-def _as_changed(planned: list[Planned], before: list[Planned]) -> list[Planned]:
-    """The new plan `planned`, with the user's captions and choices from the plan `before` for the same parts of the same pictures."""
-    old = {(item.source, view.part): view for item in before for view in item.views}
-    changed = []
-    for item in planned:
-        for view in item.views:
-            earlier = old.get((item.source, view.part))
-            if earlier is not None and not earlier.chosen:
-                item = item.choose(False, view.part)
-            if earlier is not None and earlier.edited:
-                item = item.with_caption(earlier.caption or "", view.part)
-        changed.append(item)
-    return changed
 
 
 def _object(sent: Any) -> dict[str, Any]:

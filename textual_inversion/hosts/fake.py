@@ -268,6 +268,7 @@ class FakeEngine(Engine):
             is_negative=path.stem.endswith("-neg"),
             verdict=run.verdict,
             level=run.level,
+            changed=path.stat().st_mtime,
         )
 
     def _step(self, config: TrainingConfig, step: int, first: int) -> StepDone:

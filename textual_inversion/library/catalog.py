@@ -222,11 +222,12 @@ class EmbeddingLibrary:
         for _, _, listing, file in sorted(files, key=lambda item: item[:2]):
             stem = file.path.stem
             preview, sidecars = _sidecars(listing, stem.lower(), file.path.parent)
+            changed = file.stamp.modified / 1e9 if file.stamp else 0.0
             if file.reason:
-                entries.append(Entry(clean_name(stem), file.path, None, file.reason, preview, sidecars=sidecars))
+                entries.append(Entry(clean_name(stem), file.path, None, file.reason, preview, sidecars=sidecars, changed=changed))
             for info in file.infos:
                 name = name_in_file(stem, info.word)
-                entries.append(Entry(name, file.path, info, misfit(info, self._width), preview, sidecars=sidecars))
+                entries.append(Entry(name, file.path, info, misfit(info, self._width), preview, sidecars=sidecars, changed=changed))
         return entries
 
     def _apply_load_errors(self, entries: list[Entry]) -> list[Entry]:

@@ -36,6 +36,7 @@ class Entry:
         negative: name of the embedding for the negative prompt that goes with this one (DreamArtist's `X-neg`); mostly empty.
         is_negative: whether this embedding belongs into the negative prompt.
         sidecars: files with notes and metadata, which only `about` reads.
+        changed: when the file was written, in seconds since 1970; 0 where that is not known.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Entry:
     negative: str = ""
     is_negative: bool = False
     sidecars: tuple[Path, ...] = ()
+    changed: float = 0.0
 
     @property
     def usable(self) -> bool:

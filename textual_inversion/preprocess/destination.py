@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from textual_inversion.errors import DatasetError
 from textual_inversion.files import open_regular, os_error_text, replace_file, sha256_of
 from textual_inversion.pictures.captions import caption_source
-from textual_inversion.pictures.folder import caption_file, find_mask, mask_file, written_caption
+from textual_inversion.pictures.folder import caption_file, find_images, find_mask, mask_file, written_caption
 from textual_inversion.preprocess.layout import FLIPS, PlannedView
 from textual_inversion.settings.preprocessing import PreprocessConfig
 from textual_inversion.text import counted
@@ -79,6 +79,17 @@ class Destination:
             if isinstance(source, str):
                 return Path(source).stem
         return stem_of(name)
+
+    def pictures_of_others(self, sources: Iterable[Path]) -> list[str]:
+        """Names of the pictures in the folder that do not come from one of `sources`; empty where there is no such folder."""
+        if self.config.captions_only:
+            return []
+        try:
+            found = find_images(self.folder)
+        except DatasetError:
+            return []  # not there yet
+        results, stems = set(self._results.values()), {source.stem for source in sources}
+        return [path.name for path in found if path.name not in results or self._source_stem(path.name) not in stems]
 
     def target(self, number: int, source: Path, view: PlannedView, flip: str) -> Path:
         """Where a result goes."""
@@ -168,6 +179,14 @@ def outdated_caption(result: Path, source: Path) -> str:
     if not is_older or written_caption(result) == written_caption(source):
         return ""
     return f"{theirs.name} was changed after {ours.name} was written, which stays as it is; delete {ours.name} to take the new caption."
+
+
+def about_others(names: Sequence[str], destination: Path) -> str:
+    """A sentence on pictures in the destination that are not of the source; empty where there are none."""
+    if not names:
+        return ""
+    number = f"{counted(len(names), 'picture')} that {'is' if len(names) == 1 else 'are'} not from this source, such as {names[0]}"
+    return f"The destination {destination} holds {number}: training there learns them, too."
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:

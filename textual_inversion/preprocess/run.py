@@ -17,7 +17,7 @@ from textual_inversion.pictures.parallel import default_workers, in_order
 from textual_inversion.pictures.reading import read_image
 from textual_inversion.pictures.salience import debug_picture, one_thread, why_no_faces
 from textual_inversion.preprocess.captioning import Captioner, Describer
-from textual_inversion.preprocess.destination import Destination, encoded, outdated_caption, write_error, write_result
+from textual_inversion.preprocess.destination import Destination, about_others, encoded, outdated_caption, write_error, write_result
 from textual_inversion.preprocess.layout import PlannedView, flipped
 from textual_inversion.preprocess.picture import Picture, decode, decoded_pixels, focus_views, measure
 from textual_inversion.preprocess.plan import Planned, Planner, plan, stamp_of
@@ -91,7 +91,8 @@ def preprocess(
         planned = [Planned(source, number) for source, number in zip(sources, destination.number(sources))]
     destination.prepare()
     writer = Writer(Planner(config, describer, destination))
-    report = PreprocessReport(notes=notes(config))
+    others = about_others(destination.pictures_of_others([item.source for item in planned]), destination.folder)
+    report = PreprocessReport(notes=[*notes(config), *([others] if others else [])])
     done = 0
     with one_thread(), closing(in_order(writer.process, planned, workers or default_workers(), should_stop)) as outcomes:
         try:

@@ -19,9 +19,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Message:
-    """One sentence for the user, such as "Encoding 6 pictures"."""
+    """One sentence for the user, such as "Loading sd15". A page keeps an `important` one in view."""
 
     text: str
+    important: bool = False
 
 
 @dataclass(frozen=True)

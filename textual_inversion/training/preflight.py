@@ -14,6 +14,7 @@ from textual_inversion.embedding import Embedding
 from textual_inversion.errors import DatasetError, EmbeddingError, TextualInversionError
 from textual_inversion.files import FileStamp
 from textual_inversion.formats import file_sha256
+from textual_inversion.pictures.contents import list_names
 from textual_inversion.pictures.geometry import Size, cropped_share
 from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt, count_tokens
 from textual_inversion.prompts.examples import show_prompts
@@ -24,11 +25,9 @@ from textual_inversion.settings.training import EVALUATION_ROWS, PASSES_OF_A_STE
 from textual_inversion.text import counted
 from textual_inversion.training.data.encoding import list_pictures
 from textual_inversion.training.data.training_set import TrainingPicture, TrainingSet
-from textual_inversion.training.remarks import USUAL_RATES, about_far_rate, peak_rate, remarks
+from textual_inversion.training.remarks import USUAL_RATES, about_crops, about_far_rate, peak_rate, remarks
 
 _MOST_PROMPTS = 2000  # checked; a folder may have tens of thousands
-_NAMED = 3  # files named in one sentence
-_MUCH = 0.25  # cropped share of a picture from which a finding mentions it
 _FEW_PICTURES = 5
 
 
@@ -173,7 +172,7 @@ def _check_pictures(config: TrainingConfig, listed: TrainingSet, first_step: int
     for note in listed.notes:
         yield Finding(HINT, note)
     for names in duplicates(listed.pictures):
-        yield Finding(PROBLEM, f"{_list_names(names)} are the same file; each copy makes that picture count more.")
+        yield Finding(PROBLEM, f"{list_names(names)} are the same file; each copy makes that picture count more.")
 
 
 def _check_sizes(config: TrainingConfig, listed: TrainingSet) -> Iterable[Finding]:
@@ -185,13 +184,11 @@ def _check_sizes(config: TrainingConfig, listed: TrainingSet) -> Iterable[Findin
         yield Finding(HINT, f"{few}, so a batch shows some of them twice.")
     if listed.options.whole:
         return
-    shares = sorted(((cropped_share(picture.original, picture.size), picture.path.name) for picture in listed.pictures), reverse=True)
-    if much := [name for share, name in shares if share > _MUCH]:
-        advice = "" if config.buckets else "; aspect buckets would keep more"
-        yield Finding(HINT, f"{shares[0][0]:.0%} of {_list_names(much)} {'is' if len(much) == 1 else 'or less'} cropped away{advice}.")
+    if sentence := about_crops(config, listed):
+        yield Finding(HINT, sentence)
     enlarged = [(max(side / original for side, original in zip(p.size, p.original)), p.path.name) for p in listed.pictures]
     if small := sorted((entry for entry in enlarged if entry[0] > 1), reverse=True):
-        names, verb = _list_names([name for _, name in small]), "is" if len(small) == 1 else "are"
+        names, verb = list_names([name for _, name in small]), "is" if len(small) == 1 else "are"
         yield Finding(HINT, f"{names} {verb} smaller than the training size and enlarged up to {small[0][0]:.1f} times; that teaches blur.")
 
 
@@ -354,8 +351,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
-def _list_names(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
-    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown

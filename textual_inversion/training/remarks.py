@@ -7,18 +7,22 @@ from collections.abc import Iterator, Sequence
 
 from textual_inversion.embedding import Embedding
 from textual_inversion.errors import TextualInversionError
+from textual_inversion.pictures.contents import list_names
+from textual_inversion.pictures.geometry import cropped_share
 from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt
 from textual_inversion.prompts.names import about_name, names_in
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.schema import AUTO
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import counted
+from textual_inversion.training.data.training_set import TrainingSet
 
 #: Method -> the lowest and the highest learning rate that are usual for it.
 USUAL_RATES = {"pulled": (0.001, 0.1), "directional": (0.03, 2.0), "classic": (0.0005, 0.05)}
 _FAR = 8  # times the usual rates, beyond which nothing is learned, or nothing but noise
 _USUAL_SCALE = 0.014  # of a value in CLIP-L's token table
 _RATES_LOOKED_AT = 1000  # steps
+_MUCH = 0.25  # cropped share of a picture from which it is mentioned
 _LONGEST, _MOST_VECTORS = 20, 32  # times the length of a word; vectors
 
 
@@ -54,6 +58,18 @@ def about_far_rate(config: TrainingConfig, first_step: int) -> str:
     effect = "learns next to nothing" if peak < lowest else "destroys what it has learned at every step"
     usual = f"{lowest:g} to {highest:g} are usual for “{config.method}”, and “auto” fits it"
     return f"With a learning rate of {peak:g} an embedding {effect}: {usual}. Is that rate meant?"
+
+
+def about_crops(config: TrainingConfig, listed: TrainingSet) -> str:
+    """A sentence on pictures of which much is cropped away; empty where that is not so."""
+    if listed.options.whole:
+        return ""
+    shares = sorted(((cropped_share(picture.original, picture.size), picture.path.name) for picture in listed.pictures), reverse=True)
+    much = [name for share, name in shares if share > _MUCH]
+    if not much:
+        return ""
+    advice = "" if config.buckets else "; aspect buckets would keep more"
+    return f"{shares[0][0]:.0%} of {list_names(much)} {'is' if len(much) == 1 else 'or less'} cropped away{advice}."
 
 
 def _about_length(embedding: Embedding | None) -> str:

@@ -34,7 +34,7 @@ class Section:
 
 
 PREVIEWS = "Previews and copies"
-ALWAYS_OPEN = ("word", "pictures", "basics")
+ALWAYS_OPEN = ("word", "pictures", "basics", "source", "result")
 AS_TXT2IMG = Setting(
     name="as_txt2img",
     types=(bool,),
@@ -171,9 +171,9 @@ def preprocess_values(destination: str, width: int, height: int, captioners: Seq
     return {**defaults_of(PreprocessConfig), **lists, "destination": destination, "width": width, "height": height}
 
 
-def group_of(setting: str) -> str:
-    """The title of the group that folds a setting of the Train tab away; empty where it is always open."""
-    for title, rows in train_sections().items():
+def group_of(setting: str, *, preprocess: bool = False) -> str:
+    """The title of the group that folds a setting of the Train or Preprocess tab away; empty where it is always open."""
+    for title, rows in (preprocess_sections() if preprocess else train_sections()).items():
         if title not in ALWAYS_OPEN and any(each.name == setting for row in rows for each in row):
             return title
     return ""

@@ -43,7 +43,7 @@ def head(review: ReviewSession) -> str:
     )
     notes = "".join(note(text, "hint") for text in review.notes)
     return (
-        f'<div class="ti-look-head"><h3>{total}, {results}</h3>'
+        f'<div class="ti-look-head"><h2>{total}, {results}</h2>'
         '<button type="button" class="ti-look-close" data-do="forget" title="Forget what was looked at and changed">Close</button>'
         f'{notes}<div class="ti-switch" role="group" aria-label="Which pictures are shown">{filters}</div></div>'
     )
@@ -57,7 +57,7 @@ def tiles(review: ReviewSession) -> str:
     pictures = "".join(_tile(review, place) for place in places)
     nothing = "" if places else '<p class="ti-look-none">There is no such picture any more.</p>'
     copies = len(review.config.flips) if review.config else 0
-    hint = "Click a picture to leave it out or take it back. Captions are saved as you type."
+    hint = "Click a picture to leave it out or take it back. Choices and captions are kept on disk as you make them."
     hint += f" Each gets {copies} mirrored {'copy' if copies == 1 else 'copies'} as well." if copies else ""
     return (
         f'<div class="ti-look" data-look="{review.id}"><p class="ti-look-hint">{hint}</p>'

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.context import Context
 
-from textual_inversion.app.actions import Actions, Outcome, name_problem, preview_settings
+from textual_inversion.app.actions import Actions, Outcome, begins_with, name_problem, new_embedding, preview_settings
 from textual_inversion.app.checking import Checking, CheckOffer
 from textual_inversion.app.copies import kept_before
 from textual_inversion.app.job import JobKind
 from textual_inversion.app.preprocessing import Preprocessing
 from textual_inversion.app.remembered import remembered
+from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
 from textual_inversion.settings.schema import defaults_of, folder_text
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import counted
-from textual_inversion.ui import compat, form, pictures, preprocess_tab, render
+from textual_inversion.ui import compat, form, pictures, preprocess_tab, render, shelf
 
 if TYPE_CHECKING:
     from textual_inversion.app.engine import Engine
@@ -41,8 +42,8 @@ class TrainPage:
     parts: Parts
     actions: Actions
 
-    def stand(self, name: Any, steps: Any) -> str:
-        """The line under the Train tab's name."""
+    def stand(self, name: Any, steps: Any, initializer_text: Any = None, num_vectors: Any = None) -> str:
+        """The line under the Train tab's name; the last two are the Create tab's values."""
         name = str(name or "").strip()
         job = self.actions.engine.job
         if job.running and job.name == name:
@@ -51,7 +52,8 @@ class TrainPage:
         problem = "" if card or not name else name_problem(name)
         number = str(steps or "").strip()
         last_step = int(number) if number.isdecimal() else None
-        line = render.note(problem, "error") if problem else render.standing(card, name, last_step)
+        begins = "" if card or problem or not name else _begins_with(name, initializer_text, num_vectors)
+        line = render.note(problem, "error") if problem else render.standing(card, name, last_step, begins)
         line += render.take_back(name) if card and not job.running and kept_before(self.actions.engine, name) else ""
         return line + render.left_out(self.actions.left_out())
 
@@ -95,6 +97,11 @@ class TrainPage:
             return render.note("Pictures are being preprocessed; they appear here when that is done.", "hint")
         return contents.html()
 
+    def latest(self) -> str:
+        """The embedding that was written last; the suggested name where there is none."""
+        engine = self.actions.engine
+        return latest(engine.host.folders().embeddings, self.actions.names()) or engine.host.suggestions().new.name
+
     def _current(self, name: str) -> str:
         """The name to show: the embedding in training; else the latest one, if `name` is only a suggestion without a file; else `name`."""
         engine, known = self.actions.engine, self.actions.names()
@@ -136,6 +143,7 @@ def build_train_page(
     _wire_create(page)
     preprocess_tab.wire(preprocess, parts, engine, train["images"], actions.interrupt)
     _wire_train(page, list(drawing_settings))
+    shelf.wire(parts, engine, train["name"], lambda name: _name_update(actions, name or page.latest()))
     return page
 
 
@@ -227,6 +235,7 @@ def _train_tab(values: Mapping[str, Any], parts: Parts, *, can_follow: bool) -> 
     sections = form.train_sections()
     drawn = form.draw(sections.pop("word"), values, "train")
     parts["standing"] = gr.HTML("", elem_id="ti_standing")
+    shelf.draw(parts)
     drawn.update(form.draw(sections.pop("pictures"), values, "train"))
     parts["strip"] = gr.HTML("", elem_id="ti_strip")
     with gr.Accordion("Drop pictures here instead", open=False, elem_id="ti_drop"):
@@ -291,18 +300,19 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
         return pictures.drop(files, actions.engine.host.folders().outputs / "pictures", "dataset directory")
 
     name, steps, images = train["name"], train["steps"], train["images"]
+    about = [name, steps, page.create["initializer_text"], page.create["num_vectors"]]
     inputs = [*train.values(), *page.create.values(), *([parts["as_txt2img"], *drawing_settings] if drawing_settings else [])]
     compat.on(parts["train_button"].click, start, [parts["asked"], *inputs], [parts["train_note"], parts["standing"], parts["asked"]])
     compat.on(parts["train_stop"].click, lambda: render.outcome(actions.interrupt()), [], [parts["train_note"]], queue=False)
     said = compat.on(
         parts["exchange"].click, lambda sent: render.outcome(actions.exchange(sent)), [parts["exchange_sent"]], [parts["train_note"]]
     )
-    compat.on(said.then, page.stand, [name, steps], [parts["standing"]])
+    compat.on(said.then, page.stand, about, [parts["standing"]])
     compat.on(parts["train_check"].click, check, [*train.values(), *page.create.values()], [parts["train_note"]])
     filled = [*(component for key, component in train.items() if key != "name"), parts["filled"]]
     compat.on(name.change, page.remembered, [name, parts["filled"]], filled)
-    for changed in (name, steps):
-        compat.on(changed.change, page.stand, [name, steps], [parts["standing"]])
+    for changed in about:
+        compat.on(changed.change, page.stand, about, [parts["standing"]])
     compat.on(images.change, page.strip, [images], [parts["strip"]])
     compat.on(parts["files"].change, dropped, [parts["files"]], [parts["files_note"], images])
     shown = [name, parts["strip"], train["width"], train["height"], parts["opened"]]
@@ -313,7 +323,17 @@ def _wire_train(page: TrainPage, drawing_settings: list[Any]) -> None:
         shown,
     )
     compat.on(refreshed.then, page.remembered, [name, parts["filled"]], filled)
-    compat.on(refreshed.then, page.stand, [name, steps], [parts["standing"]])  # runs last, with the name that the refresh has set
+    compat.on(refreshed.then, page.stand, about, [parts["standing"]])  # runs last, with the name that the refresh has set
+
+
+def _begins_with(name: str, initializer_text: Any, num_vectors: Any) -> str:
+    """What Train would create a new embedding with; empty where the Create tab's values cannot be used, which Train reports."""
+    if initializer_text is None or num_vectors is None:
+        return ""
+    try:
+        return begins_with(new_embedding({"name": name, "initializer_text": initializer_text, "num_vectors": num_vectors}))
+    except TextualInversionError:
+        return ""
 
 
 def _name_update(actions: Actions, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -44,6 +45,7 @@ def draw(values: Parts, parts: Parts) -> Parts:
         parts["preprocess_button"] = gr.Button("Preprocess", variant="primary", elem_id="ti_preprocess_button")
         parts["preprocess_stop"] = gr.Button("Interrupt", elem_id="ti_preprocess_stop", elem_classes=["ti-stop"])
     parts["preprocess_note"] = gr.HTML("", elem_id="ti_preprocess_note")
+    parts["mixing_asked"], parts["suggested_destination"] = gr.State(""), gr.State("")
     return drawn
 
 
@@ -68,9 +70,12 @@ def wire(settings: Parts, parts: Parts, engine: Engine, images: Any, interrupt: 
     def look(*values: Any) -> str:
         return render.outcome(actions.look(dict(zip(keys, values, strict=True))), "preprocess")
 
-    def write(*values: Any) -> Any:
-        outcome = actions.write(dict(zip(keys, values)), values[-1])
-        return render.outcome(outcome, "preprocess"), compat.update(value=outcome.name) if outcome.name else compat.update()
+    def write(asked: Any, sent: Any, *values: Any) -> Any:
+        outcome = actions.write(dict(zip(keys, values)), sent, str(asked or ""))
+        if outcome.kind == "ask":
+            return render.question(outcome, "Press “Preprocess” again to do so.", "preprocess"), compat.update(), outcome.text
+        note = render.outcome(outcome, "preprocess", form.group_of(outcome.setting, preprocess=True))
+        return note, compat.update(value=outcome.name) if outcome.name else compat.update(), ""
 
     def take(sent: Any) -> Any:
         """Carry out the script's commands. The same pictures are not redrawn, because the user may be typing in them."""
@@ -86,20 +91,32 @@ def wire(settings: Parts, parts: Parts, engine: Engine, images: Any, interrupt: 
         updates = [compat.update(value=values[key]) if key in values else compat.update() for key in keys]
         return *_shown(actions, sent, tiles=others_are_shown), *updates
 
-    def source_strip(folder: Any) -> str:
-        return pictures.pictures_in(folder_text(folder)).html() if folder else ""
+    def source_chosen(source: Any, destination: Any, suggested: Any) -> Any:
+        """The strip of pictures, and a destination for this source in place of one that was suggested for another."""
+        folder = folder_text(source)
+        strip = pictures.pictures_in(folder).html() if folder else ""
+        if not folder or folder_text(destination) not in (str(actions.parent), str(suggested)):
+            return strip, compat.update(), suggested
+        place = str(actions.destination_for(Path(folder).expanduser()))
+        return strip, compat.update(value=place), place
 
     def dropped(files: Any) -> Any:
         return pictures.drop(files, engine.host.folders().outputs / "pictures", "source directory")
 
     values = list(settings.values())
     compat.on(parts["look_button"].click, look, values, [parts["preprocess_note"]])
-    compat.on(parts["preprocess_button"].click, write, [*values, parts["look_sent"]], [parts["preprocess_note"], images])
+    compat.on(
+        parts["preprocess_button"].click,
+        write,
+        [parts["mixing_asked"], parts["look_sent"], *values],
+        [parts["preprocess_note"], images, parts["mixing_asked"]],
+    )
     compat.on(parts["preprocess_stop"].click, lambda: render.outcome(interrupt()), [], [parts["preprocess_note"]], queue=False)
     compat.on(parts["look_take"].click, take, [parts["look_sent"]], shown)
     compat.on(parts["refresh"].click, refresh, [parts["look_sent"]], [*shown, *values])
     compat.on(parts["source_files"].change, dropped, [parts["source_files"]], [parts["source_files_note"], settings["source"]])
-    compat.on(settings["source"].change, source_strip, [settings["source"]], [parts["source_strip"]])
+    source, destination, suggested = settings["source"], settings["destination"], parts["suggested_destination"]
+    compat.on(source.change, source_chosen, [source, destination, suggested], [parts["source_strip"], destination, suggested])
 
 
 def _shown(actions: Preprocessing, sent: Any, *, tiles: bool) -> Any:

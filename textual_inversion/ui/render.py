@@ -60,9 +60,9 @@ def outcome(outcome: Outcome, form: str = "", group: str = "") -> str:
     return note(outcome.text, outcome.kind, f"ti_{form}_{outcome.setting}" if form and outcome.setting else "", group)
 
 
-def question(outcome: Outcome, answer: str) -> str:
-    """A question before something is done, marked at the field that it is about, and how to answer it."""
-    about = f' data-field="ti_train_{escape(outcome.setting)}"' if outcome.setting else ""
+def question(outcome: Outcome, answer: str, form: str = "train") -> str:
+    """A question before something is done, marked at the field of `form` that it is about, and how to answer it."""
+    about = f' data-field="ti_{form}_{escape(outcome.setting)}"' if outcome.setting else ""
     return f'<div class="ti-note ti-note-ask" role="alert"{about}>{escape(outcome.text)} {escape(answer)}</div>'
 
 
@@ -79,12 +79,12 @@ def word(name: str) -> str:
 
 def heading() -> str:
     """The standalone page's name."""
-    return f'<div class="ti-heading">{MARK}<span class="ti-title">Textual Inversion</span><span class="ti-pill" hidden></span></div>'
+    return f'<div class="ti-heading">{MARK}<h1 class="ti-title">Textual Inversion</h1><span class="ti-pill" hidden></span></div>'
 
 
 def intro(title: str, text: str) -> str:
     """Title and purpose of a tab."""
-    return f'<div class="ti-intro"><h3>{escape(title)}</h3><p>{escape(text)}</p></div>'
+    return f'<div class="ti-intro"><h2>{escape(title)}</h2><p>{escape(text)}</p></div>'
 
 
 def live() -> str:
@@ -100,12 +100,19 @@ def strip(thumbnails: Sequence[str], total: int, captioned: int) -> str:
     return f'<div class="ti-strip"><div class="ti-thumbs">{images}{more}</div><span>{counted(total, "picture")}, {captions}</span></div>'
 
 
-def standing(card: Card | None, name: str, last_step: int | None) -> str:
-    """Describe the chosen embedding, and say whether training to `last_step` would do any steps; None = that is chosen at the start."""
+def standing(card: Card | None, name: str, last_step: int | None, begins_with: str = "") -> str:
+    """Describe the chosen embedding, and say whether training would do any steps.
+
+    Args:
+        card: None where there is no such embedding yet.
+        last_step: the step to train to; None = that is chosen at the start.
+        begins_with: the vectors that a new embedding would get; empty = not known.
+    """
     if not name:
         return note("Choose an embedding, or type a new name.", "hint")
     if card is None:
-        return f'<div class="ti-note ti-note-hint">{word(name)} does not exist yet: Train creates it from the Create tab.</div>'
+        begins = f" with {escape(begins_with)}, as the Create tab says" if begins_with else " from the Create tab"
+        return f'<div class="ti-note ti-note-hint">{word(name)} does not exist yet: Train creates it{begins}.</div>'
     if reason := card.reason or card.untrainable:
         return f'<div class="ti-note ti-note-error" role="alert">{word(name)} cannot be trained here: {escape(reason)}</div>'
     facts = card.description
@@ -155,13 +162,15 @@ def card(item: Card) -> str:
         source = f"{ROUTE}/card?name={quote(item.name, safe='', errors='backslashreplace')}&v={changed}"
         face = f'<img src="{escape(source)}" alt="" loading="lazy">'
     else:
-        face = f'<span class="ti-face" style="--ti-hue:{sum(map(ord, item.name)) * 37 % 360}">{escape(item.name[:2])}</span>'
+        hue = sum(map(ord, item.name)) * 37 % 360
+        face = f'<span class="ti-face" aria-hidden="true" style="--ti-hue:{hue}">{escape(item.name[:2])}</span>'
     state = 'aria-disabled="true"' if item.reason else 'aria-pressed="false"'
     prompt = "negative" if item.is_negative else "positive" if item.negative else "edited"
     title = item.reason or f"Put {item.name} into the {'negative ' if item.is_negative else ''}prompt; click again to take it out"
     return (
         f'<div role="listitem"><button type="button" class="ti-card{" ti-unfit" if item.reason else ""}" data-name="{name}" {state} '
-        f'data-prompt="{prompt}" data-negative="{escape(item.negative)}" title="{escape(title)}">'
+        f'data-prompt="{prompt}" data-negative="{escape(item.negative)}" title="{escape(title)}" data-level="{escape(item.level)}" '
+        f'data-changed="{item.changed:.0f}" data-steps="{item.description.step or 0}">'
         f'<span class="ti-picture">{face}</span><span class="ti-name">{name}</span>{_about(item)}</button></div>'
     )
 
@@ -188,11 +197,17 @@ def _time_of(picture: Path) -> int:
         return 0
 
 
-def made(parameters: str, seconds: float, folder: str) -> str:
-    """How the pictures in the gallery were made and where they are kept."""
+def made(parameters: str, folder: str, seconds: float | None = None, which: str = "") -> str:
+    """How a picture in the gallery was made and where it is kept.
+
+    Args:
+        seconds: the time that all pictures took; None = it is not said.
+        which: the picture, such as `Picture 1 of 4`, where there are several.
+    """
     if not parameters:
         return note("Stopped before the first picture was done.", "hint")
-    return f'<div class="ti-made"><pre>{escape(parameters)}</pre><span>{seconds:.1f} s · kept in {escape(folder)}</span></div>'
+    facts = [which, f"{seconds:.1f} s" if seconds is not None else "", f"kept in {folder}" if folder else ""]
+    return f'<div class="ti-made"><pre>{escape(parameters)}</pre><span>{escape(" · ".join(fact for fact in facts if fact))}</span></div>'
 
 
 _MOST_DANGERS = 50
@@ -206,10 +221,10 @@ _FILES_OF_A_KIND = {
     "unsafe": "are unsafe",
 }
 _CHECK_TEXTS = {
-    "offer": """<h3>Check your embedding files?</h3>
+    "offer": """<h2>Check your embedding files?</h2>
 <p>A <code>.pt</code> or <code>.bin</code> file can hold a program that runs when something loads the file. This extension reads such
 files without running anything; other programs may not. The check looks at every file in the embeddings folder and changes nothing.</p>""",
-    "working": "<h3>Checking your embedding files …</h3><p>Nothing in them is run, and nothing is changed.</p>",
+    "working": "<h2>Checking your embedding files …</h2><p>Nothing in them is run, and nothing is changed.</p>",
 }
 
 
@@ -228,7 +243,7 @@ def _check_result(result: CheckResult) -> str:
     kinds = "".join(
         f"<li><strong>{result.counts[kind]}</strong> {are}</li>" for kind, are in _FILES_OF_A_KIND.items() if result.counts[kind]
     )
-    parts = [f"<h3>{escape(result.summary)}</h3>", f'<ul class="ti-counts">{kinds}</ul>']
+    parts = [f"<h2>{escape(result.summary)}</h2>", f'<ul class="ti-counts">{kinds}</ul>']
     if result.dangerous:
         rows = "".join(
             f"<tr><td><code>{escape(path_in_folder(file))}</code></td><td>{escape(file.verdict)}</td></tr>"

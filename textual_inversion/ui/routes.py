@@ -101,7 +101,7 @@ def _state(engine: Engine, drawing: Drawing | None) -> Handler:
         if drawing is not None:
             snapshot["drawing"] = drawing.snapshot()
         if request.query_params.get("since") == f"{snapshot['job']}-{snapshot['version']}":
-            for key in ("points", "previews", "copies", "messages", "evaluations", "verdict"):
+            for key in ("points", "previews", "copies", "messages", "remarks", "evaluations", "verdict"):
                 del snapshot[key]
         return _Json(snapshot, headers=_HEADERS)
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.context import Context
 
 from textual_inversion.app.job import Drawing, user_message
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.names import about_unknown, unknown_names
 from textual_inversion.settings.generation import GenerationSettings
-from textual_inversion.settings.schema import cleaned, setting_of, settings_of
+from textual_inversion.settings.schema import Setting, cleaned, setting_of, settings_of
 from textual_inversion.ui import compat, form, render
+from textual_inversion.ui.uploads import upload_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,14 +53,23 @@ def build_txt2img_page(engine: Engine, drawing: Drawing) -> dict[str, Any]:
                 generate = gr.Button("Generate", variant="primary", elem_id="ti_generate")
                 stop = gr.Button("Interrupt", elem_id="ti_generate_stop", elem_classes=["ti-stop"])
             parts.update(form.draw(sections.pop("settings"), values, "txt2img"))
+            with gr.Accordion("Read the settings of a picture", open=False, elem_id="ti_read"):
+                parts["read_file"] = gr.File(label="A picture that a WebUI has drawn, as it was saved", elem_id="ti_read_file")
+                parts["read_note"] = gr.HTML("", elem_id="ti_read_note")
         with gr.Column(scale=6, min_width=320, elem_classes=["ti-stage"]):
             gr.HTML('<div class="ti-drawing" hidden></div>', elem_id="ti_drawing")
             parts["gallery"] = gr.Gallery(elem_id="ti_gallery", **compat.known(gr.Gallery, **_GALLERY))
             parts["note"] = gr.HTML(_EMPTY, elem_id="ti_generate_note")
+            parts["texts"] = gr.State([])
     parts["cards"] = _build_cards(engine)
     keys = [each.name for each in settings_of(GenerationSettings) if each.name in parts]
     pages = _Page(engine, drawing, keys)
-    compat.on(generate.click, pages.generate, [parts[key] for key in keys], [parts["gallery"], parts["note"]])
+    fields, shown = [parts[key] for key in keys], [parts["gallery"], parts["note"], parts["texts"]]
+    compat.on(generate.click, pages.generate, fields, shown)
+    compat.on(parts["gallery"].select, pages.about, [parts["texts"]], [parts["note"]])
+    compat.on(parts["read_file"].change, pages.read, [parts["read_file"]], [parts["read_note"], *fields])
+    if Context.root_block is not None:
+        compat.on(Context.root_block.load, pages.restore, [], shown)
     compat.on(stop.click, drawing.interrupt, queue=False)
     for prompt, counter in (("prompt", "tokens"), ("negative_prompt", "negative_tokens")):
         compat.on(parts[prompt].change, pages.count, [parts[prompt]], [parts[counter]])
@@ -64,7 +77,11 @@ def build_txt2img_page(engine: Engine, drawing: Drawing) -> dict[str, Any]:
 
 
 _CARD_BAR = """<div class="ti-cardbar">
-<h3>Textual Inversion</h3>
+<h2>Textual Inversion <span class="ti-cardcount"></span></h2>
+<select class="ti-filter" aria-label="Which cards"><option value="all">All</option><option value="fit">That fit</option>
+<option value="good">Learned well</option><option value="negative">For the negative prompt</option></select>
+<select class="ti-order" aria-label="Order of the cards"><option value="fit">Fitting first</option><option value="name">By name</option>
+<option value="newest">Newest first</option><option value="steps">Most steps first</option></select>
 <input type="search" class="ti-search" placeholder="Search" aria-label="Search the cards">
 <label class="ti-option" title="Insert the word as &lt;name:1&gt;, whose number is its strength">
 <input type="checkbox" class="ti-strength"> with strength</label>
@@ -78,7 +95,7 @@ def _build_cards(engine: Engine) -> Any:
     An empty list shows no message yet: embeddings may appear before the page is opened, and then the script requests the cards.
     """
     cards = engine.cards()
-    shelf = f'<div class="ti-shelf">{render.cards(cards) if cards else ""}</div>'
+    shelf = f'<div class="ti-shelf" tabindex="0" role="region" aria-label="Cards">{render.cards(cards) if cards else ""}</div>'
     return gr.HTML(f'<section class="ti-library">{_CARD_BAR}{shelf}</section>', elem_id="ti_cards")
 
 
@@ -86,29 +103,70 @@ _EMPTY = '<div class="ti-note ti-note-hint">Pictures appear here. A click on a c
 
 
 class _Page:
-    """The page's handlers."""
+    """The page's handlers. The last pictures are shown again on a page that is opened later, also after a restart."""
 
     def __init__(self, engine: Engine, drawing: Drawing, keys: list[str]) -> None:
         self.engine, self.drawing, self.keys = engine, drawing, keys
+        self.folder = engine.host.folders().outputs / "txt2img"
+        self.last: list[Path] | None = None  # files of the last pictures; None = none were drawn since the start
 
     def generate(self, *given: Any) -> Any:
-        """Draw and keep the pictures, and report how they were made or why drawing failed. The gallery changes only for new pictures."""
+        """Draw and keep the pictures, and report how they were made or why drawing failed. The gallery changes only for new pictures.
+
+        Returns:
+            The gallery's pictures, the note below them, and how each picture was made.
+        """
         if not self.drawing.begin():
-            return compat.update(), render.note("Something is being drawn already; interrupt it or wait.", "error")
-        begun, pictures, folder = time.monotonic(), [], self.engine.host.folders().outputs / "txt2img"
+            return compat.update(), render.note("Something is being drawn already; interrupt it or wait.", "error"), compat.update()
+        begun, pictures, texts = time.monotonic(), [], compat.update()
         try:
             values = checked(dict(zip(self.keys, given, strict=True)))
-            pictures = self.engine.generate(values, self.drawing.progress, self.drawing.should_stop)
-            keep(pictures, folder, values["seed"])
-            parameters = str(pictures[0].info.get("parameters", "")) if pictures else ""
+            pictures = drawn = self.engine.generate(values, self.drawing.progress, self.drawing.should_stop)
+            texts = [str(picture.info.get("parameters", "")) for picture in drawn] or compat.update()
+            files = keep(drawn, self.folder, values["seed"])
+            self.last = files or self.last
+            pictures = for_page(files)
             names = [card.name for card in self.engine.cards() if not card.reason]
             unknown = unknown_names((values["prompt"], values["negative_prompt"]), names)  # <…> that name no embedding
-            note = render.note(about_unknown(unknown), "hint") + render.made(parameters, time.monotonic() - begun, str(folder))
+            note = render.note(about_unknown(unknown), "hint") + self._made(texts if drawn else [], 0, time.monotonic() - begun)
         except Exception as error:  # noqa: BLE001  for an error that leaves the handler, gradio shows only "Error"
             note = render.note(user_message(error), "error")
         finally:
             self.drawing.end()
-        return pictures or compat.update(), note
+        return pictures or compat.update(), note, texts
+
+    def restore(self) -> Any:
+        """What `generate` returns, for a page that was opened just now: the last pictures, as far as their files are there."""
+        files = [path for path in (latest_in(self.folder) if self.last is None else self.last) if path.is_file()]
+        if not files:
+            return compat.update(), compat.update(), compat.update()
+        texts = [_parameters_or_nothing(path) for path in files]
+        return for_page(files), self._made(texts, 0), texts
+
+    def about(self, texts: Any, event: gr.SelectData) -> Any:
+        """How the picture that was clicked was made."""
+        index = event.index if isinstance(event.index, int) else -1
+        return self._made(texts, index) if isinstance(texts, list) and 0 <= index < len(texts) else compat.update()
+
+    def read(self, files: Any) -> list[Any]:
+        """A note and updates of the form to the settings in the picture that was given."""
+        unchanged = [compat.update() for _ in self.keys]
+        paths = compat.uploaded_paths(files)
+        if not paths:
+            return ["", *unchanged]
+        from textual_inversion.pictures.parameters import parameters_in, settings_in
+
+        try:
+            values = settings_in(parameters_in(Path(paths[0])))
+        except Exception as error:  # noqa: BLE001  for an error that leaves the handler, gradio shows only "Error"
+            return [render.note(user_message(error), "error"), *unchanged]
+        kinds = {each.name: each for each in settings_of(GenerationSettings)}
+        updates = [compat.update(value=_form_value(kinds[key], values[key])) if key in values else compat.update() for key in self.keys]
+        return [render.note("The form has the settings of that picture."), *updates]
+
+    def _made(self, texts: Sequence[str], index: int, seconds: float | None = None) -> str:
+        which = f"Picture {index + 1} of {len(texts)}; a click on another one shows how that was made" if len(texts) > 1 else ""
+        return render.made(texts[index] if texts else "", str(self.folder), seconds, which)
 
     def count(self, prompt: str) -> str:
         """The token counter, or why the prompt cannot be read."""
@@ -134,16 +192,48 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def keep(pictures: list[Image.Image], folder: Path, seed: int) -> None:
-    """Write the pictures as PNG with their parameters inside, as `<day>/<number>-<seed>.png`."""
+def _form_value(setting: Setting, value: str) -> Any:
+    """A setting's text as its component holds it: sliders hold numbers, the other fields text."""
+    return setting.clean(value) if form.kind_of(setting) == "slider" else value
+
+
+def keep(pictures: list[Image.Image], folder: Path, seed: int) -> list[Path]:
+    """Write the pictures as PNG with their parameters inside, as `<day>/<number>-<seed>.png`; returns the files. Raises OSError."""
     from textual_inversion.pictures.parameters import with_parameters
 
     day = folder / time.strftime("%Y-%m-%d")
     day.mkdir(parents=True, exist_ok=True)
     numbers = [int(found.group()) for path in day.glob("*.png") if (found := re.match(r"\d+", path.name))]
+    files = []
     for index, picture in enumerate(pictures):
-        name = f"{max(numbers, default=0) + 1 + index:05}-{(seed + index) % 2**32}.png"
-        picture.save(day / name, pnginfo=with_parameters(picture))
+        files.append(day / f"{max(numbers, default=0) + 1 + index:05}-{(seed + index) % 2**32}.png")
+        picture.save(files[-1], pnginfo=with_parameters(picture))
+    return files
+
+
+def latest_in(folder: Path) -> list[Path]:
+    """The newest pictures that were kept in `folder`, at most as many as one click usually draws."""
+    days = sorted(day for day in folder.iterdir() if day.is_dir()) if folder.is_dir() else []
+    return sorted(days[-1].glob("[0-9]*.png"))[-_USUAL["count"] :] if days else []
+
+
+def for_page(files: Sequence[Path]) -> list[str]:
+    """Copies of the files, under the same names, where gradio serves files from; a download then has the name and the parameters."""
+    if not files:
+        return []
+    uploads = upload_folder()
+    uploads.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="drawn-", dir=uploads))
+    return [str(shutil.copyfile(file, place / file.name)) for file in files]
+
+
+def _parameters_or_nothing(path: Path) -> str:
+    from textual_inversion.pictures.parameters import parameters_in
+
+    try:
+        return parameters_in(path)
+    except TextualInversionError:
+        return path.name
 
 
 def drawing_values(engine: Engine) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from textual_inversion.text import counted
 from textual_inversion.training.data.latents import LatentBucket, LatentMoments, LatentStore, encoder_hash
 from textual_inversion.training.data.training_set import DatasetOptions, TrainingSet, none_usable, scan_training_set
 from textual_inversion.training.data.views import BUCKETS, FIXED, OWN, Sizing, TrainingView
-from textual_inversion.training.events import Event, Message
+from textual_inversion.training.events import Busy, Event, Message
 
 _THREADS = 4
 _AHEAD = 8  # pictures read before they are needed
@@ -342,6 +342,8 @@ def encode_pictures(
     def progress(done: int, total: int) -> None:
         if should_stop():
             raise InterruptedEncodingError
+        if done < total:
+            listener(Busy(f"Encoding picture {done + 1} of {total}"))
 
     count = len(listed.pictures)
     listener(Message(f"Encoding {counted(count, 'picture')}"))

@@ -1,0 +1,195 @@
+"""Renames and deletes embeddings together with the files beside them, in a way that can be undone, also after a restart."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual_inversion.app.actions import Outcome, answered
+from textual_inversion.app.job import JobKind, JobRunningError
+from textual_inversion.errors import EmbeddingError, NameTakenError
+from textual_inversion.files import os_error_text, remove_quietly, replace_file
+from textual_inversion.last_run import last_run_file, read_last_run
+from textual_inversion.library.sidecars import PREVIEW_ENDINGS, TEXT_ENDINGS
+from textual_inversion.text import counted
+
+if TYPE_CHECKING:
+    from textual_inversion.app.engine import Engine
+
+Moves = Sequence[tuple[Path, Path]]
+_log = logging.getLogger(__name__)
+_STAMP = "%Y-%m-%d_%H-%M-%S"
+_OF_THE_FILE = (".optim", ".journal")  # behind the whole file name; the others follow its stem
+_OF_THE_NAME = (".training.json", *PREVIEW_ENDINGS, *TEXT_ENDINGS)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """The last change of an embedding: a new name, or for a deleted one the files that were moved."""
+
+    moves: Moves
+    name: str
+    new_name: str
+
+
+class Shelf:
+    """The handlers; each returns a sentence, also after an error.
+
+    The last change is kept in `outputs/shelf`, and so are deleted files.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @answered
+    def rename(self, name: str, new_name: str) -> Outcome:
+        """Give the embedding `name` another name, with its picture, notes, settings, copies and previews."""
+        from textual_inversion.embedding import check_name
+        from textual_inversion.prompts.names import about_name
+
+        path, new = self._file(name), check_name(new_name.strip())
+        self._require_free(new, path)
+        self._rename(path, new)
+        self._keep_note([], path.stem, new)
+        return Outcome(f"“{path.stem}” is called “{new}” now. {about_name(new)}".strip(), name=new)
+
+    def _rename(self, path: Path, new: str) -> None:
+        logs = self._logs(path.stem)
+        moves = [(file, file.with_name(f"{new}{file.name[len(path.stem) :]}")) for file in self._files(path)]
+        moves += [(logs, logs.with_name(new))] if logs.is_dir() else []
+        _move(moves)
+        self._correct_last_run(path.with_name(f"{new}{path.suffix}"), logs)
+        self.engine.job.renamed(path.stem, new, logs, logs.with_name(new))
+        self.engine.refresh()
+
+    @answered
+    def delete(self, name: str) -> Outcome:
+        """Move the embedding `name`, and everything that belongs to it, out of the folders that WebUIs read."""
+        path = self._file(name)
+        place = _free(self._place() / f"{path.stem} {time.strftime(_STAMP)}")
+        logs, files = self._logs(path.stem), list(self._files(path))
+        moves = [(file, place / file.name) for file in files]
+        moves += [(logs, place / "logs")] if logs.is_dir() else []
+        _move(moves)
+        self._keep_note(moves, path.stem, "")
+        self.engine.refresh()
+        return Outcome(f"“{path.stem}” is deleted; {counted(len(files), 'file')} and its copies and previews lie in {place} now.")
+
+    @answered
+    def undo(self) -> Outcome:
+        """Undo the last change, once."""
+        last = self._last()
+        if last is None:
+            return Outcome("There is nothing to undo.", "hint")
+        if last.new_name:
+            self._rename(self._file(last.new_name), last.name)
+        elif taken := [source for source, _ in last.moves if source.exists()]:
+            raise EmbeddingError(f"{taken[0]} exists again; move it away first.", path=taken[0])
+        else:
+            _move([(target, source) for source, target in reversed(last.moves)])
+            self.engine.refresh()
+        remove_quietly(self._note())
+        return Outcome(f"“{last.name}” has its old name again." if last.new_name else f"“{last.name}” is there again.", name=last.name)
+
+    def _file(self, name: str) -> Path:
+        path = self.engine.embedding_file(name.strip())
+        if self.engine.job.about(JobKind.TRAIN, path.stem):
+            raise JobRunningError(f"“{path.stem}” is being trained; interrupt that first, or wait until it is done.")
+        return path
+
+    def _files(self, path: Path) -> Iterator[Path]:
+        """The embedding's file first, then the files beside it that belong to it."""
+        yield path
+        names = {f"{path.name}{ending}".lower() for ending in _OF_THE_FILE} | {f"{path.stem}{ending}".lower() for ending in _OF_THE_NAME}
+        yield from sorted(file for file in path.parent.iterdir() if file.name.lower() in names and file != path)
+
+    def _logs(self, name: str) -> Path:
+        return self.engine.host.folders().outputs / "training" / name
+
+    def _place(self) -> Path:
+        return self.engine.host.folders().outputs / "shelf"
+
+    def _note(self) -> Path:
+        return self._place() / "last.json"
+
+    def _require_free(self, new: str, path: Path) -> None:
+        from textual_inversion.embedding import fold_name
+
+        taken = [card.name for card in self.engine.cards() if fold_name(card.name) == fold_name(new) and card.name != path.stem]
+        if taken or (new != path.stem and path.with_name(f"{new}{path.suffix}").exists() and fold_name(new) != fold_name(path.stem)):
+            raise NameTakenError(f"There is an embedding {taken[0] if taken else new!r} already; choose another name.")
+        if new == path.stem:
+            raise NameTakenError(f"It is called “{new}” already.")
+
+    def _keep_note(self, moves: Moves, name: str, new_name: str) -> None:
+        """Keep how to undo a change; where that fails, the change stays, and cannot be undone by a click."""
+        kept = {"moves": [[str(source), str(target)] for source, target in moves], "name": name, "new_name": new_name}
+        try:
+            self._place().mkdir(parents=True, exist_ok=True)
+            replace_file(self._note(), json.dumps(kept).encode("ascii"), fixed_name=True, follow_links=False)
+        except OSError:
+            _log.exception("The change of %s cannot be undone", name)
+
+    def _last(self) -> _Change | None:
+        """The last change; None where there is none that can be undone."""
+        try:
+            kept = json.loads(self._note().read_text(encoding="ascii"))
+            moves = [(Path(source), Path(target)) for source, target in kept["moves"]]
+            change = _Change(moves, str(kept["name"]), str(kept["new_name"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return change if change.new_name or (moves and all(target.exists() for _, target in moves)) else None
+
+    def _correct_last_run(self, path: Path, logs: Path) -> None:
+        """Let what is kept about the last run of the embedding in the file `path` name its own files; `logs` is where its copies were."""
+        note, run = last_run_file(path), read_last_run(path)
+        if not note.is_file():
+            return
+        settings = {key: _moved(value, logs, self._logs(path.stem)) for key, value in {**run.settings, "name": path.stem}.items()}
+        try:
+            replace(run, settings=settings, before=str(_moved(run.before, logs, self._logs(path.stem)))).write(note)
+        except OSError:
+            return  # the copies of the last run cannot be taken back; everything else works
+
+
+def _moved(value: object, old: Path, new: Path) -> object:
+    """A path below the folder `old` as one below `new`; other values as they are."""
+    if not isinstance(value, str) or not value:
+        return value
+    path = Path(value)
+    return str(new / path.relative_to(old)) if path == old or old in path.parents else value
+
+
+def _move(moves: Moves) -> None:
+    """Move every file and folder, or none.
+
+    Raises:
+        EmbeddingError: one cannot be moved; those before it are moved back.
+    """
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            if target.exists() and not (source.exists() and source.samefile(target)):  # a change of capitals only
+                raise FileExistsError(17, "it exists already", str(target))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(source, target)
+            done.append((source, target))
+    except OSError as error:
+        for source, target in reversed(done):
+            shutil.move(target, source)
+        raise EmbeddingError(f"Nothing is changed: {os_error_text(error)}.") from error
+
+
+def _free(path: Path) -> Path:
+    """`path`, or with a number where that is taken."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name} {number}")
+    return free
