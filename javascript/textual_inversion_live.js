@@ -12,6 +12,7 @@
         preprocess: { working: "Preprocessing", stopping: "Stopping after this picture", finished: "Preprocessed", good: true },
         look: { working: "Looking", stopping: "Stopping after this picture", finished: "Looked at", good: false },
         check: { working: "Checking", stopping: "Stopping after this file", finished: "Checked", good: false },
+        install: { working: "Fetching", stopping: "Stopping", finished: "Installed", good: true },
     };
 
     function duration(seconds) {
@@ -266,7 +267,7 @@
         Object.assign(view.panel.dataset, { phase: state.phase, kind: state.kind });
         parts.phase.textContent = phase(state);
         parts.name.textContent = state.name;
-        parts.count.replaceChildren(el("strong", {}, String(state.step)), " / " + (state.last_step || "–"));
+        parts.count.replaceChildren(el("strong", {}, String(state.step)), " / " + (state.last_step || "–") + (state.kind === "install" ? " KB" : ""));
         parts.fill.style.width = (100 * share(state)).toFixed(2) + "%";
         parts.bar.setAttribute("aria-valuenow", Math.round(100 * share(state)));
         parts.visuals.hidden = !train || (!ti.busy(state) && !(state.points || []).length);

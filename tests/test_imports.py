@@ -33,11 +33,12 @@ BELOW = {
     "pictures": _BASE,
     "library": _MODEL | {"last_run"},
     "audit": _MODEL | {"library"},
+    "install": _MODEL | {"library"},
     "preprocess": _MODEL | {"pictures"},
     "training": _MODEL | {"last_run", "pictures"},
     "demo": _WORK,
     "__init__": _WORK | {"demo"},  # the public names
-    "app": _WORK | {"audit"},
+    "app": _WORK | {"audit", "install"},
     "ui": _WORK | {"app"},
     "hosts": _WORK | {"app"},  # adapters lend what app's port asks for
     "hosts.standalone": _WORK | {"app", "demo", "ui"},  # an adapter, and the program that composes it with the pages
@@ -46,7 +47,7 @@ BELOW = {
     "hosts.forge": _WORK | {"app", "hosts.webui"},
     "hosts.reforge": _WORK | {"app", "hosts.webui", "hosts.a1111"},
     "hosts.entry": _WORK | {"app", "ui", "hosts.webui", "hosts.a1111", "hosts.forge", "hosts.reforge"},  # which WebUI is this
-    "cli": _WORK | {"audit", "app", "demo", "__init__", "hosts.standalone"},
+    "cli": _WORK | {"audit", "install", "app", "demo", "__init__", "hosts.standalone"},
     "__main__": {"cli"},
 }
 #: Layers that are imported inside one program only: the standalone WebUI, or a WebUI that hosts us.

@@ -7,6 +7,7 @@ TextualInversionError
 │   │   └── NoEmbeddingError  an ordinary picture
 │   └── NameTakenError        a file of that name exists
 ├── InvalidNameError          a name that cannot become a file name or a prompt word
+├── InstallError              an address or a file that cannot be installed
 ├── PromptError               a prompt or a template that cannot be used
 ├── CheckpointError           a checkpoint that is not one, or misses tensors
 │   └── UnsupportedCheckpointError   a checkpoint of a family that is not handled
@@ -75,6 +76,10 @@ class NameTakenError(EmbeddingError):
 
 class InvalidNameError(TextualInversionError):
     """A name that cannot become a file name or a word of a prompt."""
+
+
+class InstallError(TextualInversionError):
+    """An address or a file from which no embedding can be installed."""
 
 
 class PromptError(TextualInversionError):

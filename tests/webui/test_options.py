@@ -28,3 +28,18 @@ def test_the_settings_are_a_section_under_training(webui: SimpleNamespace) -> No
     assert set(added) == {f"textual_inversion_{name}" for name in options.OPTIONS}
     assert {info.category_id for info in added.values()} == {"training"}
     assert {info.section for info in added.values()} == {options.SECTION}
+
+
+def test_tokens_are_hidden_and_kept_from_the_api(webui: SimpleNamespace) -> None:
+    from textual_inversion.hosts.webui import options
+
+    added: dict[str, Any] = {}
+    webui.shared.OptionInfo = OptionInfo
+    webui.shared.opts.add_option = added.__setitem__
+    options.add_options()
+    hidden = {name for name, info in added.items() if getattr(info, "restrict_api", False)}
+    assert hidden == {"textual_inversion_civitai_token", "textual_inversion_hub_token"}
+    assert all(added[name].component_args == {"type": "password"} for name in hidden)
+    assert options.tokens() == {}
+    webui.shared.opts.textual_inversion_hub_token = " secret "
+    assert options.tokens() == {"hub": "secret"}

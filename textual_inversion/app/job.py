@@ -30,6 +30,7 @@ class JobKind(str, Enum):
     PREPROCESS = "preprocess"
     LOOK = "look"  # plan pictures for review before preprocessing
     CHECK = "check"  # check embedding files for code
+    INSTALL = "install"  # fetch embeddings from web addresses
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from textual_inversion.cli.create import add_create
 from textual_inversion.cli.demo import add_demo
 from textual_inversion.cli.generate import add_generate
 from textual_inversion.cli.inspect import add_inspect
+from textual_inversion.cli.install import add_install
 from textual_inversion.cli.list import add_list
 from textual_inversion.cli.preprocess import add_preprocess
 from textual_inversion.cli.report import logged, say
@@ -83,6 +84,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (add_create, add_preprocess, add_train, add_generate, add_list, add_inspect, add_convert, add_scan, add_serve, add_demo):
+    for add in (
+        add_create,
+        add_preprocess,
+        add_train,
+        add_generate,
+        add_list,
+        add_inspect,
+        add_convert,
+        add_install,
+        add_scan,
+        add_serve,
+        add_demo,
+    ):
         add(commands)
     return parser

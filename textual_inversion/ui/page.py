@@ -14,6 +14,7 @@ from gradio.context import Context
 from textual_inversion.app.actions import Actions, Outcome, begins_with, name_problem, new_embedding, preview_settings
 from textual_inversion.app.checking import Checking, CheckOffer
 from textual_inversion.app.copies import kept_before
+from textual_inversion.app.installing import Installing
 from textual_inversion.app.job import JobKind
 from textual_inversion.app.preprocessing import Preprocessing
 from textual_inversion.app.remembered import remembered
@@ -113,7 +114,12 @@ class TrainPage:
 
 
 def build_train_page(
-    engine: Engine, offer: CheckOffer | None = None, drawing_settings: Sequence[Any] = (), *, list_names: bool = True
+    engine: Engine,
+    offer: CheckOffer | None = None,
+    drawing_settings: Sequence[Any] = (),
+    *,
+    list_names: bool = True,
+    installing: Installing | None = None,
 ) -> TrainPage:
     """Draw Create, Preprocess and Train with the running job beside them, inside whatever gradio context is open.
 
@@ -122,6 +128,7 @@ def build_train_page(
         drawing_settings: components of a txt2img page that previews may take their settings from, as `actions.DRAWING_SETTINGS`.
         list_names: fill the list of embeddings now; otherwise the page requests it when it opens, so that a program with many tabs
             starts sooner.
+        installing: installs from addresses; None = as `Installing(engine)` does.
     """
     actions = Actions(engine)
     values = starting_values(actions, list_names=list_names)
@@ -141,6 +148,7 @@ def build_train_page(
     page = TrainPage(create, preprocess, train, parts, actions)
     _wire_check(page, Checking(engine, offer))
     _wire_create(page)
+    _wire_install(parts, installing or Installing(engine))
     preprocess_tab.wire(preprocess, parts, engine, train["images"], actions.interrupt)
     _wire_train(page, list(drawing_settings))
     shelf.wire(parts, engine, train["name"], lambda name: _name_update(actions, name or page.latest()))
@@ -228,7 +236,33 @@ def _create_tab(values: Mapping[str, Any], parts: Parts) -> Parts:
     drawn = form.draw(form.create_rows(), values, "create")
     parts["create_button"] = gr.Button("Create embedding", variant="primary", elem_id="ti_create_button")
     parts["create_note"] = gr.HTML("", elem_id="ti_create_note")
+    _install_box(parts)
     return drawn
+
+
+def _install_box(parts: Parts) -> None:
+    """Draw the field for addresses under the form of a new word."""
+    with gr.Accordion("Install from an address instead", open=False, elem_id="ti_install"):
+        parts["install_address"] = gr.Textbox(
+            "",
+            lines=2,
+            label="Addresses, one on each line",
+            placeholder="https://civitai.com/models/… or https://huggingface.co/owner/name",
+            info="The file is read as data, compared with its site's hash, and never takes the place of another.",
+            elem_id="ti_install_address",
+        )
+        with gr.Row(elem_classes=["ti-buttons"]):
+            parts["install_button"] = gr.Button("Install", variant="primary", elem_id="ti_install_button")
+            parts["install_stop"] = gr.Button("Interrupt", elem_id="ti_install_stop", elem_classes=["ti-stop"])
+        parts["install_note"] = gr.HTML("", elem_id="ti_install_note")
+    for name in ("install_address", "install_button", "install_stop"):
+        compat.not_saved(parts[name])
+
+
+def _wire_install(parts: Parts, installing: Installing) -> None:
+    note, field = parts["install_note"], parts["install_address"]
+    compat.on(parts["install_button"].click, lambda text: render.outcome(installing.begin(text)), [field], [note])
+    compat.on(parts["install_stop"].click, lambda: render.outcome(installing.interrupt()), [], [note], queue=False)
 
 
 def _train_tab(values: Mapping[str, Any], parts: Parts, *, can_follow: bool) -> Parts:

@@ -81,6 +81,10 @@ class WebUIHost(Host):
         with take_turn(config, listener, should_stop) as turn:
             yield turn
 
+    def tokens(self) -> dict[str, str]:
+        """Those in the WebUI's Settings."""
+        return options.tokens()
+
     def embeddings_changed(self) -> None:
         """Have the WebUI read its embeddings again. A busy WebUI reads them by itself before its next picture."""
         with queue_if_free() as free:

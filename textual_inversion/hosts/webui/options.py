@@ -23,8 +23,16 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
     ),
     "rewrite_prompts": (True, "Understand <name> and <name:weight> in prompts", "rewritten to (name:weight), also in infotext"),
     "offer_check": (True, "Offer on the Train page to check the embedding files for code", "turns itself off once that was answered"),
+    "civitai_token": ("", "API token of Civitai, for installing embeddings", "empty = the variable CIVITAI_API_TOKEN"),
+    "hub_token": (
+        "",
+        "API token of Hugging Face, for installing embeddings",
+        "empty = the variable HF_TOKEN, or its login on this computer",
+    ),
     "card_as_tag": (False, "A click on an embedding's card inserts <name:1> instead of name", ""),
 }
+#: Site -> the setting with its API token.
+TOKENS = {"civitai": "civitai_token", "hub": "hub_token"}
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +40,9 @@ def add_options() -> None:
     """Put the settings into the WebUI's Settings page; called when it asks for them."""
     for name, (default, label, info) in OPTIONS.items():
         option = shared.OptionInfo(default, label, section=SECTION)
+        if name in TOKENS.values():
+            option.component_args = {"type": "password"}
+            option.restrict_api = True  # where a WebUI has this: its API does not show it
         option.category_id = CATEGORY  # no argument, as older WebUIs have none
         shared.opts.add_option(PREFIX + name, option.info(info) if info else option)
 
@@ -39,6 +50,11 @@ def add_options() -> None:
 def option(name: str) -> Any:
     """The value of one of our settings, by its name without prefix."""
     return getattr(shared.opts, PREFIX + name, OPTIONS[name][0])
+
+
+def tokens() -> dict[str, str]:
+    """Site -> API token of the user's settings; those that are empty are left out."""
+    return {site: token for site, name in TOKENS.items() if (token := str(option(name) or "").strip())}
 
 
 def turn_off(name: str) -> None:

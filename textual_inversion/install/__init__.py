@@ -1,0 +1,9 @@
+"""Installs embeddings from web addresses and files, on the user's request. Knows no page and no command line."""
+
+from __future__ import annotations
+
+from textual_inversion.install.addresses import Sites
+from textual_inversion.install.run import Installed, Installer, Wish
+from textual_inversion.install.web import Web, tokens_from_environment
+
+__all__ = ["Installed", "Installer", "Sites", "Web", "Wish", "tokens_from_environment"]

@@ -1,0 +1,167 @@
+"""Installs embeddings one by one: understood, fetched, read, compared, named, and kept with what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from textual_inversion import formats
+from textual_inversion.embedding import check_name
+from textual_inversion.errors import EmbeddingError, InstallError
+from textual_inversion.files import os_error_words, short_hash
+from textual_inversion.install import beside, placing
+from textual_inversion.install.addresses import LocalFile, understand
+from textual_inversion.install.download import Progress, fetch
+from textual_inversion.install.sites import Offer, look_up
+from textual_inversion.install.web import Web
+from textual_inversion.prompts.names import about_name, tag_of
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asks for besides the address.
+
+    Attributes:
+        name: the word for prompts; empty = the file's name, or that of its model where the file's name says nothing.
+        digest: the SHA256 that the file must have, or its first 8 digits or more; empty = any.
+        picture: keep a picture that shows it.
+    """
+
+    name: str = ""
+    digest: str = ""
+    picture: bool = True
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An embedding that is in the folder now.
+
+    Attributes:
+        path: its file.
+        name: the word for prompts.
+        sha256: of the file, 64 hex digits.
+        was_there: whether a file with the same content was there before, so that nothing was written.
+        agrees: the kinds of hashes (`SHA256`, `AutoV2`, `hash`) that were compared, and are the same.
+        info: the facts in the file.
+        words: the words that its site recommends.
+        base_model: the model that it was made for, in the words of its site; may be empty.
+        beside: files that were written beside it.
+        remarks: sentences for the user.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+    was_there: bool
+    agrees: tuple[str, ...]
+    info: formats.FileInfo
+    words: tuple[str, ...] = ()
+    base_model: str = ""
+    beside: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What was done, in a few sentences."""
+        facts = self.info.description
+        if self.was_there:
+            return f"{self.path.name} is there already, with the same content; nothing was changed. Prompts call it {tag_of(self.name)}."
+        compared = f", the {' and the '.join(self.agrees)} that was given" if self.agrees else ", with nothing to compare it to"
+        said = [f"{self.path.name} is installed: {facts.vectors} for {facts.family}. Prompts call it {tag_of(self.name)}."]
+        said += [f"Its SHA256 begins with {short_hash(self.sha256)}{compared}."]
+        said += (
+            [f"Its site names the words {', '.join(self.words)}; here {tag_of(self.name)} takes their place."]
+            if self._other_words()
+            else []
+        )
+        said += [f"It was made for {self.base_model}."] if self.base_model else []
+        return " ".join([*said, *self.remarks])
+
+    def _other_words(self) -> bool:
+        return any(word.strip("<>").casefold() != self.name.casefold() for word in self.words)
+
+
+@dataclass
+class Installer:
+    """Installs into one folder.
+
+    Attributes:
+        web: asks the web.
+        folder: of embeddings; made if need be.
+        files_too: whether files of this computer may be installed.
+        progress: called with bytes done and bytes in all while a file is fetched.
+        should_stop: ends a download; the next one goes on from there.
+    """
+
+    web: Web
+    folder: Path
+    files_too: bool = True
+    progress: Progress = field(default=lambda done, total: None)
+    should_stop: Callable[[], bool] = field(default=lambda: False)
+
+    def install(self, text: str, wish: Wish = Wish()) -> Installed:
+        """Install the embedding at an address or in a file.
+
+        Raises:
+            InstallError: it cannot be had, is no embedding, holds code, is another file than its site says, or its name is taken.
+            InvalidNameError: the name that was asked for cannot be one.
+        """
+        source = understand(text, self.web.sites)
+        if wish.name:
+            check_name(wish.name)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InstallError(f"The folder {self.folder} cannot be made ({os_error_words(error)}).", path=self.folder) from error
+        if isinstance(source, LocalFile):
+            if not self.files_too:
+                raise InstallError("Give a web address, such as https://civitai.com/models/123.", setting="address")
+            return self._place(source.path, source.path.name, Offer(""), wish)
+        offer = look_up(self.web, source)
+        fetched = fetch(
+            self.web, offer.address, self.folder, typed=offer.typed, token=offer.token, progress=self.progress, should_stop=self.should_stop
+        )
+        try:
+            installed = self._place(fetched.path, offer.name or fetched.name, offer, wish)
+        except InstallError as error:
+            if error.setting != "name":  # with another name the same bytes will do
+                fetched.remove()
+            raise
+        fetched.remove()
+        return installed
+
+    def _place(self, path: Path, file_name: str, offer: Offer, wish: Wish) -> Installed:
+        """Give a file its name in the folder."""
+        shown = file_name or "The file"
+        infos = placing.read_safely(path, shown)
+        try:
+            sha256 = formats.file_sha256(path)
+        except EmbeddingError as error:
+            raise InstallError(str(error), path=path) from error
+        agrees = placing.check_digest(shown, sha256, self._expected(offer, wish))
+        if there := placing.same_file(self.folder, sha256, infos[0].size):
+            return Installed(there, there.stem, sha256, True, tuple(agrees), infos[0])
+        name = placing.name_for(wish.name, Path(file_name).stem, offer.title)
+        placing.check_free(self.folder, name)
+        target = self.folder / f"{name}{placing.ending_for(path, file_name)}"
+        placing.put(path, target)
+        return self._with_company(path, target, offer, wish, Installed(target, name, sha256, False, tuple(agrees), infos[0]))
+
+    def _expected(self, offer: Offer, wish: Wish) -> Mapping[str, str]:
+        given = {"hash": wish.digest} if wish.digest else {}
+        return {**{kind: digits for kind, digits in offer.hashes.items() if digits}, **given}
+
+    def _with_company(self, path: Path, target: Path, offer: Offer, wish: Wish, installed: Installed) -> Installed:
+        """Keep what is known of a file beside it."""
+        remarks = [offer.remark, about_name(installed.name)]
+        if not offer.address:
+            written = beside.copy_sidecars(path, target)
+        else:
+            written = beside.keep_facts(target, offer, installed.info.family, installed.sha256)
+            if wish.picture:
+                pictures, why = beside.keep_picture(self.web, target, offer)
+                written += pictures
+                remarks.append(why)
+        said = tuple(remark for remark in remarks if remark)
+        return replace(installed, words=offer.words, base_model=offer.base_model, beside=tuple(written), remarks=said)
