@@ -30,7 +30,7 @@ BELOW = {
     "prompts": _BASE | {"embedding", "formats", "settings"},
     "vocabulary": _BASE | {"embedding", "formats", "settings", "prompts"},
     "diffusion": _BASE | {"settings", "embedding", "formats", "prompts"},
-    "pictures": _BASE,
+    "pictures": _BASE | {"settings"},
     "library": _MODEL | {"last_run"},
     "audit": _MODEL | {"library"},
     "install": _MODEL | {"library"},

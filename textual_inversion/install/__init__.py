@@ -1,4 +1,4 @@
-"""Installs embeddings from web addresses and files, on the user's request. Knows no page and no command line."""
+"""Installs embeddings from web addresses and files, on the user's request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetches one file from the web, and goes on where an earlier try ended. Knows no site and no embedding."""
+"""Fetches one file from the web, and goes on where an earlier try ended."""
 
 from __future__ import annotations
 

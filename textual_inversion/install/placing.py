@@ -1,4 +1,4 @@
-"""Gives a fetched file its name in the folder of embeddings: read first, never over another file. Knows no web."""
+"""Gives a fetched file its name in the folder of embeddings: read first, never over another file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asks the web with care: where requests may go, which of them carry a token, and how failures are said. Knows no site's pages."""
+"""Asks the web with care: where requests may go, which of them carry a token, and how failures are said."""
 
 from __future__ import annotations
 
