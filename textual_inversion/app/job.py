@@ -14,6 +14,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from textual_inversion.app.kept_run import NAME as _KEPT
+from textual_inversion.app.kept_run import KeptRun, Points, read_kept
 from textual_inversion.errors import EmbeddingError, TextualInversionError
 from textual_inversion.training.events import Busy, CopySaved, Evaluated, Event, Judged, Message, PreviewDrawn, Started, StepDone, Stopped
 
@@ -132,6 +134,7 @@ class Job:
         self._thread: threading.Thread | None = None
         self._version = 0
         self._begun = 0.0
+        self._kept: Path | None = None
         self._reset(None, "", None)
         self._state["phase"] = "idle"
 
@@ -207,7 +210,7 @@ class Job:
         """The complete state for a page, ready for JSON; `version` rises with every change."""
         with self._lock:
             shown = {key: list(value) if isinstance(value, list) else value for key, value in self._state.items()}
-            shown["points"] = self._curve.points()
+            shown["points"] = self._all_points()
             shown["seconds"] = _short(time.monotonic() - self._begun if self.running else self._seconds)
             shown["version"] = self._version
             return shown
@@ -242,20 +245,11 @@ class Job:
             if self._state["name"] == name:
                 self._state["used_step"] = step
                 self._version += 1
-
-    def renamed(self, name: str, new_name: str, folder: Path, new_folder: Path) -> None:
-        """Tell the pages that the embedding `name` has a new name, and that the files of its runs lie in another folder."""
-        with self._lock:
-            if self._state["name"] != name:
-                return
-            self._state["name"] = new_name
-            self._preview_paths = {file: _moved(path, folder, new_folder) for file, path in self._preview_paths.items()}
-            self._copy_paths = {step: _moved(path, folder, new_folder) for step, path in self._copy_paths.items()}
-            self._folder = _moved(self._folder, folder, new_folder) if self._folder else None
-            self._version += 1
+                self._keep()
 
     def _reset(self, kind: JobKind | None, name: str, folder: Path | None) -> None:
         self._curve = LossCurve()
+        self._points: Points | None = None  # of a run from before the program's start; otherwise the curve has them
         self._folder = folder
         self._preview_paths: dict[str, Path] = {}
         self._copy_paths: dict[int, Path] = {}
@@ -291,6 +285,43 @@ class Job:
             "file": "",
         }
 
+    def renamed(self, name: str, new_name: str, folder: Path, new_folder: Path) -> None:
+        """Tell the pages that the embedding `name` has a new name, and that the files of its runs lie in another folder."""
+        with self._lock:
+            if self._state["name"] != name:
+                return
+            self._state["name"] = new_name
+            self._preview_paths = {file: _moved(path, folder, new_folder) for file, path in self._preview_paths.items()}
+            self._copy_paths = {step: _moved(path, folder, new_folder) for step, path in self._copy_paths.items()}
+            self._folder = _moved(self._folder, folder, new_folder) if self._folder else None
+            self._version += 1
+            self._keep()
+
+    def keep_in(self, folder: Path) -> None:
+        """Keep the state of the last training run in `folder` from now on; show the one that is kept there, where there was no job yet."""
+        with self._lock:
+            self._kept = folder / _KEPT
+            if not self._state["job"] and (kept := read_kept(self._kept, self._state)):
+                self._state, self._points = dict(kept.state), kept.points
+                self._folder, self._preview_paths, self._copy_paths = kept.folder, dict(kept.previews), dict(kept.copies)
+                self._seconds = kept.seconds
+                self._version += 1
+
+    def _keep(self) -> None:
+        """Write the state of a training run that is over; a failure is logged only."""
+        with self._lock:
+            points = self._all_points()
+            if self._kept is None or self._folder is None or self._state["kind"] != JobKind.TRAIN.value or not points or self.running:
+                return
+            kept = KeptRun(self._state, points, self._folder, self._preview_paths, self._copy_paths, self._seconds)
+            try:
+                kept.write(self._kept)
+            except OSError:
+                _log.exception("The state of the run was not kept in %s", self._kept)
+
+    def _all_points(self) -> Points:
+        return self._curve.points() if self._points is None else self._points
+
     def _run(self, work: Work) -> None:
         try:
             outcome = work(self._listen, self._stop.is_set)
@@ -311,6 +342,7 @@ class Job:
             self._seconds = time.monotonic() - self._begun
             self._over = True
             self._version += 1
+            self._keep()
 
     def _listen(self, event: JobEvent) -> None:
         with self._lock:
@@ -345,7 +377,7 @@ class Job:
             state["copies"].append({"step": event.step, "file": Path(event.path).name})
         elif isinstance(event, Stopped):
             self._work_was_interrupted = event.reason == "interrupted"
-            reason = "" if event.reason in ("finished", "interrupted") else event.reason
+            reason = "" if event.reason in ("finished", "interrupted") else for_page(event.reason)
             state.update(step=event.step, reason=reason, failed=event.failed, file=Path(event.path).name)
 
     def _take_step(self, event: StepDone) -> None:
@@ -377,7 +409,7 @@ class Job:
     def _add_message(self, text: str, *, important: bool) -> None:
         for kind in ("messages", "remarks") if important else ("messages",):
             messages = self._state[kind]
-            messages.append(text)
+            messages.append(for_page(text))
             del messages[:-_KEPT_MESSAGES]
 
 
@@ -423,10 +455,15 @@ class Drawing:
             return {"busy": self._busy, "done": self._done, "total": self._total}
 
 
+def for_page(text: str) -> str:
+    """A sentence without the options of the command line, which a page does not have."""
+    return _OPTION.sub("", text)
+
+
 def user_message(error: Exception) -> str:
     """The message for the user about an error. An unexpected error is logged with its traceback."""
     if isinstance(error, TextualInversionError):
-        return _OPTION.sub("", str(error))
+        return for_page(str(error))
     if isinstance(error, OSError):
         return f"A file could not be read or written: {error.strerror or error}: {error.filename or ''}".rstrip(": ") + "."
     _log.error("not foreseen", exc_info=error)
