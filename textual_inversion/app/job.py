@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import threading
 import time
@@ -14,12 +13,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from textual_inversion.app.curve import LossCurve, short_number
 from textual_inversion.app.kept_run import NAME as _KEPT
 from textual_inversion.app.kept_run import KeptRun, Points, read_kept
 from textual_inversion.errors import EmbeddingError, TextualInversionError
 from textual_inversion.training.events import Busy, CopySaved, Evaluated, Event, Judged, Message, PreviewDrawn, Started, StepDone, Stopped
 
-MAX_POINTS = 400
 _KEPT_MESSAGES = 40
 _OPTION = re.compile(r" \(--[a-z-]+\)")  # an option of the command line, which a page does not have
 _log = logging.getLogger(__name__)
@@ -63,66 +62,6 @@ class JobRunningError(TextualInversionError):
 
 class StoppedWaitingError(Exception):
     """A run was interrupted before its turn in the WebUI's queue. The engine catches this; callers never see it."""
-
-
-class LossCurve:
-    """At most `MAX_POINTS` points `[step, loss, smoothed loss, learning rate, vector norm]`, whatever the length of the run.
-
-    A full curve is halved by joining neighbours: the losses are averaged, the other columns come from the later point. The smoothed
-    loss is the bias-corrected exponential mean over every step, so thinning does not change it; its window is a twelfth of
-    the run, 8 to 100 steps.
-
-    Args:
-        steps: length of the run.
-    """
-
-    def __init__(self, steps: int = 0) -> None:
-        self._past = 1 - 2 / (min(100, max(8, steps / 12)) + 1)  # weight of the past in the running mean
-        self._points: list[list[float]] = []
-        self._counts: list[int] = []
-        self._stride = 1
-        self._mean = 0.0
-        self._weight = 0.0
-
-    def add(self, event: StepDone) -> float:
-        """Add one step and return the smoothed loss."""
-        if math.isfinite(event.loss):
-            self._mean = self._past * self._mean + (1 - self._past) * event.loss
-            self._weight = self._past * self._weight + (1 - self._past)
-        smooth = self._mean / self._weight if self._weight else event.loss
-        point = [event.step, event.loss, smooth, event.learning_rate, event.vector_norm]
-        if self._counts and self._counts[-1] < self._stride:
-            self._join(point)
-        else:
-            self._points.append(point)
-            self._counts.append(1)
-        if len(self._points) > MAX_POINTS:
-            self._halve()
-        return smooth
-
-    def _join(self, point: list[float]) -> None:
-        count = self._counts[-1]
-        mean = (self._points[-1][1] * count + point[1]) / (count + 1)
-        self._points[-1] = [point[0], mean, *point[2:]]
-        self._counts[-1] = count + 1
-
-    def _halve(self) -> None:
-        points, counts = self._points, self._counts
-        self._points, self._counts = [], []
-        self._stride *= 2
-        for point, count in zip(points, counts, strict=True):
-            if self._counts and self._counts[-1] + count <= self._stride:
-                earlier = self._counts[-1]
-                mean = (self._points[-1][1] * earlier + point[1] * count) / (earlier + count)
-                self._points[-1] = [point[0], mean, *point[2:]]
-                self._counts[-1] = earlier + count
-            else:
-                self._points.append(point)
-                self._counts.append(count)
-
-    def points(self) -> list[list[float | None]]:
-        """The points, oldest first, rounded for a page; None replaces values that are not finite."""
-        return [[int(point[0]), *(_short(value) for value in point[1:])] for point in self._points]
 
 
 class Job:
@@ -211,7 +150,7 @@ class Job:
         with self._lock:
             shown = {key: list(value) if isinstance(value, list) else value for key, value in self._state.items()}
             shown["points"] = self._all_points()
-            shown["seconds"] = _short(time.monotonic() - self._begun if self.running else self._seconds)
+            shown["seconds"] = short_number(time.monotonic() - self._begun if self.running else self._seconds)
             shown["version"] = self._version
             return shown
 
@@ -383,22 +322,22 @@ class Job:
     def _take_step(self, event: StepDone) -> None:
         self._state.update(
             step=event.step,
-            loss=_short(event.loss),
-            smooth=_short(self._curve.add(event)),
-            learning_rate=_short(event.learning_rate),
-            vector_norm=_short(event.vector_norm),
-            steps_per_second=_short(event.steps_per_second),
-            seconds_left=_short(event.seconds_left),
+            loss=short_number(event.loss),
+            smooth=short_number(self._curve.add(event)),
+            learning_rate=short_number(event.learning_rate),
+            vector_norm=short_number(event.vector_norm),
+            steps_per_second=short_number(event.steps_per_second),
+            seconds_left=short_number(event.seconds_left),
         )
         self._leave_starting_phase()
 
     def _take_measured(self, event: Evaluated | Judged) -> None:
         if isinstance(event, Evaluated):
-            _replace_last(self._state["evaluations"], [event.step, _short(event.loss)])
+            _replace_last(self._state["evaluations"], [event.step, short_number(event.loss)])
             return
-        norms = {encoder: [None if norm is None else _short(norm) for norm in rows] for encoder, rows in event.norms.items()}
+        norms = {encoder: [None if norm is None else short_number(norm) for norm in rows] for encoder, rows in event.norms.items()}
         words = {encoder: list(rows) for encoder, rows in event.words.items()}
-        ranges = {encoder: [_short(norm) for norm in three] for encoder, three in event.range.items()}
+        ranges = {encoder: [short_number(norm) for norm in three] for encoder, three in event.range.items()}
         verdict = {"step": event.step, "level": event.level, "text": event.text, "words": words, "norms": norms, "range": ranges}
         self._state["verdict"] = verdict
 
@@ -485,8 +424,3 @@ def _replace_last(points: list[list[Any]], point: list[Any]) -> None:
     if points and points[-1][0] == point[0]:
         points.pop()
     points.append(point)
-
-
-def _short(value: float) -> float | None:
-    """`value` with five significant digits; None for NaN and infinity, which JSON lacks."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
