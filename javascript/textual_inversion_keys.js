@@ -16,10 +16,10 @@
         if (at < 0) return;
         const to = Number.isFinite(STEPS[event.key]) ? (at + STEPS[event.key] + tabs.length) % tabs.length : event.key === "Home" ? 0 : tabs.length - 1;
         event.preventDefault();
-        const name = tabs[to].innerText.trim();
+        const name = tabs[to].innerText.trim(), root = list.closest("#ti_tabs, #ti_pages"); // the inner and the outer list may have the same names
         tabs[to].click();
         const settle = () => { // gradio may draw the list anew
-            const now = [...document.querySelectorAll("#ti_pages button, #ti_tabs button")].find((tab) => tab.offsetParent && tab.innerText.trim() === name && tab.closest('[role="tablist"], .tab-nav'));
+            const now = [...root.querySelectorAll('[role="tab"], .tab-nav button')].find((tab) => tab.innerText.trim() === name && tab.closest("#ti_tabs, #ti_pages") === root);
             if (now) now.focus();
         };
         settle();

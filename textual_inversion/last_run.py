@@ -29,6 +29,7 @@ class LastRun:
         level: `good`, `fair` or `bad`; empty where nothing was judged.
         verdict: one sentence; empty where nothing was judged.
         before: the file with the vectors that the embedding had before the run or before the last exchange; empty where there is none.
+        before_level, before_verdict: the same as `level` and `verdict`, of the vectors in that file.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -36,6 +37,12 @@ class LastRun:
     level: str = ""
     verdict: str = ""
     before: str = ""
+    before_level: str = ""
+    before_verdict: str = ""
+
+    def judged_at(self, step: int) -> tuple[str, str]:
+        """(level, verdict) of the vectors of this step; empty where others were judged."""
+        return (self.level, self.verdict) if self.step == step else ("", "")
 
     def write(self, path: Path) -> None:
         """Write to `path`; raises OSError."""
@@ -64,7 +71,7 @@ def _read(path: Path, stamp: FileStamp) -> LastRun:
         return LastRun()
     if not isinstance(values, dict):
         return LastRun()
-    kinds = {"settings": dict, "step": int, "level": str, "verdict": str, "before": str}
+    kinds = {"settings": dict, "step": int, **dict.fromkeys(("level", "verdict", "before", "before_level", "before_verdict"), str)}
     known = {key: values[key] for key, kind in kinds.items() if isinstance(values.get(key), kind) and _is_plain(values[key])}
     return LastRun(**known)
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from textual_inversion import formats
 from textual_inversion.demo.run import PICTURES
 from textual_inversion.diffusion.model import load_checkpoint
 from textual_inversion.last_run import LastRun, last_run_file, read_last_run
@@ -122,6 +123,19 @@ def test_a_run_reports_draws_and_keeps_its_verdict(tmp_path: Path) -> None:
     # the first and the last step are drawn, and each preview has a copy
     assert [event.step for event in events if isinstance(event, PreviewDrawn)] == [0, 2, 4, 5]
     assert sorted(event.step for event in events if isinstance(event, CopySaved)) == [0, 2, 4, 5]
+    # the copy of step 0 is what was drawn: vectors at the length of words
+    norms = [norm for rows in judged[0].norms.values() for norm in rows if norm is not None]
+    copied = formats.load(log / "zorb-0.safetensors", "zorb").vectors["clip_l"].norm(dim=1).tolist()
+    assert copied == pytest.approx(norms, rel=1e-3)
+    # a run that was started by mistake and made no step leaves what was known of the word
+    begun: list[Event] = []
+
+    def mistaken(event: Event) -> None:
+        begun.extend([event] if isinstance(event, Judged) else [])
+
+    train(replace(config, steps=9, log_dir=str(tmp_path / "other")), model, tmp_path, listener=mistaken, should_stop=lambda: bool(begun))
+    assert begun[-1].step == 5
+    assert read_last_run(tmp_path / "zorb.safetensors") == kept
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"step": "x", "settings": 3, "verdict": null}', "[" * 100_000])

@@ -133,3 +133,4 @@ def test_a_reload_keeps_the_gallery_and_a_click_tells_of_each_picture(
         again.until("document.querySelectorAll('#ti_gallery img').length >= 4")
         again.page.locator("#ti_gallery img").nth(2).click()
         again.until("document.querySelector('#ti_generate_note')?.innerText.includes('Seed: 9')")
+        assert "Picture 3 of 4" in again.text("#ti_generate_note")

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textual_inversion.app.job import MAX_POINTS, Advanced, Job, JobKind, JobRunningError, Listener, LossCurve, ShouldStop, left_out
+from textual_inversion.app.curve import MAX_POINTS, LossCurve
+from textual_inversion.app.job import Advanced, Job, JobKind, JobRunningError, Listener, ShouldStop, left_out
 from textual_inversion.errors import ZeroGradientError
 from textual_inversion.training.events import CopySaved, Message, PreviewDrawn, Started, StepDone, Stopped
 

@@ -6,14 +6,14 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.app.cards import keep_card_picture
 from textual_inversion.app.copies import exchange, take_back
-from textual_inversion.app.job import JobKind, JobRunningError, Listener, ShouldStop, silent, user_message
+from textual_inversion.app.job import JobKind, JobRunningError, Listener, ShouldStop, for_page, silent, user_message
 from textual_inversion.app.remembered import question
 from textual_inversion.description import EmbeddingDescription
 from textual_inversion.errors import ConfigError, InvalidNameError, TextualInversionError
@@ -154,6 +154,7 @@ class Actions:
         if back:
             step = take_back(self.engine, name)
             job.use_step(name, step)
+            self._keep_picture(name, step)
             return Outcome(f"“{name}” holds the vectors of step {step} again.", name=name)
         step = exchange(self.engine, name, job.copy(job_id, step))
         job.use_step(name, step)
@@ -177,7 +178,8 @@ class Actions:
             checkpoint = self.engine.host.checkpoint().path
             facts = card.description if card else EmbeddingDescription(_vectors(new))
             finds_words = wants_search(new.initializer_text if new else facts.initializer_text)
-            return preflight(config, facts.num_vectors, checkpoint, first_step=0 if new else facts.step, finds_words=finds_words)
+            found = preflight(config, facts.num_vectors, checkpoint, first_step=0 if new else facts.step, finds_words=finds_words)
+            return replace(found, findings=tuple(replace(each, text=for_page(each.text)) for each in found.findings))
         except (TextualInversionError, OSError) as error:
             return Preflight(findings=(Finding(FATAL, user_message(error)),))
 

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 _STAMP = "%Y-%m-%d_%H-%M-%S"
 
 
-def exchange(engine: Engine, name: str, source: Path) -> int:
+def exchange(engine: Engine, name: str, source: Path, judged: tuple[str, str] = ("", "")) -> int:
     """Make the vectors in the file `source` those of the embedding `name`. The present ones are kept, so that `take_back` undoes it.
+
+    Args:
+        judged: level and verdict of those vectors; empty where they were not judged.
 
     Returns:
         The step of the vectors.
@@ -31,13 +34,15 @@ def exchange(engine: Engine, name: str, source: Path) -> int:
         raise EmbeddingError(f"The copy {source} is not there any more; choose another step.", path=source)
     if (step := engine.step_if_equal(source, target, name)) is not None:
         return step  # asked twice: keeping the present vectors again would lose those of before
+    run = read_last_run(target)
     kept = _free(engine.host.folders().outputs / "training" / target.stem / f"before {time.strftime(_STAMP)}{target.suffix}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_bytes(read_regular(target))
         step = engine.put_vectors(source, target, name)
-        run = read_last_run(target)
-        replace(run, step=step, level="", verdict="", before=str(kept)).write(last_run_file(target))
+        (level, verdict), (before_level, before_verdict) = judged, (run.level, run.verdict)
+        now = replace(run, step=step, level=level, verdict=verdict, before=str(kept))
+        replace(now, before_level=before_level, before_verdict=before_verdict).write(last_run_file(target))
     except OSError as error:
         raise EmbeddingError(f"The vectors of {name!r} stay as they are: {os_error_text(error)}.", path=target) from error
     engine.refresh()
@@ -67,7 +72,8 @@ def take_back(engine: Engine, name: str) -> int:
     before = kept_before(engine, name)
     if before is None:
         raise EmbeddingError(f"No earlier vectors of {name!r} are kept.")
-    return exchange(engine, name, before)
+    run = read_last_run(engine.embedding_file(name))
+    return exchange(engine, name, before, (run.before_level, run.before_verdict))
 
 
 def _free(path: Path) -> Path:

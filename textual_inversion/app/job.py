@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import threading
 import time
@@ -14,10 +13,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from textual_inversion.app.curve import LossCurve, short_number
+from textual_inversion.app.kept_run import NAME as _KEPT
+from textual_inversion.app.kept_run import KeptRun, Points, read_kept
 from textual_inversion.errors import EmbeddingError, TextualInversionError
 from textual_inversion.training.events import Busy, CopySaved, Evaluated, Event, Judged, Message, PreviewDrawn, Started, StepDone, Stopped
 
-MAX_POINTS = 400
 _KEPT_MESSAGES = 40
 _OPTION = re.compile(r" \(--[a-z-]+\)")  # an option of the command line, which a page does not have
 _log = logging.getLogger(__name__)
@@ -64,66 +65,6 @@ class StoppedWaitingError(Exception):
     """A run was interrupted before its turn in the WebUI's queue. The engine catches this; callers never see it."""
 
 
-class LossCurve:
-    """At most `MAX_POINTS` points `[step, loss, smoothed loss, learning rate, vector norm]`, whatever the length of the run.
-
-    A full curve is halved by joining neighbours: the losses are averaged, the other columns come from the later point. The smoothed
-    loss is the bias-corrected exponential mean over every step, so thinning does not change it; its window is a twelfth of
-    the run, 8 to 100 steps.
-
-    Args:
-        steps: length of the run.
-    """
-
-    def __init__(self, steps: int = 0) -> None:
-        self._past = 1 - 2 / (min(100, max(8, steps / 12)) + 1)  # weight of the past in the running mean
-        self._points: list[list[float]] = []
-        self._counts: list[int] = []
-        self._stride = 1
-        self._mean = 0.0
-        self._weight = 0.0
-
-    def add(self, event: StepDone) -> float:
-        """Add one step and return the smoothed loss."""
-        if math.isfinite(event.loss):
-            self._mean = self._past * self._mean + (1 - self._past) * event.loss
-            self._weight = self._past * self._weight + (1 - self._past)
-        smooth = self._mean / self._weight if self._weight else event.loss
-        point = [event.step, event.loss, smooth, event.learning_rate, event.vector_norm]
-        if self._counts and self._counts[-1] < self._stride:
-            self._join(point)
-        else:
-            self._points.append(point)
-            self._counts.append(1)
-        if len(self._points) > MAX_POINTS:
-            self._halve()
-        return smooth
-
-    def _join(self, point: list[float]) -> None:
-        count = self._counts[-1]
-        mean = (self._points[-1][1] * count + point[1]) / (count + 1)
-        self._points[-1] = [point[0], mean, *point[2:]]
-        self._counts[-1] = count + 1
-
-    def _halve(self) -> None:
-        points, counts = self._points, self._counts
-        self._points, self._counts = [], []
-        self._stride *= 2
-        for point, count in zip(points, counts, strict=True):
-            if self._counts and self._counts[-1] + count <= self._stride:
-                earlier = self._counts[-1]
-                mean = (self._points[-1][1] * earlier + point[1] * count) / (earlier + count)
-                self._points[-1] = [point[0], mean, *point[2:]]
-                self._counts[-1] = earlier + count
-            else:
-                self._points.append(point)
-                self._counts.append(count)
-
-    def points(self) -> list[list[float | None]]:
-        """The points, oldest first, rounded for a page; None replaces values that are not finite."""
-        return [[int(point[0]), *(_short(value) for value in point[1:])] for point in self._points]
-
-
 class Job:
     """Runs one piece of work in its own thread and keeps its state, also after the end. Thread-safe."""
 
@@ -133,6 +74,7 @@ class Job:
         self._thread: threading.Thread | None = None
         self._version = 0
         self._begun = 0.0
+        self._kept: Path | None = None
         self._reset(None, "", None)
         self._state["phase"] = "idle"
 
@@ -208,8 +150,8 @@ class Job:
         """The complete state for a page, ready for JSON; `version` rises with every change."""
         with self._lock:
             shown = {key: list(value) if isinstance(value, list) else value for key, value in self._state.items()}
-            shown["points"] = self._curve.points()
-            shown["seconds"] = _short(time.monotonic() - self._begun if self.running else self._seconds)
+            shown["points"] = self._all_points()
+            shown["seconds"] = short_number(time.monotonic() - self._begun if self.running else self._seconds)
             shown["version"] = self._version
             return shown
 
@@ -243,20 +185,11 @@ class Job:
             if self._state["name"] == name:
                 self._state["used_step"] = step
                 self._version += 1
-
-    def renamed(self, name: str, new_name: str, folder: Path, new_folder: Path) -> None:
-        """Tell the pages that the embedding `name` has a new name, and that the files of its runs lie in another folder."""
-        with self._lock:
-            if self._state["name"] != name:
-                return
-            self._state["name"] = new_name
-            self._preview_paths = {file: _moved(path, folder, new_folder) for file, path in self._preview_paths.items()}
-            self._copy_paths = {step: _moved(path, folder, new_folder) for step, path in self._copy_paths.items()}
-            self._folder = _moved(self._folder, folder, new_folder) if self._folder else None
-            self._version += 1
+                self._keep()
 
     def _reset(self, kind: JobKind | None, name: str, folder: Path | None) -> None:
         self._curve = LossCurve()
+        self._points: Points | None = None  # of a run from before the program's start; otherwise the curve has them
         self._folder = folder
         self._preview_paths: dict[str, Path] = {}
         self._copy_paths: dict[int, Path] = {}
@@ -292,6 +225,43 @@ class Job:
             "file": "",
         }
 
+    def renamed(self, name: str, new_name: str, folder: Path, new_folder: Path) -> None:
+        """Tell the pages that the embedding `name` has a new name, and that the files of its runs lie in another folder."""
+        with self._lock:
+            if self._state["name"] != name:
+                return
+            self._state["name"] = new_name
+            self._preview_paths = {file: _moved(path, folder, new_folder) for file, path in self._preview_paths.items()}
+            self._copy_paths = {step: _moved(path, folder, new_folder) for step, path in self._copy_paths.items()}
+            self._folder = _moved(self._folder, folder, new_folder) if self._folder else None
+            self._version += 1
+            self._keep()
+
+    def keep_in(self, folder: Path) -> None:
+        """Keep the state of the last training run in `folder` from now on; show the one that is kept there, where there was no job yet."""
+        with self._lock:
+            self._kept = folder / _KEPT
+            if not self._state["job"] and (kept := read_kept(self._kept, self._state)):
+                self._state, self._points = dict(kept.state), kept.points
+                self._folder, self._preview_paths, self._copy_paths = kept.folder, dict(kept.previews), dict(kept.copies)
+                self._seconds = kept.seconds
+                self._version += 1
+
+    def _keep(self) -> None:
+        """Write the state of a training run that is over; a failure is logged only."""
+        with self._lock:
+            points = self._all_points()
+            if self._kept is None or self._folder is None or self._state["kind"] != JobKind.TRAIN.value or not points or self.running:
+                return
+            kept = KeptRun(self._state, points, self._folder, self._preview_paths, self._copy_paths, self._seconds)
+            try:
+                kept.write(self._kept)
+            except OSError:
+                _log.exception("The state of the run was not kept in %s", self._kept)
+
+    def _all_points(self) -> Points:
+        return self._curve.points() if self._points is None else self._points
+
     def _run(self, work: Work) -> None:
         try:
             outcome = work(self._listen, self._stop.is_set)
@@ -312,6 +282,7 @@ class Job:
             self._seconds = time.monotonic() - self._begun
             self._over = True
             self._version += 1
+            self._keep()
 
     def _listen(self, event: JobEvent) -> None:
         with self._lock:
@@ -346,28 +317,28 @@ class Job:
             state["copies"].append({"step": event.step, "file": Path(event.path).name})
         elif isinstance(event, Stopped):
             self._work_was_interrupted = event.reason == "interrupted"
-            reason = "" if event.reason in ("finished", "interrupted") else event.reason
+            reason = "" if event.reason in ("finished", "interrupted") else for_page(event.reason)
             state.update(step=event.step, reason=reason, failed=event.failed, file=Path(event.path).name)
 
     def _take_step(self, event: StepDone) -> None:
         self._state.update(
             step=event.step,
-            loss=_short(event.loss),
-            smooth=_short(self._curve.add(event)),
-            learning_rate=_short(event.learning_rate),
-            vector_norm=_short(event.vector_norm),
-            steps_per_second=_short(event.steps_per_second),
-            seconds_left=_short(event.seconds_left),
+            loss=short_number(event.loss),
+            smooth=short_number(self._curve.add(event)),
+            learning_rate=short_number(event.learning_rate),
+            vector_norm=short_number(event.vector_norm),
+            steps_per_second=short_number(event.steps_per_second),
+            seconds_left=short_number(event.seconds_left),
         )
         self._leave_starting_phase()
 
     def _take_measured(self, event: Evaluated | Judged) -> None:
         if isinstance(event, Evaluated):
-            _replace_last(self._state["evaluations"], [event.step, _short(event.loss)])
+            _replace_last(self._state["evaluations"], [event.step, short_number(event.loss)])
             return
-        norms = {encoder: [None if norm is None else _short(norm) for norm in rows] for encoder, rows in event.norms.items()}
+        norms = {encoder: [None if norm is None else short_number(norm) for norm in rows] for encoder, rows in event.norms.items()}
         words = {encoder: list(rows) for encoder, rows in event.words.items()}
-        ranges = {encoder: [_short(norm) for norm in three] for encoder, three in event.range.items()}
+        ranges = {encoder: [short_number(norm) for norm in three] for encoder, three in event.range.items()}
         verdict = {"step": event.step, "level": event.level, "text": event.text, "words": words, "norms": norms, "range": ranges}
         self._state["verdict"] = verdict
 
@@ -378,7 +349,7 @@ class Job:
     def _add_message(self, text: str, *, important: bool) -> None:
         for kind in ("messages", "remarks") if important else ("messages",):
             messages = self._state[kind]
-            messages.append(text)
+            messages.append(for_page(text))
             del messages[:-_KEPT_MESSAGES]
 
 
@@ -424,10 +395,15 @@ class Drawing:
             return {"busy": self._busy, "done": self._done, "total": self._total}
 
 
+def for_page(text: str) -> str:
+    """A sentence without the options of the command line, which a page does not have."""
+    return _OPTION.sub("", text)
+
+
 def user_message(error: Exception) -> str:
     """The message for the user about an error. An unexpected error is logged with its traceback."""
     if isinstance(error, TextualInversionError):
-        return _OPTION.sub("", str(error))
+        return for_page(str(error))
     if isinstance(error, OSError):
         return f"A file could not be read or written: {error.strerror or error}: {error.filename or ''}".rstrip(": ") + "."
     _log.error("not foreseen", exc_info=error)
@@ -449,8 +425,3 @@ def _replace_last(points: list[list[Any]], point: list[Any]) -> None:
     if points and points[-1][0] == point[0]:
         points.pop()
     points.append(point)
-
-
-def _short(value: float) -> float | None:
-    """`value` with five significant digits; None for NaN and infinity, which JSON lacks."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None

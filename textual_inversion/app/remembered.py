@@ -14,6 +14,7 @@ from textual_inversion.settings.training import TrainingConfig
 if TYPE_CHECKING:
     from textual_inversion.app.engine import Engine
 
+CHECKPOINT_SIZES = (128, 512, 768, 1024)  # native sizes of checkpoints, in pixels
 #: Settings that belong to the machine, the checkpoint or one run rather than to the word.
 _NOT_OF_THE_WORD = {"name", "log_dir", "device", "precision", "prediction_type", "latent_cache"}
 
@@ -34,10 +35,18 @@ def remembered(engine: Engine, name: str) -> dict[str, Any]:
     kept = {key: checked[key] for key in values if key in known and key not in _NOT_OF_THE_WORD}
     if _is_of_another_machine(str(kept.get("images", ""))):
         return {}
+    if _is_native_to_another(engine, kept.get("width"), kept.get("height")):
+        del kept["width"], kept["height"]
     template, templates = Path(str(kept.pop("template", ""))).name, engine.host.folders().templates
     if templates.is_dir() and template in list_templates(templates):
         kept["template"] = template
     return kept
+
+
+def _is_native_to_another(engine: Engine, width: Any, height: Any) -> bool:
+    """Whether a size is the native size of other checkpoints than the chosen one, so that nobody has chosen it."""
+    wanted = engine.picture_size()
+    return wanted is not None and width == height and width in CHECKPOINT_SIZES and width != wanted
 
 
 def _is_of_another_machine(path: str) -> bool:

@@ -63,6 +63,7 @@ class Run:
         self.config, self.trained, self.model = config, trained, model
         self.file, self._asked = prepared.file, prepared.asked
         self.done, self.last_step = self.embedding.provenance.step or 0, config.total_steps
+        self._first, self._earlier = self.done, LastRun()  # the step before the run, and what was kept about the run before
         self.evaluation, self.curve, self._best = evaluation, Curve(), trained.vectors.clone()
         self._best_moments = trained.optimizer.state_dict()
         self._tail = TailAverage(self.last_step - (self.last_step - self.done) // _AVERAGED)
@@ -105,10 +106,14 @@ class Run:
 
     def begin(self) -> None:
         """Write the file for the first time, measure and draw where training starts, and start the clock."""
-        before = self.recorder.copy(self.embedding, self.done)
+        # new vectors begin at the length of words: the copy of step 0 holds what its preview shows
+        before = self.recorder.copy(self.embedding if self.done else self._current(), self.done)
+        self._earlier = read_last_run(self.file.path)
         self._save()
-        earlier = str(before) if before else read_last_run(self.file.path).before
-        self._last_run = LastRun(_with_whole_paths(self._asked), self.done, before=earlier)
+        level, verdict = self._earlier.judged_at(self.done) if before else (self._earlier.before_level, self._earlier.before_verdict)
+        kept = str(before) if before else self._earlier.before
+        settings = _with_whole_paths(self._asked)
+        self._last_run = LastRun(settings, self.done, before=kept, before_level=level, before_verdict=verdict)
         self._keep_last_run()
         self._evaluate()
         if self.config.preview_every:
@@ -169,7 +174,9 @@ class Run:
         self.recorder.verdict(event)
         self.listener(event)
         if over:
-            self._last_run = replace(self._last_run, step=self.done, level=event.level, verdict=event.text)
+            judged = replace(self._last_run, step=self.done, level=event.level, verdict=event.text)
+            # a run without a step, such as one that was started by mistake, leaves what was known of the word before
+            self._last_run = self._earlier if self._earlier.settings and self.done == self._first else judged
             self._keep_last_run()
 
     def _search_words(self) -> None:

@@ -17,7 +17,7 @@ from textual_inversion.app.copies import kept_before
 from textual_inversion.app.installing import Installing
 from textual_inversion.app.job import JobKind
 from textual_inversion.app.preprocessing import Preprocessing
-from textual_inversion.app.remembered import remembered
+from textual_inversion.app.remembered import CHECKPOINT_SIZES, remembered
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
 from textual_inversion.settings.schema import defaults_of, folder_text
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 
 Parts = dict[str, Any]
-_CHECKPOINT_SIZES = (128, 512, 768, 1024)  # native sizes of checkpoints, in pixels
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class TrainPage:
     def _sizes(self, width: Any, height: Any) -> tuple[Any, Any]:
         """Updates to the checkpoint's native size where the form shows another checkpoint's native size; the user's own size stays."""
         wanted = _size(self.actions.engine).get("width")
-        if wanted is None or width != height or width not in _CHECKPOINT_SIZES or width == wanted:
+        if wanted is None or width != height or width not in CHECKPOINT_SIZES or width == wanted:
             return compat.update(), compat.update()
         return compat.update(value=wanted), compat.update(value=wanted)
 
@@ -131,6 +130,7 @@ def build_train_page(
         installing: installs from addresses; None = as `Installing(engine)` does.
     """
     actions = Actions(engine)
+    engine.job.keep_in(engine.host.folders().outputs / "training")
     values = starting_values(actions, list_names=list_names)
     parts: Parts = {}
     _check_box(parts)

@@ -91,15 +91,6 @@ def wire(settings: Parts, parts: Parts, engine: Engine, images: Any, interrupt: 
         updates = [compat.update(value=values[key]) if key in values else compat.update() for key in keys]
         return *_shown(actions, sent, tiles=others_are_shown), *updates
 
-    def source_chosen(source: Any, destination: Any, suggested: Any) -> Any:
-        """The strip of pictures, and a destination for this source in place of one that was suggested for another."""
-        folder = folder_text(source)
-        strip = pictures.pictures_in(folder).html() if folder else ""
-        if not folder or folder_text(destination) not in (str(actions.parent), str(suggested)):
-            return strip, compat.update(), suggested
-        place = str(actions.destination_for(Path(folder).expanduser()))
-        return strip, compat.update(value=place), place
-
     def dropped(files: Any) -> Any:
         return pictures.drop(files, engine.host.folders().outputs / "pictures", "source directory")
 
@@ -115,6 +106,21 @@ def wire(settings: Parts, parts: Parts, engine: Engine, images: Any, interrupt: 
     compat.on(parts["look_take"].click, take, [parts["look_sent"]], shown)
     compat.on(parts["refresh"].click, refresh, [parts["look_sent"]], [*shown, *values])
     compat.on(parts["source_files"].change, dropped, [parts["source_files"]], [parts["source_files_note"], settings["source"]])
+    _wire_source(settings, parts, actions)
+
+
+def _wire_source(settings: Parts, parts: Parts, actions: Preprocessing) -> None:
+    """Connect the field of the source."""
+
+    def source_chosen(source: Any, destination: Any, suggested: Any) -> Any:
+        """The strip of pictures, and a destination for this source in place of one that was suggested for another."""
+        folder = folder_text(source)
+        strip = pictures.pictures_in(folder).html() if folder else ""
+        if not folder or folder_text(destination) not in (str(actions.parent), str(suggested)):
+            return strip, compat.update(), suggested
+        place = str(actions.destination_for(Path(folder).expanduser()))
+        return strip, compat.update(value=place), place
+
     source, destination, suggested = settings["source"], settings["destination"], parts["suggested_destination"]
     compat.on(source.change, source_chosen, [source, destination, suggested], [parts["source_strip"], destination, suggested])
 
