@@ -25,7 +25,7 @@ from textual_inversion.training.events import Event, Message, Started, Stopped
 from textual_inversion.training.initial_words import WordSearch
 from textual_inversion.training.memory import EncodingPlan
 from textual_inversion.training.methods import start_at_word_length
-from textual_inversion.training.remarks import remarks
+from textual_inversion.training.remarks import about_changing, remarks
 
 _LEAST_ROWS, _MOST_FIXED = 8, 24  # that words are compared by
 _ROWS_OF_A_PLACE = 10  # forward passes for each of these rows: the gradient, the words tried, and a part of the first noun's search
@@ -77,7 +77,8 @@ class Prepared:
         self.prompts = PromptMaker(config, self.lines, captions, conditioner, self.table)
         beside_name = captions if has_caption_beside_name(self.lines) else []
         questions = remarks(config, beside_name, self.embedding.num_vectors, self.embedding, self.embedding.provenance.step or 0)
-        for note in (*self.listed.notes, *questions):
+        changing = about_changing([*self.lines, *dict.fromkeys(captions)])
+        for note in (*self.listed.notes, *questions, *([changing] if changing else [])):
             self.listener(Message(note))
 
     def _require_steps_left(self) -> None:

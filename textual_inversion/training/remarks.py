@@ -9,6 +9,7 @@ from textual_inversion.embedding import Embedding
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt
 from textual_inversion.prompts.names import about_name, names_in
+from textual_inversion.prompts.schedule import changes
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.schema import AUTO
 from textual_inversion.settings.training import TrainingConfig
@@ -19,6 +20,7 @@ USUAL_RATES = {"pulled": (0.001, 0.1), "directional": (0.03, 2.0), "classic": (0
 _FAR = 8  # times the usual rates, beyond which nothing is learned, or nothing but noise
 _USUAL_SCALE = 0.014  # of a value in CLIP-L's token table
 _RATES_LOOKED_AT = 1000  # steps
+_SHOWN = 60  # letters of a prompt
 _LONGEST, _MOST_VECTORS = 20, 32  # times the length of a word; vectors
 
 
@@ -54,6 +56,17 @@ def about_far_rate(config: TrainingConfig, first_step: int) -> str:
     effect = "learns next to nothing" if peak < lowest else "destroys what it has learned at every step"
     usual = f"{lowest:g} to {highest:g} are usual for “{config.method}”, and “auto” fits it"
     return f"With a learning rate of {peak:g} an embedding {effect}: {usual}. Is that rate meant?"
+
+
+def about_changing(prompts: Sequence[str]) -> str:
+    """A sentence on prompts that would change while a picture is drawn, which training has no steps for; empty where there is none."""
+    changing = [prompt for prompt in prompts if changes(prompt)]
+    if not changing:
+        return ""
+    shown = f"{changing[0][:_SHOWN]}…" if len(changing[0]) > _SHOWN else changing[0]
+    one = len(changing) == 1
+    which = f"{counted(len(changing), 'prompt')} {'has' if one else 'have'} [a:b:0.5], [a|b] or AND in {'it' if one else 'them'}"
+    return f"{which}, such as “{shown}”: training reads that as plain text, signs and numbers too."
 
 
 def _about_length(embedding: Embedding | None) -> str:
