@@ -9,7 +9,7 @@ import torch
 
 from textual_inversion.embedding import Embedding
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.remarks import remarks
+from textual_inversion.training.remarks import about_changing, remarks
 
 CONFIG = TrainingConfig("zorbx", "pictures", steps=10)
 
@@ -45,3 +45,9 @@ def test_captions_that_hold_the_name() -> None:
     assert "2 captions hold the name too, such as “zorbx, blue”" in said(captions=["zorbx, blue", "a star", "a <zorbx>"])
     assert said(captions=["a star", "zorbxes"]) == ""
     assert "“red” is a word" in said(replace(CONFIG, name="red"))
+
+
+def test_prompts_that_would_change_while_drawing() -> None:
+    assert about_changing(["a [name], [filewords]", "(a:1.2) [b]"]) == ""
+    assert "1 prompt has [a:b:0.5], [a|b] or AND in it, such as “<x> [a:b:0.5]”" in about_changing(["<x> [a:b:0.5]", "<x>"])
+    assert "2 prompts have" in about_changing(["a AND b", "[a|b]"])

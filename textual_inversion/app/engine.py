@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from textual_inversion.library import EmbeddingLibrary
     from textual_inversion.settings.training import TrainingConfig
 
+_USUAL_STEPS = 20  # of a sampler; the parts of a prompt are the same with others
+
 
 class Engine:
     """Does this package's work with the folders, checkpoint and memory of one host.
@@ -206,13 +208,20 @@ class Engine:
         return tuple(SAMPLERS)
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
-        """(tokens of the prompt, capacity of its chunks in tokens); an embedding counts once for each of its vectors."""
+        """(tokens of the prompt, capacity of its chunks in tokens); an embedding counts once for each of its vectors.
+
+        Of a prompt that changes from step to step, or that `AND` joins, the longest part counts.
+        """
         from textual_inversion.prompts.chunks import count_tokens
-        from textual_inversion.prompts.names import names_in
+        from textual_inversion.prompts.names import names_in, rewrite_names
+        from textual_inversion.prompts.schedule import schedule, subprompts
         from textual_inversion.prompts.tokenizer import default_tokenizer
 
         known = {entry.name: entry.info.num_vectors for entry in self.library().entries() if entry.usable and entry.info}
-        return count_tokens(prompt, default_tokenizer(), {name: known[name] for name in names_in([prompt], known)})
+        written = rewrite_names(prompt, names_in([prompt], known))
+        texts = dict.fromkeys(text for part in subprompts(written) for _, text in schedule(part.text, _USUAL_STEPS))
+        sizes = {name: known[name] for name in names_in(texts, known)}
+        return max(count_tokens(text, default_tokenizer(), sizes) for text in texts)
 
     def generate(self, values: Mapping[str, Any], progress: Callable[[int, int], None], should_stop: ShouldStop) -> list[Image.Image]:
         """Draw pictures. Prompts may name every embedding that fits; only the named ones are loaded.

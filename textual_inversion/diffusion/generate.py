@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +15,11 @@ import torch
 from textual_inversion.diffusion.conditioning import Conditioning, picture_sizes
 from textual_inversion.diffusion.graphs import GraphCache
 from textual_inversion.diffusion.model import StableDiffusion
-from textual_inversion.diffusion.samplers import SAMPLERS
+from textual_inversion.diffusion.samplers import SAMPLERS, TWO_CALLS
 from textual_inversion.embedding import Embedding
 from textual_inversion.prompts.chunks import chunk_prompt
-from textual_inversion.prompts.names import names_in
+from textual_inversion.prompts.names import names_in, rewrite_names
+from textual_inversion.prompts.schedule import schedule, subprompts
 from textual_inversion.settings.generation import GenerationSettings
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def generate(
         EmbeddingError: an embedding that the checkpoint cannot take.
     """
     prompts = [(settings.prompt, (settings.seed + index) % 2**32) for index in range(settings.count)]
-    at_once = max(1, _PIXELS_AT_ONCE // (settings.width * settings.height))
+    at_once = max(1, _PIXELS_AT_ONCE // (settings.width * settings.height * len(subprompts(settings.prompt))))
     parts = [prompts[begin : begin + at_once] for begin in range(0, len(prompts), at_once)]
     pictures: list[Image.Image] = []
 
@@ -81,10 +83,10 @@ def generate(
 
 
 def _used(model: StableDiffusion, settings: GenerationSettings, embeddings: Mapping[str, Embedding]) -> list[str]:
-    """The embeddings whose vectors are in the prompts."""
-    texts = (settings.prompt, settings.negative_prompt)
-    sizes = {name: embeddings[name].num_vectors for name in names_in(texts, embeddings)}
-    chunks = [chunk for text in texts for chunk in chunk_prompt(text, model.conditioner.tokenizer, sizes)]
+    """The embeddings whose vectors are in the prompts, at any step."""
+    plan = _Plan.of([settings.prompt], settings, embeddings)
+    sizes = {name: embeddings[name].num_vectors for name in names_in(plan.texts, embeddings)}
+    chunks = [chunk for text in plan.texts for chunk in chunk_prompt(text, model.conditioner.tokenizer, sizes)]
     return list(dict.fromkeys(splice.name for chunk in chunks for splice in chunk.splices))
 
 
@@ -112,12 +114,12 @@ def draw_prompts(
 ) -> list[Image.Image]:
     """Draw one picture for each (prompt, seed) in one batch. Like `generate`, but ignores prompt, seed and count of `settings`."""
     conditioner = model.conditioner
-    texts = [settings.negative_prompt] * len(prompts) + [prompt for prompt, _ in prompts]
-    named = {name: embeddings[name] for name in names_in(texts, embeddings)}
+    plan = _Plan.of([prompt for prompt, _ in prompts], settings, embeddings)
+    named = {name: embeddings[name] for name in names_in(plan.texts, embeddings)}
     table = conditioner.table_of(named)
-    encoded = conditioner.encode(conditioner.tokenize(texts, table), table.vectors, settings.clip_skip)
+    encoded = conditioner.encode(conditioner.tokenize(plan.texts, table), table.vectors, settings.clip_skip)
     if model.family == "SDXL" and not settings.negative_prompt:  # as A1111 and diffusers do
-        encoded = encoded.with_zeros(len(prompts))
+        encoded = encoded.with_zeros(1)
     noise = _NoiseSource(model, [seed for _, seed in prompts], settings)
     sample, sigmas_for = SAMPLERS[settings.sampler]
     sigmas = sigmas_for(model.schedule, settings.steps)
@@ -128,8 +130,8 @@ def draw_prompts(
         if should_stop and should_stop():
             raise Interrupted
 
-    sizes = picture_sizes([(settings.width, settings.height)] * len(texts), model.device)
-    denoise = GuidedDenoiser(model, encoded, sizes, settings.cfg_scale)
+    sizes = picture_sizes([(settings.width, settings.height)] * len(plan.rows), model.device)
+    denoise = GuidedDenoiser(model, plan.at(encoded, 0), sizes, settings.cfg_scale, plan.parts, lambda call: plan.change(encoded, call))
     # the first noise level carries a little of the picture: A1111 and k-diffusion start from sigma alone
     try:
         latents = sample(denoise, noise() * sigmas[0], sigmas, noise, after_step)
@@ -138,35 +140,113 @@ def draw_prompts(
     return [picture for latent in latents.split(4) for picture in to_pictures(model.vae.decode(latent.float()))]
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Which texts guide the pictures at which call of the UNet, as A1111 has it.
+
+    Attributes:
+        texts: all of them, the first negative prompt first.
+        rows: for each row of the batch, the negative prompts of the b pictures and then the prompts that `AND` has joined:
+            (last call, place in `texts`), by rising call.
+        parts: (picture, weight) of each row behind the first b.
+    """
+
+    texts: list[str]
+    rows: list[list[tuple[int, int]]]
+    parts: list[tuple[int, float]]
+
+    @classmethod
+    def of(cls, prompts: Sequence[str], settings: GenerationSettings, embeddings: Mapping[str, Embedding]) -> _Plan:
+        """The plan for b pictures with the negative prompt of `settings`."""
+        calls = settings.steps * (2 if settings.sampler in TWO_CALLS else 1)
+        names = names_in([settings.negative_prompt, *prompts], embeddings)
+        joined = [(picture, one) for picture, prompt in enumerate(prompts) for one in subprompts(rewrite_names(prompt, names))]
+        negative = rewrite_names(settings.negative_prompt, names)
+        schedules = [schedule(text, calls) for text in [*[negative] * len(prompts), *(one.text for _, one in joined)]]
+        places: dict[tuple[bool, str], int] = {}  # an empty negative prompt is another thing to SDXL than an empty prompt
+        rows = [
+            [(last, places.setdefault((row < len(prompts), text), len(places))) for last, text in each]
+            for row, each in enumerate(schedules)
+        ]
+        return cls([text for _, text in places], rows, [(picture, one.weight) for picture, one in joined])
+
+    def at(self, encoded: Conditioning, call: int) -> Conditioning:
+        """What guides the pictures in a call of the UNet, counted from 0.
+
+        Args:
+            encoded: of all texts.
+        """
+        places = self._places(call)
+        return Conditioning(encoded.context[places], None if encoded.pooled is None else encoded.pooled[places])
+
+    def change(self, encoded: Conditioning, call: int) -> Conditioning | None:
+        """The same; None where it is what guided the call before."""
+        return None if self._places(call) == self._places(call - 1) else self.at(encoded, call)
+
+    def _places(self, call: int) -> list[int]:
+        """A1111 counts calls from 0 and steps of a prompt from 1, so that the first text lasts one call longer."""
+        return [next((place for last, place in row if call <= last), row[0][1]) for row in self.rows]
+
+
 class GuidedDenoiser:
     """Estimates the clean latents with classifier-free guidance (arXiv 2207.12598); on CUDA the UNet runs from a graph.
 
+    Several prompts for a picture are composed as in arXiv 2206.01714.
+
     Args:
-        prompts: 2b rows, the b negative prompts, then the b prompts.
-        sizes: of the pictures, [2b, 6] as for `size_label`.
+        prompts: b + m rows, the b negative prompts, then the prompts.
+        sizes: of the pictures, [b + m, 6] as for `size_label`.
+        parts: (picture, weight) of each of the m prompts; None = one for each picture.
+        changed: number of a call -> the prompts from there on; None where they stay.
     """
 
-    def __init__(self, model: StableDiffusion, prompts: Conditioning, sizes: torch.Tensor, scale: float) -> None:
-        self.model, self.prompts, self.sizes, self.scale = model, prompts, sizes, scale
+    def __init__(
+        self,
+        model: StableDiffusion,
+        prompts: Conditioning,
+        sizes: torch.Tensor,
+        scale: float,
+        parts: Sequence[tuple[int, float]] | None = None,
+        changed: Callable[[int], Conditioning | None] = lambda call: None,
+    ) -> None:
+        rows = len(prompts.context)
+        parts = [(picture, 1.0) for picture in range(rows // 2)] if parts is None else parts
+        self.model, self.sizes, self.scale = model, sizes, scale
+        self.prompts = Conditioning(prompts.context.clone(), None if prompts.pooled is None else prompts.pooled.clone())
         self.graphs = GraphCache(model.device)
-        self._timesteps = torch.zeros(len(prompts.context), device=model.device)
-        self._input: torch.Tensor | None = None  # 2b c h w; a graph reads and writes the same tensors each time
+        self._changed, self._calls = changed, 0
+        self._count = rows - len(parts)  # b
+        self._owners = torch.tensor([picture for picture, _ in parts], device=model.device)  # m
+        self._weights = torch.tensor([weight for _, weight in parts], device=model.device)[:, None, None, None]  # m 1 1 1
+        self._sources = torch.cat((torch.arange(self._count, device=model.device), self._owners))  # b+m
+        self._timesteps = torch.zeros(rows, device=model.device)
+        self._input: torch.Tensor | None = None  # b+m c h w; a graph reads and writes the same tensors each time
         self._output: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         """x = picture + sigma * noise [b, c, h, w] -> picture [b, c, h, w], fp32"""
         model = self.model
+        self._follow()
         noise_level = torch.full((), sigma, device=x.device)
         scaled = (x / (noise_level**2 + 1).sqrt()).to(model.dtype)
         if self._input is None or self._output is None:
-            self._input = scaled.repeat(2, 1, 1, 1)
+            self._input = scaled[self._sources]
             self._output = torch.zeros_like(self._input, dtype=torch.float32)
-        for half in self._input.chunk(2):
-            half.copy_(scaled)
+        torch.index_select(scaled, 0, self._sources, out=self._input)
         self._timesteps.copy_(model.schedule.timestep_of(noise_level).expand(len(self._timesteps)))
         self.graphs.run("unet", self._predict)
-        negative, positive = self._output.chunk(2)
-        return model.prediction.denoised(x, negative + self.scale * (positive - negative), noise_level)
+        negative, positive = self._output[: self._count], self._output[self._count :]
+        steps = (self._weights * self.scale) * (positive - negative[self._owners])
+        return model.prediction.denoised(x, negative.index_add(0, self._owners, steps), noise_level)
+
+    def _follow(self) -> None:
+        """Put the prompts of this call where the graph reads them."""
+        now = self._changed(self._calls) if self._calls else None
+        self._calls += 1
+        if now is not None:
+            self.prompts.context.copy_(now.context)
+            if self.prompts.pooled is not None and now.pooled is not None:
+                self.prompts.pooled.copy_(now.pooled)
 
     def _predict(self) -> None:
         assert self._input is not None

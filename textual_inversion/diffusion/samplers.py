@@ -358,3 +358,5 @@ SAMPLERS: dict[str, tuple[Sampler, Sigmas]] = {
     "UniPC": (unipc, without_smallest(even_sigmas)),
     "LCM": (lcm, lcm_sigmas),
 }
+#: Samplers that ask twice in a step. A1111 counts these calls as the steps of `[a:b:10]`.
+TWO_CALLS = ("DPM++ SDE", "DPM++ SDE Karras", "DPM++ 2S a", "Heun", "DPM2", "DPM2 a")

@@ -46,7 +46,10 @@ class GenerationSettings(Settings):
     """
 
     prompt: str = setting(
-        label="Prompt", kind="lines", verbatim=True, help="what to draw; emphasis, names of embeddings and `<name:weight>` have a meaning"
+        label="Prompt",
+        kind="lines",
+        verbatim=True,
+        help="what to draw; emphasis, names of embeddings, `<name:weight>`, `[a:b:0.5]` and `AND` have a meaning",
     )
     negative_prompt: str = setting(
         "", label="Negative prompt", kind="lines", verbatim=True, option="negative", help="what to lead away from"

@@ -25,7 +25,7 @@ from textual_inversion.settings.training import EVALUATION_ROWS, PASSES_OF_A_STE
 from textual_inversion.text import counted
 from textual_inversion.training.data.encoding import list_pictures
 from textual_inversion.training.data.training_set import TrainingPicture, TrainingSet
-from textual_inversion.training.remarks import USUAL_RATES, about_crops, about_far_rate, peak_rate, remarks
+from textual_inversion.training.remarks import USUAL_RATES, about_changing, about_crops, about_far_rate, peak_rate, remarks
 
 _MOST_PROMPTS = 2000  # checked; a folder may have tens of thousands
 _FEW_PICTURES = 5
@@ -240,6 +240,8 @@ def _check_prompts(config: TrainingConfig, listed: TrainingSet, num_vectors: int
         findings.append(Finding(HINT, f"{length}; shorter captions train faster."))
     else:
         findings.append(Finding(GOOD, f"The longest prompt has {longest} of {CHUNK_TOKENS} tokens."))
+    if changing := about_changing(texts):
+        findings.append(Finding(HINT, changing))
     if captions.count("") and any("[filewords]" in line for line in lines):
         empty = counted(captions.count(""), "picture")
         findings.append(Finding(HINT, f"{empty} without a caption; the template's [filewords] stays empty for them."))

@@ -25,7 +25,7 @@ from textual_inversion.training.events import Event, Message, Started, Stopped
 from textual_inversion.training.initial_words import find_initial_words
 from textual_inversion.training.memory import EncodingPlan
 from textual_inversion.training.methods import start_at_word_length
-from textual_inversion.training.remarks import about_crops, remarks
+from textual_inversion.training.remarks import about_changing, about_crops, remarks
 from textual_inversion.training.word_fit import Budget, WordFit
 
 _LEAST_ROWS, _MOST_FIXED = 8, 24  # that words are compared by
@@ -78,7 +78,8 @@ class Prepared:
         self.prompts = PromptMaker(config, self.lines, captions, conditioner, self.table)
         beside_name = captions if has_caption_beside_name(self.lines) else []
         questions = remarks(config, beside_name, self.embedding.num_vectors, self.embedding, self.embedding.provenance.step or 0)
-        for note in self.listed.notes:
+        changing = about_changing([*self.lines, *dict.fromkeys(captions)])
+        for note in (*self.listed.notes, *([changing] if changing else [])):
             self.listener(Message(note))
         for sentence in filter(None, (about_crops(config, self.listed), *questions)):
             self.listener(Message(sentence, important=True))

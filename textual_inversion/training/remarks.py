@@ -11,6 +11,7 @@ from textual_inversion.pictures.contents import list_names
 from textual_inversion.pictures.geometry import cropped_share
 from textual_inversion.prompts.chunks import CHUNK_TOKENS, chunk_prompt
 from textual_inversion.prompts.names import about_name, names_in
+from textual_inversion.prompts.schedule import changes
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.schema import AUTO
 from textual_inversion.settings.training import TrainingConfig
@@ -23,6 +24,7 @@ _FAR = 8  # times the usual rates, beyond which nothing is learned, or nothing b
 _USUAL_SCALE = 0.014  # of a value in CLIP-L's token table
 _RATES_LOOKED_AT = 1000  # steps
 _MUCH = 0.25  # cropped share of a picture from which it is mentioned
+_SHOWN = 60  # letters of a prompt
 _LONGEST, _MOST_VECTORS = 20, 32  # times the length of a word; vectors
 
 
@@ -70,6 +72,17 @@ def about_crops(config: TrainingConfig, listed: TrainingSet) -> str:
         return ""
     advice = "" if config.buckets else "; aspect buckets would keep more"
     return f"{shares[0][0]:.0%} of {list_names(much)} {'is' if len(much) == 1 else 'or less'} cropped away{advice}."
+
+
+def about_changing(prompts: Sequence[str]) -> str:
+    """A sentence on prompts that would change while a picture is drawn, which training has no steps for; empty where there is none."""
+    changing = [prompt for prompt in prompts if changes(prompt)]
+    if not changing:
+        return ""
+    shown = f"{changing[0][:_SHOWN]}…" if len(changing[0]) > _SHOWN else changing[0]
+    one = len(changing) == 1
+    which = f"{counted(len(changing), 'prompt')} {'has' if one else 'have'} [a:b:0.5], [a|b] or AND in {'it' if one else 'them'}"
+    return f"{which}, such as “{shown}”: training reads that as plain text, signs and numbers too."
 
 
 def _about_length(embedding: Embedding | None) -> str:
