@@ -200,8 +200,8 @@ def test_other_families_and_files_are_named(tmp_path: Path) -> None:
     diffusers = with_tensors(tmp_path / "diffusion_pytorch_model.safetensors", "conv_in.weight", "down_blocks.0.resnets.0.conv1.weight")
     assert "only the UNet of a diffusers folder" in refusal(diffusers)
     assert "holds 0 tensors" in refusal(with_tensors(tmp_path / "empty.safetensors"))
-    inpainting = write_checkpoint(tmp_path / "i.safetensors", **SMALL | {"unet": UNetConfig(9, 4, 32, (1,), (1,), (1,), context_dim=64)})
-    assert "9 channels" in refusal(inpainting, UnsupportedCheckpointError)
+    depth = write_checkpoint(tmp_path / "i.safetensors", **SMALL | {"unet": UNetConfig(5, 4, 32, (1,), (1,), (1,), context_dim=64)})
+    assert "5 channels" in refusal(depth, UnsupportedCheckpointError)
 
 
 @pytest.mark.parametrize(("left_out", "named"), [((VAE,), "no VAE"), ((UNET,), "no UNet"), ((VAE, TEXT), "no VAE and no text encoder")])

@@ -45,7 +45,7 @@ def outputs(path: Path) -> Outputs:
     context = text(tokens, torch.zeros(1, text.config.width)).hidden
     return {
         "text": context,
-        "unet": unet(latents, torch.tensor([500]), context),
+        "unet": unet(torch.randn(1, unet.config.in_channels, 8, 8, generator=generator), torch.tensor([500]), context),
         "encoded": vae.encode_moments(pixels)[0],
         "decoded": vae.decode(latents),
         "schedule": schedule,

@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -237,6 +237,16 @@ computed("position ids and other whole numbers beside the weights")(
 computed("the VAE's attention as linear layers")(
     _safetensors({key: value[:, :, 0, 0] if "mid.attn_1" in key and value.ndim == 4 else value for key, value in PLAIN.items()})
 )
+
+
+def _with_channels(channels: int) -> State:
+    """Tensors whose UNet sees more, or less, than noisy latents."""
+    return checkpoint_tensors(replace(UNET_CONFIG, in_channels=channels), VAE_CONFIG, CLIP_CONFIG)
+
+
+computed("an inpainting checkpoint (9 channels)", lambda: _with_channels(9))(_torch({"state_dict": _with_channels(9)}))
+computed("an instruct-pix2pix checkpoint (8 channels)", lambda: _with_channels(8))(_torch({"state_dict": _with_channels(8)}))
+refused("a depth checkpoint (5 channels)", "a UNet for 5 channels")(_safetensors(_with_channels(5)))
 computed("a `.safetensors` file that is called `.ckpt`")(lambda folder: _safetensors(PLAIN)(folder).rename(folder / "odd.ckpt"))
 computed("a file of `torch.save` that is called `.safetensors`")(_torch({"state_dict": PLAIN}, "odd.safetensors"))
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from textual_inversion.diffusion.beside import INPUT_KINDS, LATENTS
 from textual_inversion.diffusion.weights.diffusers_folder import is_diffusers_folder, open_folder, vae_alone
 from textual_inversion.diffusion.weights.families import foreign_family
 from textual_inversion.diffusion.weights.places import OpenWeights, Weights, stamp_of
@@ -138,6 +139,11 @@ class CheckpointFile:
     def name(self) -> str:
         """File name without ending, as the WebUIs show it; of a folder its whole name."""
         return name_of(self.path)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the UNet's input: 4, or more where it sees a mask or a picture too; 0 without a UNet."""
+        return (*self.shapes.get(UNET + "input_blocks.0.0.weight", ()), 0, 0)[1]
 
     @cached_property
     def hash(self) -> str | None:
@@ -301,7 +307,7 @@ def check_family(file: CheckpointFile) -> str:
     """The family of a supported checkpoint: `SD1`, `SD2` or `SDXL`.
 
     Raises:
-        UnsupportedCheckpointError: SDXL's refiner, SD3, Flux, quantized, inpainting, depth or unCLIP.
+        UnsupportedCheckpointError: SDXL's refiner, SD3, Flux, quantized, depth, upscaler or unCLIP.
         CheckpointError: only a part of a checkpoint, or no Stable Diffusion checkpoint at all.
     """
     keys = file.shapes
@@ -316,13 +322,10 @@ def check_family(file: CheckpointFile) -> str:
         raise CheckpointError(
             f"{name} has no {' and no '.join(missing)}; a whole checkpoint with UNet, VAE and text encoder is needed.", path=file.path
         )
-    channels = keys.get(UNET + "input_blocks.0.0.weight", (0, 4))[1:2]
-    if channels != (4,):
-        count = f"{channels[0]} channels" if channels else "no channels"
-        raise UnsupportedCheckpointError(
-            f"{name} has a UNet for {count}, as inpainting checkpoints do; this version needs one for 4, so choose another checkpoint.",
-            path=file.path,
-        )
+    if (count := file.input_channels) not in INPUT_KINDS:
+        found = f"{name} has a UNet for {count or 'no'} channels, as depth checkpoints and upscalers do"
+        expected = "expected 4, 8 (instruct-pix2pix) or 9 (inpainting), so choose another checkpoint"
+        raise UnsupportedCheckpointError(f"{found}; {expected}.", path=file.path)
     if family != "SDXL" and any(key.startswith(UNET + "label_emb.") for key in keys):
         raise UnsupportedCheckpointError(
             f"{name} has a UNet that wants more than text, as unCLIP checkpoints do; choose another checkpoint.", path=file.path
@@ -431,12 +434,13 @@ def _facts(path: Path, _stamp: FileStamp | None) -> CheckpointFacts:
 
     file = CheckpointFile.open(path)
     family, stated = check_family(file), stated_prediction(file)
-    predicts_v = stated.prediction.name == "v_prediction" if stated else family == "SD2"  # most SD2 checkpoints do
     try:
         widths = {encoder: file.shapes[prefix + _TABLE][1] for encoder, prefix in TEXT_ENCODERS[family].items()}
-        channels = file.shapes[f"{UNET}input_blocks.0.0.weight"][0]
-    except (KeyError, IndexError) as error:
+        channels, inputs = file.shapes[f"{UNET}input_blocks.0.0.weight"][:2]
+    except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(
             f"{path.name} misses a tensor or has one of another shape ({error}); download it again.", path=path
         ) from error
+    # most SD2 checkpoints predict v; those that see more than the latents were trained on the one that does not
+    predicts_v = stated.prediction.name == "v_prediction" if stated else family == "SD2" and inputs == LATENTS
     return CheckpointFacts(widths, picture_size(family, channels, predicts_v=predicts_v))

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from textual_inversion.diffusion.beside import Beside, beside_of, note_on_inputs
 from textual_inversion.diffusion.checkpoint import (
     TEXT_ENCODERS,
     UNET,
@@ -140,8 +141,13 @@ class StableDiffusion:
         """Mean length of a word, of all its values for all text encoders together."""
         return math.hypot(*(size.norm for size in self.words))
 
+    @cached_property
+    def beside(self) -> Beside:
+        """Adds to noisy latents what the UNet sees beside them; nothing but for inpainting and instruct-pix2pix."""
+        return beside_of(self.unet.config.in_channels, self.vae)
+
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: Conditioning, sizes: torch.Tensor | None) -> torch.Tensor:
-        """The UNet's prediction.
+        """The UNet's prediction. Where it also sees a mask or a picture, `beside` adds them.
 
         Args:
             noisy: [b, c, h, w].
@@ -154,7 +160,7 @@ class StableDiffusion:
         label = None
         if prompts.pooled is not None and sizes is not None:
             label = size_label(prompts.pooled, sizes)
-        return self.unet(noisy.to(self.dtype), timesteps, prompts.context, label)
+        return self.unet(self.beside(noisy.to(self.dtype)), timesteps, prompts.context, label)
 
     @property
     def default_size(self) -> int:
@@ -297,7 +303,7 @@ def load_checkpoint(
     conditioner = TextConditioner(encoders, default_tokenizer())
     unsure = StableDiffusion(file, family, unet, autoencoder, conditioner, schedule, Epsilon())
     prediction, note = find_prediction(unsure, prediction_type)
-    notes += [note] if note else []
+    notes += [sentence for sentence in (note, note_on_inputs(file.path.name, unet.config.in_channels)) if sentence]
     return replace(unsure, prediction=prediction, notes=tuple(notes))
 
 

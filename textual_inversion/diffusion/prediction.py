@@ -98,7 +98,7 @@ def probe(model: StableDiffusion) -> str:
     In pure noise, one kind still predicts the noise; the other predicts the picture (arXiv 2202.00512, appendix D), which is not there.
     """
     generator, schedule, conditioner = torch.Generator().manual_seed(0), model.schedule, model.conditioner
-    noise = torch.randn(1, model.unet.config.in_channels, _PROBE_SIDE, _PROBE_SIDE, generator=generator).to(model.device)
+    noise = torch.randn(1, model.vae.config.latent_channels, _PROBE_SIDE, _PROBE_SIDE, generator=generator).to(model.device)
     table = conditioner.table_of({})
     nothing = conditioner.encode(conditioner.tokenize([""], table), table.vectors)
 

@@ -119,7 +119,7 @@ def preflight(
     cost = _estimate(config, listed, prompts.chunks, checkpoint, left)
     cropped = [cropped_share(picture.original, picture.size) for picture in listed.pictures] if not listed.options.whole else [0.0]
     findings = [*_check_pictures(config, listed, done), *_check_rate(config, done), *_check_sizes(config, listed)]
-    findings += [*prompts.findings, *cost.findings]
+    findings += [*prompts.findings, *cost.findings, *_check_inputs(checkpoint)]
     questions = remarks(config, prompts.beside_name, num_vectors, embedding, done)
     findings += [Finding(HINT, sentence) for sentence in questions]
     return Preflight(
@@ -144,6 +144,19 @@ def _is_full_size(checkpoint: Path | None) -> bool:
         return checkpoint is None or is_full_size(CheckpointFile.open(checkpoint))
     except TextualInversionError:
         return True  # the estimate says why
+
+
+def _check_inputs(checkpoint: Path | None) -> Iterable[Finding]:
+    """What stands for the picture that inpainting and instruct-pix2pix would see."""
+    from textual_inversion.diffusion.beside import note_on_inputs
+    from textual_inversion.diffusion.checkpoint import CheckpointFile
+
+    try:
+        channels = CheckpointFile.open(checkpoint).input_channels if checkpoint else 0
+    except TextualInversionError:
+        return  # the estimate says why
+    if checkpoint and (sentence := note_on_inputs(checkpoint.name, channels)):
+        yield Finding(HINT, sentence)
 
 
 def _check_rate(config: TrainingConfig, first_step: int) -> Iterable[Finding]:
