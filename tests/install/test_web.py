@@ -264,13 +264,13 @@ def test_messages_hold_no_query() -> None:
 
 
 def test_tokens_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("CIVITAI_API_TOKEN", "CIVITAI_TOKEN", "CIVITAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
+    for name in ("CIVITAI_API_TOKEN", "CIVITAI_TOKEN", "CIVITAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     assert tokens_from_environment() == {}
     (tmp_path / "token").write_text("from-login\n")
     monkeypatch.setenv("CIVITAI_TOKEN", " c ")
-    assert tokens_from_environment() == {"civitai": "c", "hub": "from-login"}
+    assert tokens_from_environment() == {"civitai": "c"}  # the login of another program stays its own
     monkeypatch.setenv("HF_TOKEN", "h")
     assert tokens_from_environment()["hub"] == "h"
 

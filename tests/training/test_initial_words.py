@@ -17,12 +17,13 @@ from textual_inversion.diffusion.model import StableDiffusion, load_checkpoint
 from textual_inversion.errors import ConfigError
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.settings.training import TrainingConfig
-from textual_inversion.training.better_words import BetterWords, cost_of_better_words
+from textual_inversion.training.better_words import BetterWords
 from textual_inversion.training.embedding_file import create_embedding
 from textual_inversion.training.events import Event, Message
 from textual_inversion.training.initial_words import find_initial_words
 from textual_inversion.training.optimizer import SplitOptimizer
 from textual_inversion.training.prepared import Prepared
+from textual_inversion.training.search_plan import search_budget, search_rows, search_steps, usual_cost
 from textual_inversion.training.step import TrainedVectors
 from textual_inversion.training.trainer import train, train_together
 from textual_inversion.training.word_fit import Budget, WordFit
@@ -199,19 +200,19 @@ def test_a_run_looks_for_words_three_times(tiny: StableDiffusion, tmp_path: Path
     ],
 )
 def test_when_a_run_looks_for_words(changes: dict[str, object], first_step: int | None, expected: tuple[int, ...]) -> None:
-    assert TrainingConfig("x", "y", **changes).search_steps(first_step) == expected  # type: ignore[arg-type]
+    assert search_steps(TrainingConfig("x", "y", **changes), first_step) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(60, 1), (100, 2), (60, 8)])
 def test_a_search_takes_a_sixth_of_the_run_at_most(tiny: StableDiffusion, tmp_path: Path, steps: int, batch: int) -> None:
     each = prepared(tiny, tmp_path, words="shape", vectors=3)
     config = replace(each.config, steps=steps, batch_size=batch)
-    fit = each.word_fit(tiny, config.search_rows, Budget(config.search_budget))
+    fit = each.word_fit(tiny, search_rows(config), Budget(search_budget(config)))
     BetterWords(fit, stuck_vectors(tiny)).replace()
     assert fit.budget.rows >= 0, "more was spent than there was"
-    spent = config.search_budget - fit.budget.rows
+    spent = search_budget(config) - fit.budget.rows
     assert spent <= steps * batch * 3 / 6  # a step costs three forward passes of each row
-    assert 0.3 * spent <= cost_of_better_words(fit.count, fit.rows, config.search_budget) <= 3 * spent
+    assert 0.3 * spent <= usual_cost(fit.count, fit.rows, search_budget(config)) <= 3 * spent
 
 
 @pytest.mark.parametrize("method", ["pulled", "directional"])

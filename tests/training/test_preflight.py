@@ -184,7 +184,7 @@ def test_searches_and_evaluations_count_as_time(config, checkpoint, monkeypatch)
         return preflight(replace(bare, **changes), 4, checkpoint, **options).seconds / seconds - 1
 
     assert share({"evaluate_every": 10}) == pytest.approx(16 * 10 / (100 * 4 * 3))
-    assert share({"vocabulary_search": True}) == pytest.approx(3 * int(8 * 4 + 0.6 * 8 * 6 * 4) / (100 * 4 * 3))
+    assert share({"vocabulary_search": True}) == pytest.approx(3 * int(8 * (1 + 3 + 4 * 10 * 0.45)) / (100 * 4 * 3))
     assert share({}, finds_words=True) == pytest.approx(0.2)
     assert share({"vocabulary_search": True}, first_step=50) == pytest.approx(-0.5)
 

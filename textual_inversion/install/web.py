@@ -16,12 +16,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
 from textual_inversion.errors import InstallError
-from textual_inversion.files import read_regular
 from textual_inversion.install.addresses import Sites, host_of, origin_of, shown
 
 _TIMEOUT = 30.0  # seconds without a byte
@@ -38,16 +36,12 @@ _SITE_NAMES = {"civitai": "Civitai", "hub": "Hugging Face"}
 
 
 def tokens_from_environment() -> dict[str, str]:
-    """Site (`civitai`, `hub`) -> API token, of the variables that its own tools read, and of Hugging Face's login on this computer."""
-    tokens = {site: next((os.environ[name] for name in names if os.environ.get(name)), "") for site, names in _TOKENS.items()}
-    if not tokens["hub"]:
-        home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-        try:
-            data = read_regular(Path(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")).expanduser(), 4096)
-            tokens["hub"] = data.decode("ascii").strip()
-        except (OSError, ValueError):
-            tokens["hub"] = ""
-    return {site: token.strip() for site, token in tokens.items() if token.strip()}
+    """Site (`civitai`, `hub`) -> API token, of the variables that its own tools read.
+
+    Logins that other programs keep in files are not read, because nobody gave them to this one.
+    """
+    found = {site: next((token for name in names if (token := os.environ.get(name, "").strip())), "") for site, names in _TOKENS.items()}
+    return {site: token for site, token in found.items() if token}
 
 
 class _Readable(Protocol):

@@ -30,9 +30,6 @@ PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 EVALUATION_ROWS = 16  # pictures of an evaluation, each with noise of its own
-_SEARCH_STEPS = ((25, 6), (50, 3), (75, 2))  # of the searches for words on the way, at most, and as a part of all steps
-_LEAST_STEPS_OF_A_SEARCH, _LEAST_SEARCH_ROWS = 60, 8
-_FIRST_SEARCH_SHARE, _MOST_FIRST_PASSES = 0.2, 4000  # of the run's cost that looking for words to start from may add, and the most
 _LEAST_EVALUATIONS = 12  # in a run that may end early by them
 _EVALUATION_SHARE = 0.05  # of the time that evaluations may take
 _USUAL_BATCH = 4  # for which the learning rates were chosen
@@ -557,43 +554,6 @@ class TrainingConfig(Settings):
         cost = rows / PASSES_OF_A_STEP / (self.batch_size * self.gradient_accumulation_steps)
         every = math.ceil(cost / _EVALUATION_SHARE)
         return max(1, min(every, self.total_steps // _LEAST_EVALUATIONS)) if self.early_stop else every
-
-    def search_steps(self, first_step: int | None) -> tuple[int, ...]:
-        """The steps at which a run that begins after `first_step` looks for words.
-
-        Later searches are for words that the first one could not see: the vectors have come closer by then.
-        A word whose steps are not known (None) was learned elsewhere, and stays as it is.
-        """
-        wanted = self.vocabulary_search and self.method != "classic"
-        if not wanted or self.total_steps < _LEAST_STEPS_OF_A_SEARCH or first_step is None:
-            return ()
-        steps = (min(most, self.total_steps // part) for most, part in _SEARCH_STEPS)
-        return tuple(step for step in steps if step > first_step)
-
-    @property
-    def search_rows(self) -> int:
-        """Fixed pictures by which words are compared; fewer in a short run."""
-        return max(_LEAST_SEARCH_ROWS, min(EVALUATION_ROWS, self._rows // 50))
-
-    @property
-    def search_budget(self) -> int:
-        """Forward passes of one picture that a search on the way may take: a sixth of what the steps take."""
-        return self.forward_passes // 6
-
-    @property
-    def first_search_budget(self) -> int:
-        """Forward passes of one picture that the search for words to start from may take."""
-        return min(int(_FIRST_SEARCH_SHARE * self.forward_passes), _MOST_FIRST_PASSES)
-
-    @property
-    def forward_passes(self) -> int:
-        """What all steps cost, in forward passes of one picture."""
-        return self._rows * PASSES_OF_A_STEP
-
-    @property
-    def _rows(self) -> int:
-        """Pictures in all steps together."""
-        return self.total_steps * self.batch_size * self.gradient_accumulation_steps
 
     def check_together(self) -> None:
         """Refuse two ways of sizing pictures at once, and a clipping bound that is needed and does not parse."""

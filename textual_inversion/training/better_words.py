@@ -11,27 +11,14 @@ import math
 
 import torch
 
-from textual_inversion.training.word_fit import GRADIENT, WordFit
+from textual_inversion.training.search_plan import LEAST_OF_A_PLACE, TRIED_ON_THE_WAY
+from textual_inversion.training.word_fit import WordFit
 
-_TRIED = 10  # words at each place
 _MUCH_BETTER = 0.9  # share of the loss that a word must leave to replace what was learned
 #: A word is first compared by a third of the batches, and by the others where it leaves a hopeful share of the loss there.
 _FIRST_PART, _HOPEFUL = 3, 0.95
 #: Times the loss of the best word that was tried at a place; a word that is worse is not tried at other places.
 _HARMFUL = 1.2
-_LEAST = GRADIENT + 2  # times the rows: what a place needs, a gradient and two words
-_TAKEN = 0.45  # share of all rows that a word takes on average
-
-
-def cost_of_better_words(count: int, rows: int, budget: int) -> int:
-    """Forward passes of one row that `BetterWords` usually does.
-
-    Args:
-        count: vectors.
-        rows: that words are compared by.
-        budget: that it may do.
-    """
-    return 0 if budget < (1 + _LEAST) * rows else min(budget, int(rows * (1 + GRADIENT + count * _TRIED * _TAKEN)))
 
 
 class BetterWords:
@@ -54,12 +41,12 @@ class BetterWords:
             (vector, word) of those that were replaced.
         """
         fit, replaced = self.fit, list[tuple[int, str]]()
-        if not fit.budget.allows((1 + _LEAST) * fit.rows):
+        if not fit.budget.allows((1 + LEAST_OF_A_PLACE) * fit.rows):
             return []
         fit.reference = fit.losses(self.vectors)
         slope = None  # of the loss; it stays right until a vector is replaced
         for place in range(fit.count):
-            if not fit.budget.allows(_LEAST * fit.rows):
+            if not fit.budget.allows(LEAST_OF_A_PLACE * fit.rows):
                 break
             slope = fit.gradient(self.vectors) if slope is None else slope
             if bool(torch.isfinite(slope[place]).all()) and (word := self._replace(place, slope[place])):
@@ -96,8 +83,8 @@ class BetterWords:
         Args:
             promised: change of the loss by each word, to first order, [words].
         """
-        order = promised.argsort()[: _TRIED + len(self._harmful)].tolist()
-        return [number for number in order if number not in self._harmful][:_TRIED]
+        order = promised.argsort()[: TRIED_ON_THE_WAY + len(self._harmful)].tolist()
+        return [number for number in order if number not in self._harmful][:TRIED_ON_THE_WAY]
 
     def _loss(self, vectors: torch.Tensor) -> float:
         """The loss of vectors as a share of the first one's: of some rows where those give no hope, which saves the others."""

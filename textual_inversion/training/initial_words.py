@@ -5,7 +5,8 @@ A gradient picks the words that are tried (AutoPrompt, arXiv 2010.15980).
 
 from __future__ import annotations
 
-from textual_inversion.training.word_fit import GRADIENT, WordFit
+from textual_inversion.training.search_plan import GRADIENT
+from textual_inversion.training.word_fit import WordFit
 
 _FIRST_WORDS = ("shape", "object", "person", "man", "woman", "animal", "dog", "cat", "car", "building", "landscape", "food", "toy", "style")
 _TRIED = 4  # words at each place

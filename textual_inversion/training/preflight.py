@@ -26,6 +26,7 @@ from textual_inversion.text import counted
 from textual_inversion.training.data.encoding import list_pictures
 from textual_inversion.training.data.training_set import TrainingPicture, TrainingSet
 from textual_inversion.training.remarks import USUAL_RATES, about_changing, about_crops, about_far_rate, peak_rate, remarks
+from textual_inversion.training.search_plan import first_search_budget, search_budget, search_rows, search_steps, usual_cost
 
 _MOST_PROMPTS = 2000  # checked; a folder may have tens of thousands
 _FEW_PICTURES = 5
@@ -299,15 +300,13 @@ class _Left:
 
     def extra_passes(self, config: TrainingConfig) -> float:
         """Forward passes of one picture that evaluations and the searches for words take."""
-        from textual_inversion.training.better_words import cost_of_better_words
-
         passes = 0.0
         if every := config.evaluation_interval:
             passes += self.steps(config) / every * EVALUATION_ROWS
-        searches = len(config.search_steps(self.first_step))
-        passes += searches * cost_of_better_words(self.num_vectors, config.search_rows, config.search_budget)
+        searches = len(search_steps(config, self.first_step))
+        passes += searches * usual_cost(self.num_vectors, search_rows(config), search_budget(config))
         if self.finds_words and self.first_step == 0:
-            passes += config.first_search_budget
+            passes += first_search_budget(config)
         return passes
 
 

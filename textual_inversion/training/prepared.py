@@ -26,6 +26,7 @@ from textual_inversion.training.initial_words import find_initial_words
 from textual_inversion.training.memory import EncodingPlan
 from textual_inversion.training.methods import start_at_word_length
 from textual_inversion.training.remarks import about_changing, about_crops, remarks
+from textual_inversion.training.search_plan import first_search_budget
 from textual_inversion.training.word_fit import Budget, WordFit
 
 _LEAST_ROWS, _MOST_FIXED = 8, 24  # that words are compared by
@@ -112,7 +113,7 @@ class Prepared:
             return
         self.listener(Message("Looking for words that describe the pictures"))
         config, count = self.config, self.embedding.num_vectors
-        left = config.first_search_budget
+        left = first_search_budget(config)
         fixed = min(max(left // (count * _ROWS_OF_A_PLACE), _LEAST_ROWS), _MOST_FIXED)
         fit = self.word_fit(model, fixed, Budget(left, should_stop))
         try:

@@ -27,6 +27,7 @@ from textual_inversion.training.journal import Journal, Note, base_of
 from textual_inversion.training.judge import Judge
 from textual_inversion.training.prepared import Prepared
 from textual_inversion.training.recorder import Recorder
+from textual_inversion.training.search_plan import search_budget, search_rows, search_steps
 from textual_inversion.training.state import load_optimizer, optimizer_file, save_optimizer
 from textual_inversion.training.step import Reading, TrainedVectors
 from textual_inversion.training.stepper import Rates
@@ -73,8 +74,8 @@ class Run:
         self.monitor = StepMonitor(trained, self.done, config.total_steps, "" if model.dtype == torch.float32 else " or precision fp32")
         self.monitor.preview_every = config.preview_every
         learns_all = config.train_encoders == BOTH or len(model.widths) == 1
-        self._search_steps = config.search_steps(self.embedding.provenance.step) if learns_all else ()
-        self._new_fit = lambda: prepared.word_fit(model, config.search_rows, Budget(config.search_budget, should_stop))
+        self._search_steps = search_steps(config, self.embedding.provenance.step) if learns_all else ()
+        self._new_fit = lambda: prepared.word_fit(model, search_rows(config), Budget(search_budget(config), should_stop))
         self._rates: Schedule = config.rates(self.done, model.words[0].scale)
         self._bounds = LearningRateSchedule(config.clip_schedule if config.clip_mode != "off" else 1.0)
         if config.save_optimizer and (note := load_optimizer(optimizer_file(prepared.path), trained.optimizer)):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from textual_inversion.diffusion.model import StableDiffusion
 from textual_inversion.prompts.tokenizer import default_tokenizer
 from textual_inversion.training.data.batches import Batch
+from textual_inversion.training.search_plan import GRADIENT
 from textual_inversion.training.step import row_errors
 
 #: Words without a meaning of their own.
@@ -41,8 +42,6 @@ _EMPTY_WORDS = {
 }
 _LEAST_NORM = 0.3  # times the mean length of words; a shorter row was hardly ever trained
 _SHORTEST = 3  # letters of a word
-#: Forward passes of one row that a gradient costs: a forward and a backward pass.
-GRADIENT = 3
 _HALF_SCALE = 1024.0  # of the loss in fp16, whose gradients would vanish
 
 

@@ -27,7 +27,7 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
     "hub_token": (
         "",
         "API token of Hugging Face, for installing embeddings",
-        "empty = the variable HF_TOKEN, or its login on this computer",
+        "empty = the variable HF_TOKEN",
     ),
     "card_as_tag": (False, "A click on an embedding's card inserts <name:1> instead of name", ""),
 }
