@@ -18,6 +18,7 @@ from textual_inversion.app.job import Drawing, user_message
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.names import about_unknown, unknown_names
 from textual_inversion.settings.generation import GenerationSettings
+from textual_inversion.settings.infotext import settings_in
 from textual_inversion.settings.schema import Setting, cleaned, setting_of, settings_of
 from textual_inversion.ui import compat, form, render
 from textual_inversion.ui.uploads import upload_folder
@@ -154,7 +155,7 @@ class _Page:
         paths = compat.uploaded_paths(files)
         if not paths:
             return ["", *unchanged]
-        from textual_inversion.pictures.parameters import parameters_in, settings_in
+        from textual_inversion.pictures.parameters import parameters_in
 
         try:
             values = settings_in(parameters_in(Path(paths[0])))
