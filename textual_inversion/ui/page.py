@@ -123,7 +123,7 @@ def build_train_page(
             starts sooner.
     """
     actions = Actions(engine)
-    engine.job.keep_in(engine.host.folders().outputs / "training")
+    engine.job.keep_in(engine.host.folders().outputs)
     values = starting_values(actions, list_names=list_names)
     parts: Parts = {}
     _check_box(parts)
