@@ -45,6 +45,16 @@
         edited = was;
     }
 
+    ti.typeInto = type;
+
+    // Names of the cards that fit and have `wanted` in their name; those that begin with it come first.
+    ti.cardNames = function (wanted) {
+        const grid = document.querySelector(".ti-cards");
+        if (grid && !grid.dataset.read) search();
+        const fits = cards.filter((card) => !card.unfit && card.name.includes(wanted));
+        return fits.sort((one, other) => one.name.indexOf(wanted) - other.name.indexOf(wanted)).map((card) => card.node.firstElementChild.dataset.name);
+    };
+
     // Puts the word where the cursor is, or behind the text of a field that was never used.
     function insert(field, word) {
         const used = field.dataset.tiUsed === "1";

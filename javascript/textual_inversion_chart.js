@@ -63,7 +63,8 @@
 
     // Returns an SVG element `width` wide; `onpick(point or null)` is called as the pointer moves over it.
     // `evaluations` are [step, error on pictures and noise that stay the same]; where there are some, they are the loss that counts.
-    ti.chart = function (points, first, until, kindName, width, onpick, evaluations) {
+    // `strip.marked` is the step of the preview that is shown (null = none), `strip.onclick(step)` is called for a click.
+    ti.chart = function (points, first, until, kindName, width, onpick, evaluations, strip) {
         const given = KINDS[kindName], el = ti.el;
         const measured = given.evaluated ? (evaluations || []).filter((point) => point[1] !== null) : [];
         const kind = measured.length > 1 ? EVALUATED : given;
@@ -89,11 +90,19 @@
             const end = points[points.length - 1];
             if (end[kind.strong] !== null) svg.append(el("circle", { class: "ti-end", cx: x(end[0]), cy: y(end[kind.strong]), r: 4 }));
         }
+        const { marked, onclick } = strip || {};
+        if (marked !== null && marked !== undefined && marked >= first && marked <= right) {
+            svg.append(el("line", { class: "ti-marked", x1: x(marked), x2: x(marked), y1: TOP, y2: HEIGHT - BOTTOM }));
+        }
         const hair = el("line", { class: "ti-hair", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
         svg.append(hair);
-        svg.addEventListener("pointermove", (event) => {
+        const stepAt = (event) => {
             const box = svg.getBoundingClientRect();
-            const step = first + (((event.clientX - box.left) * width / box.width - LEFT) / (width - LEFT - RIGHT)) * (right - first);
+            return first + (((event.clientX - box.left) * width / box.width - LEFT) / (width - LEFT - RIGHT)) * (right - first);
+        };
+        if (onclick) svg.addEventListener("click", (event) => onclick(stepAt(event)));
+        svg.addEventListener("pointermove", (event) => {
+            const step = stepAt(event);
             const near = points.reduce((best, point) => (!best || Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best), null);
             if (!near) return;
             hair.setAttribute("x1", x(near[0]));

@@ -3,7 +3,7 @@
     "use strict";
     const ti = (window.textualInversion = window.textualInversion || {});
     const el = (...given) => ti.el(...given);
-    const view = { kind: "loss", preview: null, job: null, panel: null, parts: null, pointed: false, width: 0 };
+    const view = { kind: "loss", preview: null, row: 0, against: null, job: null, panel: null, parts: null, pointed: false, width: 0 };
 
     const PHASES = { starting: "Getting ready", interrupted: "Stopped early", failed: "Stopped", idle: "" };
     // Kind of job -> its own words for the other phases, and whether its end is good news; the kinds are those of JobKind in app/job.py.
@@ -60,12 +60,16 @@
             image: el("img", { class: "ti-preview", alt: "" }), caption: el("div", { class: "ti-caption" }),
             range: el("input", { type: "range", min: 0, max: 0, step: 1, class: "ti-range", "aria-label": "Previews by step", oninput: picked }),
             remarks: el("ul", { class: "ti-remarks", role: "status", "aria-live": "polite" }),
+            other: el("img", { class: "ti-preview ti-other", alt: "", hidden: true }),
+            against: el("select", { class: "ti-against", "aria-label": "Compare with another step", onchange: compared }),
+            split: el("input", { type: "range", min: 0, max: 100, value: 50, class: "ti-range", "aria-label": "Where the two pictures meet", oninput: splitted }),
             messages: el("details", { class: "ti-messages" }, el("summary", {}), el("ul", {})),
         };
         parts.bar = el("div", { class: "ti-bar", role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, parts.fill);
         parts.use = el("div", { class: "ti-used" });
         parts.film = el("div", { class: "ti-film", role: "group", "aria-label": "Previews" });
-        parts.previews = el("figure", { class: "ti-previews" }, parts.image, parts.caption, parts.range, parts.use);
+        parts.pair = el("div", { class: "ti-pair" }, parts.image, parts.other);
+        parts.previews = el("figure", { class: "ti-previews" }, parts.pair, parts.split, parts.caption, parts.range, parts.against, parts.use);
         parts.waiting = el("div", { class: "ti-waiting" });
         for (const [key, kind] of Object.entries(ti.chartKinds)) {
             parts.tabs.append(el("button", { type: "button", "data-kind": key, onclick: () => { view.kind = key; view.pointed = false; draw(ti.state(), true); } }, kind.label));
@@ -81,19 +85,67 @@
 
     function picked() {
         const state = ti.state(), index = Number(view.parts.range.value);
-        view.preview = index === state.previews.length - 1 ? null : index; // the newest one keeps following
+        view.preview = index === columns(state).length - 1 ? null : index; // the newest one keeps following
         previews(state);
+        view.pointed = false;
+        curve(state); // its mark goes to that step
+    }
+
+    // Each step has a preview for every prompt; the first prompt's stand for the steps.
+    const columns = (state) => (state.previews || []).filter((preview) => !preview.row);
+    const inRow = (state, step) => { const all = (state.previews || []).filter((preview) => preview.step === step); return all.find((preview) => preview.row === view.row) || all[0]; };
+    const pictureOf = (state, preview) => ti.address("picture?job=" + encodeURIComponent(state.job) + "&file=" + encodeURIComponent(preview.file));
+    const shownIndex = (all) => (view.preview === null ? all.length - 1 : Math.min(view.preview, all.length - 1));
+
+    // A click on the curve shows the preview of the nearest step.
+    function pickNear(step) {
+        const all = columns(ti.state() || {});
+        if (!all.length) return;
+        const near = all.reduce((best, preview, at) => (Math.abs(preview.step - step) < Math.abs(all[best].step - step) ? at : best), 0);
+        view.parts.range.value = near;
+        picked();
+    }
+
+    function compared() {
+        const chosen = view.parts.against.value;
+        view.against = chosen === "" ? null : Number(chosen);
+        compare(ti.state());
+    }
+
+    function splitted() {
+        view.parts.pair.style.setProperty("--split", view.parts.split.value + "%");
+        view.parts.split.style.setProperty("--ti-at", view.parts.split.value + "%");
+    }
+
+    // Lays the preview of another step over the one that is shown; the slider says how far.
+    function compare(state) {
+        const parts = view.parts, all = columns(state);
+        const steps = all.map((preview) => preview.step).join(" ");
+        if (parts.against.dataset.steps !== steps) {
+            parts.against.dataset.steps = steps;
+            parts.against.replaceChildren(el("option", { value: "" }, "Compare with …"), ...all.map((preview) => el("option", { value: preview.step }, "Compare with step " + preview.step)));
+        }
+        const other = view.against === null ? undefined : inRow(state, view.against);
+        parts.against.value = other ? String(other.step) : "";
+        parts.against.hidden = all.length < 2;
+        parts.other.hidden = parts.split.hidden = !other;
+        if (!other) return;
+        const source = pictureOf(state, other);
+        if (parts.other.src !== source) parts.other.src = source;
+        parts.other.alt = other.prompt + ", step " + other.step;
+        parts.split.setAttribute("aria-valuetext", "step " + other.step + " up to " + parts.split.value + " %");
+        splitted();
     }
 
     function previews(state) {
-        const parts = view.parts, all = state.previews || [];
+        const parts = view.parts, all = columns(state);
         parts.previews.hidden = !all.length;
         parts.waiting.hidden = all.length > 0;
         parts.waiting.textContent = ti.busy(state) ? "The first preview appears here." : "No previews were drawn.";
         if (!all.length) return;
-        const index = view.preview === null ? all.length - 1 : Math.min(view.preview, all.length - 1);
-        const shown = all[index];
-        const source = ti.address("picture?job=" + encodeURIComponent(state.job) + "&file=" + encodeURIComponent(shown.file));
+        const index = shownIndex(all);
+        const shown = inRow(state, all[index].step);
+        const source = pictureOf(state, shown);
         if (parts.image.src !== source) parts.image.src = source;
         parts.image.alt = shown.prompt + ", step " + shown.step;
         parts.caption.replaceChildren(el("strong", {}, "Step " + shown.step + (index === all.length - 1 && all.length > 1 ? " · latest" : "")), el("span", {}, shown.prompt));
@@ -102,21 +154,37 @@
         parts.range.style.setProperty("--ti-at", all.length > 1 ? (100 * index) / (all.length - 1) + "%" : "100%");
         use(state, shown.step);
         film(state, all, index);
+        compare(state);
         parts.range.hidden = all.length < 2;
         parts.range.setAttribute("aria-valuetext", "step " + shown.step);
     }
 
-    // One small picture for each preview; a click shows it large.
+    // Columns are steps, rows are prompts; a click shows a picture large.
     function film(state, all, index) {
-        const box = view.parts.film;
-        if (box.dataset.job !== state.job) { box.dataset.job = state.job; box.replaceChildren(); }
-        while (box.children.length > all.length) box.lastChild.remove();
-        for (let at = box.children.length; at < all.length; at++) {
-            const source = ti.address("picture?job=" + encodeURIComponent(state.job) + "&file=" + encodeURIComponent(all[at].file));
-            box.append(el("button", { type: "button", class: "ti-frame", onclick: () => { view.parts.range.value = at; picked(); } }, el("img", { src: source, alt: "", loading: "lazy" }), el("span", {}, "Step " + all[at].step)));
+        const box = view.parts.film, kept = state.job + "|" + (state.previews || []).length;
+        if (box.dataset.kept !== kept) {
+            box.dataset.kept = kept;
+            const left = box.scrollLeft;
+            box.replaceChildren(...all.map((preview, at) => column(state, preview.step, at)));
+            box.scrollLeft = left;
         }
-        [...box.children].forEach((frame, at) => frame.setAttribute("aria-pressed", String(at === index)));
-        box.hidden = all.length < 2;
+        [...box.children].forEach((frame, at) => {
+            frame.setAttribute("aria-pressed", String(at === index));
+            for (const image of frame.querySelectorAll("img")) image.classList.toggle("ti-now", at === index && Number(image.dataset.row) === shownRow(state, all[index].step));
+        });
+        box.hidden = all.length < 2 && (state.previews || []).length < 2;
+    }
+    const shownRow = (state, step) => inRow(state, step).row || 0;
+
+    function column(state, step, at) {
+        const images = state.previews.filter((preview) => preview.step === step)
+            .map((preview) => el("img", { src: pictureOf(state, preview), alt: "", title: preview.prompt, loading: "lazy", "data-row": preview.row || 0 }));
+        const show = (event) => {
+            if (event.target.dataset.row !== undefined) view.row = Number(event.target.dataset.row);
+            view.parts.range.value = at;
+            picked();
+        };
+        return el("button", { type: "button", class: "ti-frame", onclick: show }, images, el("span", {}, "Step " + step));
     }
 
     // "Use this step": the copy that was kept with the preview becomes the embedding; "Take back" undoes that.
@@ -152,7 +220,8 @@
             const kind = ti.chartKinds[view.kind];
             parts.readout.textContent = point ? "step " + point[0] + " · " + ti.number(point[kind.faint || kind.strong]) + (kind.faint ? " (mean " + ti.number(point[kind.strong]) + ")" : "") : "";
         };
-        parts.chart.replaceChildren(ti.chart(points, state.first_step, state.last_step, view.kind, width, readout, state.evaluations || []));
+        const all = columns(state), marked = all.length > 1 ? all[shownIndex(all)].step : null;
+        parts.chart.replaceChildren(ti.chart(points, state.first_step, state.last_step, view.kind, width, readout, state.evaluations || [], { marked, onclick: pickNear }));
     }
 
     function notice(state) {
@@ -262,7 +331,7 @@
             if (view.parts.chart.clientWidth && Math.abs(view.parts.chart.clientWidth - view.width) > 2) curve(state);
             return;
         }
-        if (view.job !== state.job) Object.assign(view, { job: state.job, preview: null, pointed: false });
+        if (view.job !== state.job) Object.assign(view, { job: state.job, preview: null, row: 0, against: null, pointed: false });
         const parts = view.parts, train = state.kind === "train";
         Object.assign(view.panel.dataset, { phase: state.phase, kind: state.kind });
         parts.phase.textContent = phase(state);
@@ -278,7 +347,7 @@
         verdict(state);
         remarks(state);
         messages(state);
-        if (train) { curve(state); previews(state); }
+        if (train) { previews(state); curve(state); }
         reveal(state);
     }
 

@@ -220,17 +220,17 @@ class Page(Rows):
         print(f"seconds a step: {1 / shown['steps_per_second']:.2f}")
 
     def check_interrupting(self, webui: WebUI, tab: TrainTab) -> None:
-        tab.fill("ti_train_name", "stopped")
+        tab.fill("ti_train_name", "stopped-1")
         tab.fill("ti_train_steps", 300)
-        press_train(webui, tab, "stopped")
+        press_train(webui, tab, "stopped-1")
         until_step(webui, 30)
         tab.press("ti_train_stop")
         shown = until_over(webui)
         assert shown["phase"] == "interrupted"
         assert 30 <= shown["step"] < 40
         tab.wait_text(".ti-notice", f"What was learned up to step {shown['step']} is kept.", 20)
-        assert step_in_file(webui, "stopped") == shown["step"]
-        assert "stopped" in picture(webui, "a stopped", **SMALL)[1].partition("TI hashes: ")[2]
+        assert step_in_file(webui, "stopped-1") == shown["step"]
+        assert "stopped-1" in picture(webui, "a stopped-1", **SMALL)[1].partition("TI hashes: ")[2]
 
     def test_previews_with_the_settings_of_txt2img(self, webui: WebUI, chromium: str) -> None:
         create(webui, "followed")

@@ -141,9 +141,9 @@ def check_picture_changed(webui: WebUI, before: str) -> None:
 
 
 def check_interrupting(webui: WebUI, tab: TrainTab) -> None:
-    tab.fill("ti_train_name", "stopped")
+    tab.fill("ti_train_name", "stopped-1")
     tab.fill("ti_train_steps", 300)
-    press_train(webui, tab, "stopped")
+    press_train(webui, tab, "stopped-1")
     until_step(webui, 30)
     tab.press("ti_train_stop")
     shown = until_over(webui)
@@ -151,8 +151,8 @@ def check_interrupting(webui: WebUI, tab: TrainTab) -> None:
     assert 30 <= shown["step"] < 120
     tab.wait_text(".ti-notice", f"What was learned up to step {shown['step']} is kept.", 20)
     assert tab.text(".ti-count") == f"{shown['step']} / 300"
-    assert step_in_file(webui, "stopped") == shown["step"]
-    assert webui.get("/sdapi/v1/embeddings")["loaded"]["stopped"]["step"] == shown["step"]
+    assert step_in_file(webui, "stopped-1") == shown["step"]
+    assert webui.get("/sdapi/v1/embeddings")["loaded"]["stopped-1"]["step"] == shown["step"]
 
 
 @pytest.mark.browser

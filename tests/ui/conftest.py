@@ -22,6 +22,17 @@ def engine(tmp_path: Path) -> FakeEngine:
     return FakeEngine(FakeHost(tmp_path / "host"), pace=0.0005)
 
 
+def emptied(engine: FakeEngine, pace: float) -> None:
+    """Bring an engine that several tests share back to its start: no embedding, no old job, the usual checkpoint."""
+    engine.job.interrupt()
+    engine.job.wait(20)
+    engine.job._reset(None, "", None)
+    engine.pace, engine.host.level = pace, "good"
+    engine.host.choose_checkpoint("fake-128")
+    for path in engine.host.folders().embeddings.iterdir():
+        path.unlink()
+
+
 @contextmanager
 def served(engine: Any) -> Iterator[str]:
     """The WebUI over `engine`, whose host has a list of checkpoints, while the block runs; gives its address."""

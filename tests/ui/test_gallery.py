@@ -15,8 +15,9 @@ from PIL import Image
 from textual_inversion.app.job import Drawing
 from textual_inversion.errors import DatasetError
 from textual_inversion.hosts.fake import FakeEngine
-from textual_inversion.pictures.parameters import parameters_in, settings_in, with_parameters
+from textual_inversion.pictures.parameters import parameters_in, with_parameters
 from textual_inversion.settings.generation import GenerationSettings
+from textual_inversion.settings.infotext import settings_in
 from textual_inversion.settings.schema import defaults_of
 from textual_inversion.ui.txt2img import _Page, drawing_values
 

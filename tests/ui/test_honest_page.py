@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.ui.conftest import emptied
 from textual_inversion.hosts.fake import FakeEngine, FakeHost
 from textual_inversion.settings.creation import NewEmbedding
 
@@ -30,13 +31,7 @@ def address(engine: FakeEngine, serve: Callable[[Any], Any]) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def fresh(engine: FakeEngine) -> None:
-    """No embedding, no old job."""
-    engine.job.interrupt()
-    engine.job.wait(20)
-    engine.job._reset(None, "", None)
-    engine.pace, engine.host.level = 0.001, "good"
-    for path in engine.host.folders().embeddings.iterdir():
-        path.unlink()
+    emptied(engine, pace=0.001)
 
 
 def colour(tab: Any, selector: str) -> str:

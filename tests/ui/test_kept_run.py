@@ -18,14 +18,15 @@ from textual_inversion.hosts.fake import FakeEngine
 
 def restarted(engine: FakeEngine) -> FakeEngine:
     again = FakeEngine(engine.host, pace=0)
-    again.job.keep_in(engine.host.folders().outputs / "training")
+    again.job.keep_in(engine.host.folders().outputs)
     return again
 
 
 @pytest.fixture
 def trained(engine: FakeEngine) -> FakeEngine:
-    engine.job.keep_in(engine.host.folders().outputs / "training")
-    assert not Actions(engine).train(train_values(engine, name="wug"), new_values(engine)).failed
+    engine.job.keep_in(engine.host.folders().outputs)
+    prompts = "a [name]\na red [name] --d 5"
+    assert not Actions(engine).train(train_values(engine, name="wug", preview_prompt=prompts), new_values(engine)).failed
     assert engine.job.wait(30)
     return engine
 
@@ -66,7 +67,7 @@ def broken(kept: dict[str, Any], tmp_path: Path) -> list[Any]:
 
 
 def test_a_file_that_cannot_be_used_shows_nothing(trained: FakeEngine, tmp_path: Path) -> None:
-    path = trained.host.folders().outputs / "training" / "last-run.json"
+    path = trained.host.folders().outputs / "last-run.json"
     kept = json.loads(path.read_text())
     for contents in broken(kept, tmp_path):
         path.write_text(contents if isinstance(contents, str) else json.dumps(contents))
@@ -121,6 +122,19 @@ def test_the_layout_stays_under_the_mouse_and_at_200_percent(
         tab.page.hover(".ti-chart")
         tab.until("document.querySelector('.ti-readout')?.innerText.startsWith('step')")
         assert tab.page.evaluate(place) == before
+        marked = "Number(document.querySelector('.ti-marked')?.getAttribute('x1'))"
+        last = tab.page.evaluate(marked)
+        assert tab.page.locator(".ti-frame img").count() == 10, "a row for each prompt"
+        tab.page.locator(".ti-frame").nth(1).locator("img").nth(1).click()
+        tab.until("document.querySelector('.ti-caption')?.innerText.includes('Step 50')")
+        assert "a red [name]" in tab.text(".ti-caption")
+        assert 0 < tab.page.evaluate(marked) < last, "the curve shows where that step is"
+        tab.page.click(".ti-chart", position={"x": 60, "y": 100})
+        tab.until("document.querySelector('.ti-caption')?.innerText.includes('Step 0')")
+        tab.page.select_option(".ti-against", "200")
+        tab.until("document.querySelector('.ti-other')?.naturalWidth > 0 && !document.querySelector('.ti-other').hidden")
+        tab.page.locator(".ti-previews .ti-range").first.fill("25")
+        assert tab.page.evaluate("getComputedStyle(document.querySelector('.ti-other')).clipPath").startswith("inset(0px 75%")
         half = open_tab(address, width=700, height=450)  # as a window of 1400 is at 200 %
         half.until("document.querySelector('.ti-job')?.dataset.phase === 'finished'")
         box = "part => { const box = document.querySelector(part).getBoundingClientRect(); return [box.left, box.top, box.bottom]; }"

@@ -60,6 +60,7 @@ def test_a_chosen_name_keeps_the_focus_at_its_field(address: str, open_tab: Call
     field.press("Enter")
     tab.until("document.activeElement?.id === 'ti_train_name'")
     tab.until("document.querySelector('#ti_standing')?.innerText.includes('aa has 1 vector')")
+    assert tab.page.evaluate(LISTS) == 0
 
 
 def test_arrow_keys_go_from_tab_to_tab(address: str, open_tab: Callable[..., Any]) -> None:
@@ -109,6 +110,42 @@ def test_a_word_goes_to_the_cursor_and_can_be_undone(address: str, open_tab: Cal
     assert box.input_value() == "a picture bb, pink"
     tab.page.keyboard.press("Control+z")
     assert box.input_value() == "a picture, pink"
+
+
+EMPHASIS = [  # the text, the marked part, by how much, and the result
+    ("a cat, b", 3, 3, 0.1, "a (cat:1.1), b"),
+    ("a (cat:1.1), b", 4, 4, 0.1, "a (cat:1.2), b"),
+    ("a (cat:1.1), b", 4, 4, -0.1, "a cat, b"),
+    ("a cat, b", 2, 8, -0.1, "a (cat, b:0.9)"),
+    ("a <cat> b", 4, 4, 0.1, "a <cat:1.1> b"),
+    ("a <cat:1.1> b", 4, 4, -0.1, "a <cat> b"),
+    ("a , b", 2, 2, 0.1, None),
+]
+
+
+def test_the_habits_of_the_prompt(address: str, open_tab: Callable[..., Any]) -> None:
+    tab = open_tab(address)
+    tab.open("txt2img")
+    tab.page.wait_for_selector('.ti-card[data-name="bb"]')
+    for text, start, end, by, result in EMPHASIS:
+        found = tab.page.evaluate("given => (window.textualInversion.emphasised(...given) || [null])[0]", [text, start, end, by])
+        assert found == result, text
+    box = tab.page.locator(PROMPT)
+    tab.fill("txt2img_prompt", "")
+    box.focus()
+    tab.page.keyboard.type("a picture of <b")
+    tab.page.wait_for_selector(".ti-complete li[aria-selected=true]")
+    assert tab.text(".ti-complete li") == "bb"
+    tab.page.keyboard.press("Enter")
+    assert box.input_value() == "a picture of <bb>"
+    assert tab.page.locator(".ti-complete").count() == 0
+    box.evaluate("box => box.setSelectionRange(3, 3)")
+    tab.page.keyboard.press("Control+ArrowUp")
+    assert box.input_value() == "a (picture:1.1) of <bb>"
+    tab.page.keyboard.press("Control+ArrowUp")
+    assert box.input_value() == "a (picture:1.2) of <bb>"
+    tab.page.keyboard.press("Control+Enter")
+    tab.until("document.querySelector('#ti_generate_note')?.innerText.includes('(picture:1.2)')")
 
 
 def test_a_thousand_cards_stay_in_their_box(engine: FakeEngine, address: str, open_tab: Callable[..., Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.ui.conftest import emptied
 from textual_inversion.app.job import JobKind
 from textual_inversion.hosts.fake import FakeEngine, FakeHost
 from textual_inversion.settings.creation import NewEmbedding
@@ -32,14 +33,7 @@ def address(engine: FakeEngine, serve: Callable[[Any], Any]) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def fresh(engine: FakeEngine) -> None:
-    """No embedding, no old job, the usual pace."""
-    engine.job.interrupt()
-    engine.job.wait(20)
-    engine.job._reset(None, "", None)
-    engine.pace = 0.005
-    engine.host.choose_checkpoint("fake-128")
-    for path in engine.host.folders().embeddings.iterdir():
-        path.unlink()
+    emptied(engine, pace=0.005)
 
 
 def prompt(tab: Any) -> str:

@@ -38,6 +38,7 @@ def test_each_source_gets_a_folder_of_its_own(engine: FakeEngine, tmp_path: Path
     assert sorted(path.name for path in actions.parent.iterdir()) == ["pets", "pets 2"]
     assert [len(list(place.glob("*.png"))) for place in sorted(actions.parent.iterdir())] == [1, 1]
     assert actions.destination_for(dogs).name == "pets 2"
+    assert actions.destination_for(actions.parent / "pets").name == "pets 3", "never the source itself"
 
 
 def test_joining_other_pictures_is_asked_about(engine: FakeEngine, tmp_path: Path) -> None:

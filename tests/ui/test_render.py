@@ -40,13 +40,14 @@ def everything(text: str) -> list[str]:
         render.word(text),
         render.intro(text, text),
         render.standing(None, text, 5),
+        render.standing(None, text, 5, text),
         render.standing(card, text, 5),
         render.standing(Card(text, reason=text), text, 5),
         render.card(card),
         render.card(Card(text, reason=text, description=EmbeddingDescription(checkpoint=text), negative=text)),
         render.left_out([Card(text, reason=text), Card(text, untrainable=text)]),
         render.card(Card(text, EmbeddingDescription(1, "SD1"), picture=Path(__file__))),
-        render.made(text, 1.0, text),
+        render.made(text, text, 1.5, text),
         render.strip([text], 3, 1),
     ]
 

@@ -69,6 +69,19 @@ def test_a_deleted_word_comes_back_as_it_was(engine: FakeEngine) -> None:
     assert contents(folders.outputs / "training") == logs
 
 
+def test_logs_in_the_folder_of_the_form_come_along(engine: FakeEngine) -> None:
+    outputs = engine.host.folders().outputs  # a WebUI has its logs directly below
+    for name in ("wug", "txt2img"):
+        assert not Actions(engine).train(train_values(engine, name=name, log_dir=str(outputs)), new_values(engine)).failed
+        assert engine.job.wait(30)
+    (outputs / "txt2img" / "of another.json").write_text("{}")
+    assert not Shelf(engine).rename("wug", "blick").failed
+    assert (outputs / "blick").is_dir()
+    assert not (outputs / "wug").exists()
+    assert not Shelf(engine).delete("txt2img").failed
+    assert (outputs / "txt2img" / "of another.json").is_file(), "a folder that holds other things stays"
+
+
 @pytest.mark.parametrize(
     ("new", "said"), [("cat", "already"), ("CAT", "already"), ("wug", "called “wug” already"), ("", "is empty"), ("a/b", "a path in it")]
 )

@@ -298,7 +298,7 @@ def _usable(setting: Setting, value: Any, fixed_seed: Any) -> Any:
         known = {choice.lower(): choice for choice in setting.choices}
         return known.get(str(value or "").lower(), setting.default)
     if setting.type is str:
-        return _NETWORKS.sub("", str(value or "")).strip()
+        return " ".join(_NETWORKS.sub("", str(value or "")).split("\n")).strip()  # previews take a line for a prompt of its own
     if setting.name == "preview_seed":
         seed = int(value if value not in (None, "") else -1)
         return seed if seed == setting.nearest(seed) else fixed_seed

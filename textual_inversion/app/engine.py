@@ -178,7 +178,7 @@ class Engine:
         previews: list[Path] = []
 
         def listen(event: JobEvent) -> None:
-            if isinstance(event, PreviewDrawn):
+            if isinstance(event, PreviewDrawn) and not event.row:
                 previews.append(Path(event.path))
             turn.listener(event)
 

@@ -174,9 +174,9 @@ class Job:
         return path
 
     def preview(self, step: int) -> Path | None:
-        """The preview that the last job has drawn at `step`; None where there is none."""
+        """The preview that the last job has drawn at `step` with its first prompt; None where there is none."""
         with self._lock:
-            files = [preview["file"] for preview in self._state["previews"] if preview["step"] == step]
+            files = [preview["file"] for preview in self._state["previews"] if preview["step"] == step and not preview["row"]]
             return self._preview_paths[files[-1]] if files else None
 
     def use_step(self, name: str, step: int | None) -> None:
@@ -228,7 +228,7 @@ class Job:
     def renamed(self, name: str, new_name: str, folder: Path, new_folder: Path) -> None:
         """Tell the pages that the embedding `name` has a new name, and that the files of its runs lie in another folder."""
         with self._lock:
-            if self._state["name"] != name:
+            if self._state["name"] not in (name, new_name):
                 return
             self._state["name"] = new_name
             self._preview_paths = {file: _moved(path, folder, new_folder) for file, path in self._preview_paths.items()}
@@ -238,7 +238,10 @@ class Job:
             self._keep()
 
     def keep_in(self, folder: Path) -> None:
-        """Keep the state of the last training run in `folder` from now on; show the one that is kept there, where there was no job yet."""
+        """Keep the state of the last training run in `folder` from now on; show the one that is kept there, where there was no job yet.
+
+        The files of a run must lie below that folder to be shown again.
+        """
         with self._lock:
             self._kept = folder / _KEPT
             if not self._state["job"] and (kept := read_kept(self._kept, self._state)):
@@ -311,7 +314,7 @@ class Job:
         elif isinstance(event, PreviewDrawn):
             path = Path(event.path)
             self._preview_paths[path.name] = path
-            state["previews"].append({"step": event.step, "file": path.name, "prompt": event.prompt, "seed": event.seed})
+            state["previews"].append({"step": event.step, "file": path.name, "prompt": event.prompt, "seed": event.seed, "row": event.row})
         elif isinstance(event, CopySaved):
             self._copy_paths[event.step] = Path(event.path)
             state["copies"].append({"step": event.step, "file": Path(event.path).name})

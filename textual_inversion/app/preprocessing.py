@@ -52,7 +52,7 @@ class Preprocessing:
 
         name, pictures = caption_stem(source.name) or "pictures", _pictures_in(source)
         places = (self.parent / (name if number == 1 else f"{name} {number}") for number in count(1))
-        configs = (PreprocessConfig(str(source), str(place)) for place in places)
+        configs = (PreprocessConfig(str(source), str(place)) for place in places if place.resolve() != source.expanduser().resolve())
         return next(config.destination_path for config in configs if not Destination(config).pictures_of_others(pictures))
 
     def captioners(self) -> list[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Moves = Sequence[tuple[Path, Path]]
 _log = logging.getLogger(__name__)
 _STAMP = "%Y-%m-%d_%H-%M-%S"
+_OWN_FOLDERS = ("training", "shelf", "reviews", "preprocessed", "pictures", "latents", "txt2img")  # below the outputs, for other things
 _OF_THE_FILE = (".optim", ".journal")  # behind the whole file name; the others follow its stem
 _OF_THE_NAME = (".training.json", *PREVIEW_ENDINGS, *TEXT_ENDINGS)
 
@@ -60,12 +61,13 @@ class Shelf:
         return Outcome(f"“{path.stem}” is called “{new}” now. {about_name(new)}".strip(), name=new)
 
     def _rename(self, path: Path, new: str) -> None:
-        logs = self._logs(path.stem)
+        logs = self._logs(path)
         moves = [(file, file.with_name(f"{new}{file.name[len(path.stem) :]}")) for file in self._files(path)]
-        moves += [(logs, logs.with_name(new))] if logs.is_dir() else []
-        _move(moves)
-        self._correct_last_run(path.with_name(f"{new}{path.suffix}"), logs)
-        self.engine.job.renamed(path.stem, new, logs, logs.with_name(new))
+        moved = [(folder, folder.with_name(new)) for folder in logs]
+        _move([*moves, *moved])
+        self._correct_last_run(path.with_name(f"{new}{path.suffix}"), moved)
+        for before, after in moved or [(path, path)]:
+            self.engine.job.renamed(path.stem, new, before, after)
         self.engine.refresh()
 
     @answered
@@ -73,9 +75,9 @@ class Shelf:
         """Move the embedding `name`, and everything that belongs to it, out of the folders that WebUIs read."""
         path = self._file(name)
         place = _free(self._place() / f"{path.stem} {time.strftime(_STAMP)}")
-        logs, files = self._logs(path.stem), list(self._files(path))
+        files = list(self._files(path))
         moves = [(file, place / file.name) for file in files]
-        moves += [(logs, place / "logs")] if logs.is_dir() else []
+        moves += [(folder, place / f"logs {number}") for number, folder in enumerate(self._logs(path), 1)]
         _move(moves)
         self._keep_note(moves, path.stem, "")
         self.engine.refresh()
@@ -109,8 +111,15 @@ class Shelf:
         names = {f"{path.name}{ending}".lower() for ending in _OF_THE_FILE} | {f"{path.stem}{ending}".lower() for ending in _OF_THE_NAME}
         yield from sorted(file for file in path.parent.iterdir() if file.name.lower() in names and file != path)
 
-    def _logs(self, name: str) -> Path:
-        return self.engine.host.folders().outputs / "training" / name
+    def _logs(self, path: Path) -> list[Path]:
+        """The folders below `outputs` with the copies, previews and tables of the embedding in the file `path`."""
+        outputs = self.engine.host.folders().outputs
+        folders = [outputs / "training" / path.stem]
+        if run_folder := str(read_last_run(path).settings.get("log_dir") or ""):
+            of_the_name = Path(run_folder).parent  # a folder for each run lies in one for each name
+            named = of_the_name.name == path.stem and outputs in of_the_name.parents
+            folders += [of_the_name] if named and of_the_name not in (*folders, *(outputs / own for own in _OWN_FOLDERS)) else []
+        return [folder for folder in folders if folder.is_dir()]
 
     def _place(self) -> Path:
         return self.engine.host.folders().outputs / "shelf"
@@ -146,14 +155,17 @@ class Shelf:
             return None
         return change if change.new_name or (moves and all(target.exists() for _, target in moves)) else None
 
-    def _correct_last_run(self, path: Path, logs: Path) -> None:
-        """Let what is kept about the last run of the embedding in the file `path` name its own files; `logs` is where its copies were."""
+    def _correct_last_run(self, path: Path, moved: Moves) -> None:
+        """Let what is kept about the last run of the embedding in the file `path` name its own files, after its folders were moved."""
         note, run = last_run_file(path), read_last_run(path)
         if not note.is_file():
             return
-        settings = {key: _moved(value, logs, self._logs(path.stem)) for key, value in {**run.settings, "name": path.stem}.items()}
+        settings, before = {**run.settings, "name": path.stem}, run.before
+        for old, new in moved:
+            settings = {key: _moved(value, old, new) for key, value in settings.items()}
+            before = str(_moved(before, old, new))
         try:
-            replace(run, settings=settings, before=str(_moved(run.before, logs, self._logs(path.stem)))).write(note)
+            replace(run, settings=settings, before=before).write(note)
         except OSError:
             return  # the copies of the last run cannot be taken back; everything else works
 

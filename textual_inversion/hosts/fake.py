@@ -21,6 +21,7 @@ from textual_inversion.files import replace_file
 from textual_inversion.last_run import ENDING, LastRun, last_run_file, read_last_run
 from textual_inversion.settings.creation import AUTO_VECTORS, NewEmbedding, wants_search
 from textual_inversion.training.events import Busy, CopySaved, Evaluated, Judged, Message, PreviewDrawn, Started, StepDone, Stopped
+from textual_inversion.training.preview_prompts import preview_prompts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -285,10 +286,11 @@ class FakeEngine(Engine):
             self._copy(config, step, listener)
 
     def _preview(self, config: TrainingConfig, step: int, listener: Listener) -> None:
-        path = self._log(config) / f"{config.name}-{step}.png"
         listener(Busy(f"Drawing the preview of step {step}"))
-        _drawing(config.preview_seed, min(1.0, step / config.total_steps), (config.width, config.height)).save(path)
-        listener(PreviewDrawn(step, str(path), config.preview_prompt or f"a picture of {config.name}", config.preview_seed))
+        for number, row in enumerate(preview_prompts(config, f"a picture of {config.name}")):
+            path = self._log(config) / f"{config.name}-{step}{f'-{number + 1}' if number else ''}.png"
+            _drawing(row.seed + number, min(1.0, step / config.total_steps), (config.width, config.height)).save(path)
+            listener(PreviewDrawn(step, str(path), row.prompt, row.seed, number))
         self._copy(config, step, listener)
 
     def _copy(self, config: TrainingConfig, step: int, listener: Listener) -> None:

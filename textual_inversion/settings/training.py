@@ -426,8 +426,10 @@ class TrainingConfig(Settings):
     preview_prompt: str = _output(
         "",
         label="Preview prompt",
-        hint="[name] stands for the word; empty = a sentence of the template.",
-        help="prompt of the preview; empty = a prompt from the template, `[name]` is filled in",
+        hint="One a line, each a row of previews; “--n blurry --d 7” gives a line a negative prompt and a seed of its own."
+        " [name] stands for the word; empty = a sentence of the template.",
+        help="prompts of the previews, one a line, at most six; a line may end with a negative prompt and a seed of its own, as in"
+        " `a cat --n blurry --d 7`; empty = a prompt from the template, `[name]` is filled in",
         kind="lines",
         saved=False,
     )

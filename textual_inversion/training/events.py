@@ -77,12 +77,13 @@ class Judged:
 
 @dataclass(frozen=True)
 class PreviewDrawn:
-    """A preview picture was written to `path`."""
+    """A preview picture was written to `path`; `row` counts the prompts of the previews from 0."""
 
     step: int
     path: str
     prompt: str
     seed: int
+    row: int = 0
 
 
 @dataclass(frozen=True)

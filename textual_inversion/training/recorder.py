@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from textual_inversion.settings.generation import GenerationSettings
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import CopySaved, Evaluated, Event, Judged, Message, PreviewDrawn, StepDone
 from textual_inversion.training.memory import vae_at_work
+from textual_inversion.training.preview_prompts import PreviewPrompt, preview_prompts
 
 CSV_COLUMNS = ("step", "loss", "learning_rate", "vector_norm", "steps_per_second")
 EVALUATION_COLUMNS = ("step", "loss")
@@ -50,8 +51,8 @@ class Recorder:
         self._first_step, self._begun = first_step, set[str]()
         self.config, self.model, self.listener = config, model, listener
         self.folder = Path(config.log_dir).expanduser() if config.log_dir else None
-        prompt = config.preview_prompt or lines[0]
-        self.preview_prompt = fill(prompt, tag_of(config.name), caption) if "[" in prompt else prompt
+        rows = preview_prompts(config, lines[0])
+        self._rows = [replace(row, prompt=fill(row.prompt, tag_of(config.name), caption)) if "[" in row.prompt else row for row in rows]
         self._reported: set[str] = set()
         self._writer = ThreadPoolExecutor(1, "textual-inversion-copies")  # its thread starts with the first copy
         self._copied: set[Path] = set()
@@ -131,26 +132,30 @@ class Recorder:
         self._writer.shutdown()
 
     def preview(self, embedding: Embedding, step: int) -> None:
-        """Draw what has been learned so far."""
+        """Draw what has been learned so far, a picture for each prompt."""
         if self.folder is None:
             return
-        config, path = self.config, self.folder / f"{self.config.name}-{step}.png"
-        with self._report_errors("The preview"):
-            settings = GenerationSettings(
-                prompt=self.preview_prompt,
-                negative_prompt=config.preview_negative_prompt,
-                steps=config.preview_steps,
-                sampler=config.preview_sampler,
-                cfg_scale=config.preview_cfg_scale,
-                width=config.preview_width or config.width,
-                height=config.preview_height or config.height,
-                clip_skip=config.clip_skip,
-            )
-            prompts = [(self.preview_prompt, config.preview_seed)]
-            with vae_at_work(self.model):
-                (picture,) = draw_prompts(self.model, prompts, settings, {embedding.name: embedding})
-            replace_file(path, lambda file: picture.save(file, "png"), durable=False)
-            self.listener(PreviewDrawn(step, str(path), self.preview_prompt, config.preview_seed))
+        for number, row in enumerate(self._rows):
+            path = self.folder / f"{self.config.name}-{step}{f'-{number + 1}' if number else ''}.png"
+            with self._report_errors("The preview"):
+                self._draw_preview(embedding, row, path)
+                self.listener(PreviewDrawn(step, str(path), row.prompt, row.seed, number))
+
+    def _draw_preview(self, embedding: Embedding, row: PreviewPrompt, path: Path) -> None:
+        config = self.config
+        settings = GenerationSettings(
+            prompt=row.prompt,
+            negative_prompt=row.negative_prompt,
+            steps=config.preview_steps,
+            sampler=config.preview_sampler,
+            cfg_scale=config.preview_cfg_scale,
+            width=config.preview_width or config.width,
+            height=config.preview_height or config.height,
+            clip_skip=config.clip_skip,
+        )
+        with vae_at_work(self.model):
+            (picture,) = draw_prompts(self.model, [(row.prompt, row.seed)], settings, {embedding.name: embedding})
+        replace_file(path, lambda file: picture.save(file, "png"), durable=False)
 
     @contextmanager
     def _report_errors(self, what: str) -> Iterator[None]:

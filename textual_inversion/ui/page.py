@@ -130,7 +130,7 @@ def build_train_page(
         installing: installs from addresses; None = as `Installing(engine)` does.
     """
     actions = Actions(engine)
-    engine.job.keep_in(engine.host.folders().outputs / "training")
+    engine.job.keep_in(engine.host.folders().outputs)
     values = starting_values(actions, list_names=list_names)
     parts: Parts = {}
     _check_box(parts)

@@ -18,6 +18,7 @@ from textual_inversion.app.job import Drawing, user_message
 from textual_inversion.errors import TextualInversionError
 from textual_inversion.prompts.names import about_unknown, unknown_names
 from textual_inversion.settings.generation import GenerationSettings
+from textual_inversion.settings.infotext import settings_in
 from textual_inversion.settings.schema import Setting, cleaned, setting_of, settings_of
 from textual_inversion.ui import compat, form, render
 from textual_inversion.ui.uploads import upload_folder
@@ -109,6 +110,7 @@ class _Page:
         self.engine, self.drawing, self.keys = engine, drawing, keys
         self.folder = engine.host.folders().outputs / "txt2img"
         self.last: list[Path] | None = None  # files of the last pictures; None = none were drawn since the start
+        self._shown: tuple[list[Path], list[str]] = ([], [])  # the files that were shown last, and their copies for the page
 
     def generate(self, *given: Any) -> Any:
         """Draw and keep the pictures, and report how they were made or why drawing failed. The gallery changes only for new pictures.
@@ -125,7 +127,7 @@ class _Page:
             texts = [str(picture.info.get("parameters", "")) for picture in drawn] or compat.update()
             files = keep(drawn, self.folder, values["seed"])
             self.last = files or self.last
-            pictures = for_page(files)
+            pictures = self._copies_of(files)
             names = [card.name for card in self.engine.cards() if not card.reason]
             unknown = unknown_names((values["prompt"], values["negative_prompt"]), names)  # <…> that name no embedding
             note = render.note(about_unknown(unknown), "hint") + self._made(texts if drawn else [], 0, time.monotonic() - begun)
@@ -141,7 +143,13 @@ class _Page:
         if not files:
             return compat.update(), compat.update(), compat.update()
         texts = [_parameters_or_nothing(path) for path in files]
-        return for_page(files), self._made(texts, 0), texts
+        return self._copies_of(files), self._made(texts, 0), texts
+
+    def _copies_of(self, files: list[Path]) -> list[str]:
+        """Copies for the page; pages that are opened later get the same ones."""
+        if self._shown[0] != files or not all(Path(copy).is_file() for copy in self._shown[1]):
+            self._shown = (files, for_page(files))
+        return self._shown[1]
 
     def about(self, texts: Any, event: gr.SelectData) -> Any:
         """How the picture that was clicked was made."""
@@ -154,7 +162,7 @@ class _Page:
         paths = compat.uploaded_paths(files)
         if not paths:
             return ["", *unchanged]
-        from textual_inversion.pictures.parameters import parameters_in, settings_in
+        from textual_inversion.pictures.parameters import parameters_in
 
         try:
             values = settings_in(parameters_in(Path(paths[0])))

@@ -146,6 +146,7 @@ class PreviewAnswer(BaseModel):
     file: str
     prompt: str
     seed: int
+    row: int = Field(0, description="Number of its prompt among those of the previews, from 0.")
 
 
 class CopyAnswer(BaseModel):
