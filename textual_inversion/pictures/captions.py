@@ -7,10 +7,10 @@ boards), `.yaml` (EveryDream). For a folder: `metadata.jsonl` and `.csv` (Huggin
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -21,6 +21,7 @@ from typing import Any
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.files import FileStamp, os_error_words, read_regular
+from textual_inversion.pictures.encodings import decode, is_utf8
 from textual_inversion.pictures.listing import file_in, fold
 
 TEXT_ENDINGS = (".txt", ".caption")
@@ -32,6 +33,7 @@ TABLES = (
 )
 MOST_CAPTION_BYTES = 64 * 2**10  # a prompt of that size already takes hundreds of chunks of tokens
 _MOST_BYTES = 64 * 2**20  # of a table
+_MOST_NEIGHBOURS = 100  # caption files that are looked at for their encoding
 _KEYS = ("file_name", "image", "image_file_name", "image_path", "image_file", "file", "path", "filename", "img")
 _TEXTS = ("caption", "text", "main_prompt", "prompt", "captions", "txt")
 _DESCRIPTION = "description"  # of a picture board: a text about the picture where there are no tags
@@ -60,13 +62,13 @@ def written(picture: Path) -> Caption | None:
     """The caption that is written for `picture`, in the first of its places; None where there is none.
 
     Raises:
-        DatasetError: a file of its caption is there and cannot be read.
+        DatasetError: a file of its caption is there and cannot be read, or its encoding cannot be told.
     """
     file = caption_source(picture)
     if file is None:
         return None
     if file.suffix.lower() in TEXT_ENDINGS:
-        lines = [line for line in decoded(caption_bytes(file)).splitlines() if line.strip()]
+        lines = [line for line in decoded(caption_bytes(file), file).splitlines() if line.strip()]
         return Caption(_one_line(" ".join(lines)), file, max(1, len(lines)))
     if file.name.lower() in TABLES:
         text = _table(file).find(picture)
@@ -103,21 +105,29 @@ def is_understood(table: Path) -> bool:
     return bool(_table(table).captions)
 
 
-def decoded(data: bytes) -> str:
-    """The text of a caption file in the first of the encodings that fits: UTF-8, UTF-16, Windows-1252."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        first, second = "utf-16", "utf-16"
-    elif data[1::2].count(0) > len(data) // 4:  # UTF-16 without its mark: every second byte of most letters is 0
-        first, second = "utf-16-le", "utf-8-sig"
-    elif data[::2].count(0) > len(data) // 4:
-        first, second = "utf-16-be", "utf-8-sig"
-    else:
-        data = data.replace(b"\0", b"")
-        first, second = "utf-8-sig", "cp1252"
-    for encoding in (first, second):
-        with suppress(UnicodeDecodeError):
-            return data.decode(encoding)
-    return data.decode("latin-1")  # which gives every byte a letter
+def decoded(data: bytes, file: Path) -> str:
+    """The text of a caption file.
+
+    Raises:
+        DatasetError: its encoding cannot be told; a caption that is learned as rubbish would be worse than none.
+    """
+    text = decode(data, lambda: _legacy_texts(file.parent, FileStamp.of(file.parent)))
+    if text is None:
+        sentence = f"The caption {file.name} is in an encoding that cannot be told; save it as UTF-8 (in an editor: Save as, UTF-8)."
+        raise DatasetError(sentence, path=file)
+    return text
+
+
+@lru_cache(maxsize=8)
+def _legacy_texts(folder: Path, _stamp: FileStamp | None) -> bytes:
+    """Contents of some caption files of a folder that are no UTF-8, one after the other."""
+    found: list[bytes] = []
+    for name in sorted(os.listdir(folder)):
+        if name.lower().endswith(TEXT_ENDINGS) and len(found) < _MOST_NEIGHBOURS:
+            with suppress(DatasetError):
+                data = caption_bytes(folder / name)
+                found += [data] if not is_utf8(data) and b"\0" not in data else []
+    return b"\n".join(found)
 
 
 def caption_bytes(file: Path, most: int = MOST_CAPTION_BYTES) -> bytes:
@@ -147,7 +157,9 @@ def _beside(file: Path) -> str | None:
     stamp = FileStamp.of(file)
     if stamp is not None and stamp.size > MOST_CAPTION_BYTES:
         return None  # a file of some program about the picture
-    text = decoded(caption_bytes(file))
+    text = decode(caption_bytes(file))
+    if text is None:
+        return None
     if file.suffix.lower() != ".json":
         return _yaml_caption(text)
     try:
@@ -276,8 +288,9 @@ def _parsed(file: Path, stamp: FileStamp | None) -> _Table:
     table = _Table(file.parent)
     if stamp is None or stamp.size > _MOST_BYTES:
         return table
+    text = decode(caption_bytes(file, _MOST_BYTES))
     with suppress(ValueError, RecursionError, csv.Error):
-        for key, entry in _entries(file, decoded(caption_bytes(file, _MOST_BYTES))):
+        for key, entry in _entries(file, text) if text is not None else ():
             table.add(key, entry)
     return table
 

@@ -236,7 +236,7 @@ def _repeats(folder: Path, otherwise: int) -> int:
     if (file := file_in(folder, MULTIPLY)) is None:
         return otherwise
     try:
-        return min(MAX_REPEATS, max(1, round(float(decoded(caption_bytes(file))))))
+        return min(MAX_REPEATS, max(1, round(float(decoded(caption_bytes(file), file)))))
     except (ValueError, OverflowError, DatasetError):
         return otherwise
 
