@@ -22,7 +22,7 @@ from typing import Any
 from textual_inversion.errors import DatasetError
 from textual_inversion.files import FileStamp, os_error_words, read_regular
 from textual_inversion.pictures.encodings import decode, is_utf8
-from textual_inversion.pictures.listing import file_in, fold
+from textual_inversion.pictures.listing import file_in, files_ending_in, fold
 
 TEXT_ENDINGS = (".txt", ".caption")
 DATA_ENDINGS = (".json", ".yaml", ".yml")
@@ -31,6 +31,8 @@ TABLES = (
     *("metadata.jsonl", "metadata.csv", "metadata.json", "meta_lat.json", "meta_clean.json", "meta_cap_dd.json", "meta_cap.json"),
     *("meta_dd.json", "data.json", "dataset.json", "captions.json", "captions.jsonl", "captions.csv"),
 )
+#: Endings of lists in which each row names a picture; such a file may have any name.
+ROW_ENDINGS = (".csv", ".tsv", ".jsonl")
 MOST_CAPTION_BYTES = 64 * 2**10  # a prompt of that size already takes hundreds of chunks of tokens
 _MOST_BYTES = 64 * 2**20  # of a table
 _MOST_NEIGHBOURS = 100  # caption files that are looked at for their encoding
@@ -70,7 +72,7 @@ def written(picture: Path) -> Caption | None:
     if file.suffix.lower() in TEXT_ENDINGS:
         lines = [line for line in decoded(caption_bytes(file), file).splitlines() if line.strip()]
         return Caption(_one_line(" ".join(lines)), file, max(1, len(lines)))
-    if file.name.lower() in TABLES:
+    if is_table(file.name):
         text = _table(file).find(picture)
     else:
         text = _beside(file)
@@ -96,8 +98,14 @@ def companion_names(folder: Path) -> frozenset[str]:
 
 
 def tables_for(folder: Path) -> list[Path]:
-    """The tables that may hold captions for the pictures in `folder`: inside it, and in the folder above."""
-    return [table for place in (folder, folder.parent) for name in TABLES if (table := file_in(place, name))]
+    """The tables that may hold captions for the pictures in `folder`: inside it, and in the folder above; inside it of any name."""
+    named = [table for place in (folder, folder.parent) for name in TABLES if (table := file_in(place, name))]
+    return named + [folder / name for name in files_ending_in(folder, ROW_ENDINGS) if name.lower() not in TABLES]
+
+
+def is_table(name: str) -> bool:
+    """Whether a file of that name may be a table of captions: one that programs write, or any list of rows."""
+    return name.lower() in TABLES or name.lower().endswith(ROW_ENDINGS)
 
 
 def is_understood(table: Path) -> bool:
@@ -298,8 +306,8 @@ def _parsed(file: Path, stamp: FileStamp | None) -> _Table:
 def _entries(file: Path, text: str) -> Iterator[tuple[str, Any]]:
     """(path of a picture as the table has it, entry)."""
     ending = file.suffix.lower()
-    if ending == ".csv":
-        rows: Any = csv.DictReader(io.StringIO(text))
+    if ending in (".csv", ".tsv"):
+        rows: Any = csv.DictReader(io.StringIO(text), delimiter=_delimiter(text, ending))
     elif ending == ".jsonl":
         rows = _json_lines(text)
     else:
@@ -312,6 +320,12 @@ def _entries(file: Path, text: str) -> Iterator[tuple[str, Any]]:
             named = {str(name).lower(): value for name, value in row.items()}
             if key := next((named[name] for name in _KEYS if isinstance(named.get(name), str)), ""):
                 yield key, {str(name): value for name, value in row.items()}
+
+
+def _delimiter(text: str, ending: str) -> str:
+    """What stands between the columns: programs of some countries write semicolons, because their numbers have commas."""
+    head = text.partition("\n")[0]
+    return "\t" if ending == ".tsv" or ("\t" in head and "," not in head) else ";" if ";" in head and "," not in head else ","
 
 
 def _json_lines(text: str) -> Iterator[Any]:

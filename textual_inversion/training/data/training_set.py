@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures.captions import TABLES, Caption, caption_bytes, decoded, written
+from textual_inversion.pictures.captions import Caption, caption_bytes, decoded, is_table, written
 from textual_inversion.pictures.contents import MULTIPLY, account, account_for_folders, kind_of_folder
 from textual_inversion.pictures.folder import caption_in_name, find_images, is_device_name, require_images
 from textual_inversion.pictures.geometry import CENTRE, Place, Size
@@ -255,4 +255,4 @@ def _class_words(words: str, name: str) -> str:
 
 def _name_source(caption: Caption) -> str:
     assert caption.source is not None
-    return caption.source.name if caption.source.name.lower() in TABLES else f"{caption.source.suffix} files"
+    return caption.source.name if is_table(caption.source.name) else f"{caption.source.suffix} files"
