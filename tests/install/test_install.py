@@ -54,6 +54,22 @@ def test_civitai_short_forms(site: Site, installer: Installer, text: str) -> Non
     assert installer.install(text).name == "dotted-star"
 
 
+@pytest.mark.parametrize(("query", "name"), [
+    ("", "plain"), ("?fileId=2", "half"), ("?format=PickleTensor", "old"), ("?fileId=3&type=Model", "old"),
+])  # fmt: skip
+def test_one_of_several_files(site: Site, installer: Installer, query: str, name: str) -> None:
+    kinds = (("plain", "safetensors", "SafeTensor"), ("half", "safetensors", "SafeTensor"), ("old", "pt", "PickleTensor"))
+    files = []
+    for number, (stem, ending, kind) in enumerate(kinds, start=1):
+        site.files[f"/f/{number}"] = embedding_bytes(number)
+        facts = {"id": number, "name": f"{stem}.{ending}", "type": "Model", "primary": number == 1, "metadata": {"format": kind}}
+        files.append({**facts, "downloadUrl": f"{site.address}/f/{number}"})
+    site.civitai(12, 34, embedding_bytes(), files=files)
+    installed = installer.install(f"{site.address}/api/download/models/34{query}", Wish(picture=False))
+    assert installed.name == name
+    assert "It comes with" in installed.text
+
+
 def test_a_file_name_that_says_nothing_gives_way_to_the_models(site: Site, installer: Installer) -> None:
     site.civitai(12, 34, embedding_bytes(), file_name="34.safetensors")
     assert installer.install(f"{site.address}/models/12").name == "Dotted star"

@@ -17,6 +17,7 @@ from textual_inversion.install import download as downloading
 from textual_inversion.install.addresses import CivitaiModel, HubPlace, LocalFile, WebFile, shown, understand
 from textual_inversion.install.web import _is_public, tokens_from_environment
 
+COM = "https://civitai.com"
 DATA = embedding_bytes(vectors=60)  # some 180 KB
 
 
@@ -227,12 +228,12 @@ def test_which_addresses_belong_to_the_internet(number: str, public: bool) -> No
 
 
 @pytest.mark.parametrize(("text", "source"), [
-    ("https://civitai.com/models/7808/easynegative", CivitaiModel(7808, None)),
-    ("https://www.civitai.com/models/7808?modelVersionId=9208", CivitaiModel(7808, 9208)),
-    ("civitai.com/models/7808", CivitaiModel(7808, None)),
-    ("https://civitai.red/models/7808", CivitaiModel(7808, None)),
+    ("https://civitai.com/models/7808/easynegative", CivitaiModel(COM, 7808, None)),
+    ("https://www.civitai.com/models/7808?modelVersionId=9208", CivitaiModel(COM, 7808, 9208)),
+    ("civitai.com/models/7808", CivitaiModel(COM, 7808, None)),
+    ("https://civitai.red/models/7808", CivitaiModel("https://civitai.red", 7808, None)),
     ("https://civitai.com/api/download/models/9208?type=Model&format=SafeTensor&token=x",
-     CivitaiModel(None, 9208, {"type": "Model", "format": "SafeTensor"}, "x")),
+     CivitaiModel(COM, None, 9208, {"type": "Model", "format": "SafeTensor"}, "x")),
     ("https://huggingface.co/sd-concepts-library/cat-toy", HubPlace("https://huggingface.co", "sd-concepts-library/cat-toy")),
     ("https://hf.co/a/b/blob/main/x%20y.pt", HubPlace("https://huggingface.co", "a/b", "main", "x y.pt", True)),
     ("https://huggingface.co/a/b/tree/v1/sub", HubPlace("https://huggingface.co", "a/b", "v1", "sub")),
@@ -273,6 +274,16 @@ def test_tokens_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert tokens_from_environment() == {"civitai": "c"}  # the login of another program stays its own
     monkeypatch.setenv("HF_TOKEN", "h")
     assert tokens_from_environment()["hub"] == "h"
+
+
+def test_a_token_is_for_the_siblings_of_a_site_and_for_nobody_else() -> None:
+    web = Web()
+    for address in ("https://civitai.com/api/v1/models/1", "https://civitai.red/api/v1/models/1", "https://civitai.green/x"):
+        assert web._site_of(address) == "civitai"
+    for address in ("http://civitai.com/x", "https://civitai.com.evil.test/x", "https://image.civitai.com/x", "https://notcivitai.com/"):
+        assert web._site_of(address) == ""
+    assert web._site_of("https://huggingface.co/a/b/resolve/main/x") == "hub"
+    assert web._site_of("https://cdn-lfs.huggingface.co/x") == ""
 
 
 def test_a_mirror_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

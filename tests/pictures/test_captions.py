@@ -43,7 +43,6 @@ def test_the_file_name_without_its_numbering(name: str, caption: str) -> None:
         ("white background".encode("utf-16-be"), "white background"),
         (b"a photo of cats\0", "a photo of cats"),
         ("été\0".encode(), "été"),
-        (b"\x81 undefined in Windows-1252", "\x81 undefined in Windows-1252"),
         (b"two\r\nlines  here\n", "two lines here"),
         (b"", ""),
     ],
@@ -60,10 +59,14 @@ def test_only_the_last_ending_is_exchanged(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_give_one_line(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    folder = tmp_path_factory.getbasetemp()
+def test_any_bytes_give_one_line_or_are_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    folder = tmp_path_factory.mktemp("any")
     (folder / "any.txt").write_bytes(data)
-    caption = caption_for(folder / "any.png")
+    try:
+        caption = caption_for(folder / "any.png")
+    except DatasetError as error:
+        assert "any.txt is in an encoding that cannot be told" in str(error)  # noqa: PT017  either is right
+        return
     assert len(caption.splitlines()) <= 1
     assert caption == caption.strip()
 

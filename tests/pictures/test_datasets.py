@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from textual_inversion.errors import DatasetError
 from textual_inversion.pictures.folder import find_mask
 from textual_inversion.training.data.training_set import DatasetOptions, TrainingSet, scan_training_set
 from textual_inversion.training.data.views import Sizing
@@ -284,3 +285,26 @@ def table_of_data_sets() -> str:
 def test_the_page_of_the_docs_has_the_table() -> None:
     """`python -m pytest tests/pictures/test_datasets.py` prints the new table where the page has an old one."""
     assert table_of_data_sets() in DOCS.read_text(encoding="utf-8"), f"\n{table_of_data_sets()}\n"
+
+
+@pytest.mark.parametrize(("name", "table"), [
+    ("caption.csv", 'caption,image_file\n"a red star, big",DSC01.png\na blue star,DSC02.png\n'),
+    ("my tags.csv", 'image_path,caption\n/home/me/x/DSC01.png,"a red star, big"\nDSC02.png,a blue star\n'),
+    ("Excel.csv", "file;text\nDSC01.png;a red star, big\nDSC02.png;a blue star\n"),
+    ("rows.tsv", "filename\tprompt\nDSC01.png\ta red star, big\nDSC02.png\ta blue star\n"),
+    ("mine.jsonl", '{"image": "DSC01.png", "prompt": "a red star, big"}\n{"image": "DSC02.png", "prompt": "a blue star"}\n'),
+])  # fmt: skip
+def test_a_table_of_any_name_whose_rows_name_the_pictures(tmp_path: Path, name: str, table: str) -> None:
+    for number in (1, 2):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"DSC0{number}.png")
+    (tmp_path / name).write_text(table)
+    (tmp_path / "loss.csv").write_text("step,loss\n1,0.5\n")
+    listed = scan_training_set(tmp_path, DatasetOptions(Sizing(64, 64)))
+    assert [picture.caption for picture in listed.pictures] == ["a red star, big", "a blue star"]
+    assert any("loss.csv: a table in which no captions were found" in note for note in listed.notes)
+
+
+def test_pictures_inside_a_table_are_declined_by_name(tmp_path: Path) -> None:
+    (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match=r"inside train-00000-of-00001\.parquet, a kind of table that is not read here"):
+        scan_training_set(tmp_path, DatasetOptions(Sizing(64, 64)))

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.pictures.folder import find_images
-from textual_inversion.pictures.reading import on_colour, picture_size, read_colours, read_image
+from textual_inversion.pictures.reading import Head, on_colour, picture_size, read_colours, read_head, read_image
 
 
 def gradient(width: int = 24, height: int = 16) -> Image.Image:
@@ -284,3 +287,87 @@ def test_without_a_profile_that_can_be_used_the_colours_stay(tmp_path: Path, pro
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.new("RGB", (8, 8), (100, 50, 25)).save(tmp_path / "b.png", icc_profile=srgb)
     assert read_image(tmp_path / "b.png").getpixel((1, 1)) == (100, 50, 25)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_with(path: Path, image: Image.Image, *chunks: bytes) -> Path:
+    """A PNG with further chunks behind its header."""
+    data = BytesIO()
+    image.save(data, "PNG")
+    path.write_bytes(data.getvalue()[:33] + b"".join(chunks) + data.getvalue()[33:])
+    return path
+
+
+def gama(gamma: float) -> bytes:
+    return chunk(b"gAMA", struct.pack(">I", round(gamma * 100_000)))
+
+
+def chrm(*values: float) -> bytes:
+    return chunk(b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in values)))
+
+
+SRGB_LIGHTS = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+P3_LIGHTS = (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+
+
+@pytest.mark.parametrize(("chunks", "expected"), [
+    ([gama(1.0)], (188, 188, 188)),  # half of the light, as a browser shows it
+    ([gama(1 / 2.2)], (128, 128, 128)),
+    ([gama(1 / 1.8)], (146, 146, 146)),
+    ([gama(1.0), chunk(b"sRGB", b"\0")], (128, 128, 128)),
+    ([chrm(*SRGB_LIGHTS)], (128, 128, 128)),
+    ([gama(0.0)], (128, 128, 128)),
+    ([chrm(*[0.0] * 8)], (128, 128, 128)),
+    ([chrm(0.3127, 0.329, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3)], (128, 128, 128)),
+    ([chrm(*P3_LIGHTS)], (128, 128, 128)),  # grey has no colour to change
+])  # fmt: skip
+def test_a_gamma_without_a_profile_is_applied_as_browsers_do(tmp_path: Path, chunks: list[bytes], expected: tuple[int, int, int]) -> None:
+    for mode in ("RGB", "L", "P", "RGBA"):
+        image = Image.new("L", (8, 8), 128).convert(mode)
+        found = read_image(png_with(tmp_path / "a.png", image, *chunks)).getpixel((3, 3))
+        assert max(abs(a - b) for a, b in zip(found, expected)) <= 1, mode
+
+
+def test_lights_of_a_wider_range_become_those_of_srgb(tmp_path: Path) -> None:
+    """As the profile of Display P3 would have it, to a rounding."""
+    image = Image.new("RGB", (8, 8), (200, 120, 80))
+    found = read_image(png_with(tmp_path / "a.png", image, chrm(*P3_LIGHTS))).getpixel((0, 0))
+    assert max(abs(a - b) for a, b in zip(found, (215, 117, 71))) <= 2
+
+
+def test_linear_16_bits_keep_their_dark_parts(tmp_path: Path) -> None:
+    steps = np.linspace(0, 2000, 64, dtype=np.uint16).reshape(1, 64).repeat(8, axis=0)
+    found = np.asarray(read_image(png_with(tmp_path / "a.png", Image.fromarray(steps), gama(1.0))))[0, :, 0]
+    assert len(set(found.tolist())) > 40  # in 8 bits of linear light there were 8
+    assert (np.diff(found.astype(int)) >= 0).all()
+
+
+def test_what_shows_through_stays_under_a_gamma(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (8, 8), (128, 0, 0, 100))
+    assert read_colours(png_with(tmp_path / "a.png", image, gama(1.0))).getpixel((0, 0)) == (188, 0, 0, 100)
+
+
+@pytest.mark.parametrize("second", [(32, 24), (64, 48)])
+def test_a_gain_map_leaves_the_picture_for_ordinary_screens(tmp_path: Path, second: tuple[int, int]) -> None:
+    """Phones keep a map of what a brighter screen may add as a second picture in the JPEG."""
+    base, gain = Image.new("RGB", (64, 48), (200, 90, 30)), Image.new("L", second, 255)
+    base.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[gain])
+    found = read_image(tmp_path / "phone.jpg")
+    assert found.size == (64, 48)
+    assert max(abs(a - b) for a, b in zip(found.getpixel((9, 9)), (200, 90, 30))) < 6
+    assert read_head(tmp_path / "phone.jpg") == Head((64, 48), moves=False)
+    assert read_colours(tmp_path / "phone.jpg", (16, 12)).width < 64
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "phone.jpg").read_bytes()[:-200])  # messengers cut the map off and leave its mark
+    assert read_image(tmp_path / "cut.jpg").size == (64, 48)
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_an_animation_is_told_by_its_head(tmp_path: Path, ending: str) -> None:
+    frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "blue", "green")]
+    frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / f"still.{ending}")
+    assert read_head(tmp_path / f"a.{ending}") == Head((16, 8), moves=True)
+    assert read_head(tmp_path / f"still.{ending}") == Head((16, 8), moves=False)

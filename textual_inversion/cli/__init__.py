@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from textual_inversion.app.memory import enough_memory
+from textual_inversion.cli.completion import add_completion
 from textual_inversion.cli.convert import add_convert
 from textual_inversion.cli.create import add_create
 from textual_inversion.cli.demo import add_demo
@@ -84,18 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (
-        add_create,
-        add_preprocess,
-        add_train,
-        add_generate,
-        add_list,
-        add_inspect,
-        add_convert,
-        add_install,
-        add_scan,
-        add_serve,
-        add_demo,
-    ):
+    adders = (add_create, add_preprocess, add_train, add_generate, add_list, add_inspect, add_convert, add_install, add_scan, add_serve)
+    for add in (*adders, add_demo, add_completion):
         add(commands)
     return parser

@@ -116,7 +116,8 @@ def add_setting(group: Any, setting: Setting, text: str, *, native: bool = False
     else:
         kind = partial(_number_or_text, setting.type) if setting.word else setting.type
         text = with_default(text, setting.default)
-        group.add_argument(flag, dest=setting.name, type=kind, default=setting.default, metavar=shown, help=text)
+        action = group.add_argument(flag, dest=setting.name, type=kind, default=setting.default, metavar=shown, help=text)
+        action.known_values = setting.choices  # for completion; the settings class judges the value
 
 
 def _number_or_text(kind: type, text: str) -> Any:

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qs, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, quote, unquote, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 from textual_inversion.errors import InstallError
@@ -54,10 +54,12 @@ class CivitaiModel:
     """A model on Civitai; without a version the newest one is meant.
 
     Attributes:
-        wanted: which of a version's files, as its download address says: `type`, `format`, …
+        base: address of the site; some models are on one of its siblings only.
+        wanted: which of a version's files, as its download address says: `type`, `format`, `fileId`, …
         token: the API token that was in the address.
     """
 
+    base: str
     model: int | None
     version: int | None
     wanted: dict[str, str] = field(default_factory=dict)
@@ -109,7 +111,7 @@ def understand(text: str, sites: Sites) -> Source:
     if not text:
         raise InstallError("Give the address of an embedding, or a file.", setting="address")
     if air := _AIR.fullmatch(text):
-        return CivitaiModel(int(air["model"]), int(air["version"]) if air["version"] else None)
+        return CivitaiModel(sites.civitai, int(air["model"]), int(air["version"]) if air["version"] else None)
     scheme = _SCHEME.match(text)
     if not scheme:
         if os.path.lexists(os.path.expanduser(text)) or not _begins_with_host(text):
@@ -170,7 +172,8 @@ def _on_the_web(parts: SplitResult, sites: Sites) -> Source:
     host = (parts.hostname or "").removeprefix("www.")
     here = origin_of(urlunsplit(parts))
     if host in CIVITAI_HOSTS or here == origin_of(sites.civitai):
-        return _on_civitai(parts)
+        is_sibling = sites == Sites(hub=sites.hub) and host in CIVITAI_HOSTS[1:]
+        return _on_civitai(parts, f"https://{host}" if is_sibling else sites.civitai)
     if host in HUB_HOSTS or here == origin_of(sites.hub):
         return _on_the_hub(parts, sites.hub)
     if host in _HUB_MIRRORS:
@@ -185,15 +188,15 @@ def _on_the_web(parts: SplitResult, sites: Sites) -> Source:
     return WebFile(urlunsplit((parts.scheme.lower(), netloc, path, quote(parts.query, safe=_SAFE + "?"), "")))
 
 
-def _on_civitai(parts: SplitResult) -> CivitaiModel:
+def _on_civitai(parts: SplitResult, base: str) -> CivitaiModel:
     query = dict(parse_qsl(parts.query))
     token = query.pop("token", "")
     version = parse_qs(parts.query).get("modelVersionId", [""])[0]
     page, file = (pattern.fullmatch(parts.path) for pattern in _CIVITAI_PATHS)
     if page and not parts.path.startswith("/api/download/"):
-        return CivitaiModel(int(page["model"]), int(version) if version.isdecimal() else None, token=token)
+        return CivitaiModel(base, int(page["model"]), int(version) if version.isdecimal() else None, token=token)
     if file:
-        return CivitaiModel(None, int(file["version"]), query, token)
+        return CivitaiModel(base, None, int(file["version"]), query, token)
     sentence = "This page of Civitai is that of no model; give the address of the embedding's page, such as https://civitai.com/models/123."
     raise InstallError(sentence, setting="address")
 
@@ -217,6 +220,6 @@ def hub_file_address(place: HubPlace, path: str) -> str:
     return f"{place.base}/{quote(place.repo)}/resolve/{quote(place.revision, safe='')}/{quote(path)}"
 
 
-def civitai_download_address(sites: Sites, version: int, wanted: dict[str, str]) -> str:
+def civitai_download_address(base: str, version: int) -> str:
     """Where Civitai gives the file of a version of a model."""
-    return f"{sites.civitai}/api/download/models/{version}{'?' if wanted else ''}{urlencode(wanted)}"
+    return f"{base}/api/download/models/{version}"

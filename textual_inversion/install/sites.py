@@ -75,7 +75,7 @@ def look_up(web: Web, source: CivitaiModel | HubPlace | WebFile) -> Offer:
 
 
 def _on_civitai(web: Web, source: CivitaiModel) -> Offer:
-    base = f"{web.sites.civitai}/api/v1"
+    base = f"{source.base}/api/v1"
     if source.model is not None:
         model = _object(web.json(f"{base}/models/{source.model}", token=source.token))
         version = _version_of(model, source)
@@ -90,7 +90,7 @@ def _on_civitai(web: Web, source: CivitaiModel) -> Offer:
     number = _whole(version.get("id")) or source.version or 0
     address = _line(file.get("downloadUrl"), 2000)
     if not address.startswith(("http://", "https://")):
-        address = civitai_download_address(web.sites, number, {})
+        address = civitai_download_address(source.base, number)
     model_id = _whole(version.get("modelId")) or source.model
     return Offer(
         address,
@@ -99,7 +99,7 @@ def _on_civitai(web: Web, source: CivitaiModel) -> Offer:
         hashes={kind: digest for kind in ("SHA256", "AutoV2") if (digest := _line(_object(file.get("hashes")).get(kind)))},
         words=_words(version.get("trainedWords")),
         base_model=_line(version.get("baseModel")),
-        page=f"{web.sites.civitai}/models/{model_id}?modelVersionId={number}" if model_id else "",
+        page=f"{source.base}/models/{model_id}?modelVersionId={number}" if model_id else "",
         pictures=_pictures(version.get("images")),
         record=version,
         remark=f"It comes with {', '.join(others)}, which can be installed from its page." if others else "",
@@ -124,7 +124,7 @@ def _file_of(version: Mapping[str, Any], wanted: Mapping[str, str], title: str) 
         raise InstallError(f"“{title}” on Civitai has no embedding file, but {names}; fetch that with your browser and unpack it.")
 
     def rank(file: Mapping[str, Any]) -> tuple[bool, ...]:
-        facts = {**_object(file.get("metadata")), "type": file.get("type")}
+        facts = {**_object(file.get("metadata")), "type": file.get("type"), "fileId": file.get("id")}
         asked = all(str(facts.get(key, value)).lower() == value.lower() for key, value in wanted.items())
         return not asked, not file.get("primary"), not _line(file.get("name")).lower().endswith(".safetensors")
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
 from textual_inversion.errors import InstallError
-from textual_inversion.install.addresses import Sites, host_of, origin_of, shown
+from textual_inversion.install.addresses import CIVITAI_HOSTS, Sites, host_of, origin_of, shown
 
 _TIMEOUT = 30.0  # seconds without a byte
 _MOST_REDIRECTS = 10
@@ -200,6 +200,8 @@ class Web:
 
     def _site_of(self, address: str) -> str:
         """The site that an address belongs to; empty for others."""
+        if self.sites.civitai == Sites.civitai and origin_of(address)[0] == "https" and host_of(address) in CIVITAI_HOSTS:
+            return "civitai"
         for site, base in (("civitai", self.sites.civitai), ("hub", self.sites.hub)):
             if origin_of(address) == origin_of(base) and urlsplit(address).path.startswith(urlsplit(base).path):
                 return site

@@ -7,10 +7,10 @@ boards), `.yaml` (EveryDream). For a folder: `metadata.jsonl` and `.csv` (Huggin
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -21,7 +21,8 @@ from typing import Any
 
 from textual_inversion.errors import DatasetError
 from textual_inversion.files import FileStamp, os_error_words, read_regular
-from textual_inversion.pictures.listing import file_in, fold
+from textual_inversion.pictures.encodings import decode, is_utf8
+from textual_inversion.pictures.listing import file_in, files_ending_in, fold
 
 TEXT_ENDINGS = (".txt", ".caption")
 DATA_ENDINGS = (".json", ".yaml", ".yml")
@@ -30,8 +31,11 @@ TABLES = (
     *("metadata.jsonl", "metadata.csv", "metadata.json", "meta_lat.json", "meta_clean.json", "meta_cap_dd.json", "meta_cap.json"),
     *("meta_dd.json", "data.json", "dataset.json", "captions.json", "captions.jsonl", "captions.csv"),
 )
+#: Endings of lists in which each row names a picture; such a file may have any name.
+ROW_ENDINGS = (".csv", ".tsv", ".jsonl")
 MOST_CAPTION_BYTES = 64 * 2**10  # a prompt of that size already takes hundreds of chunks of tokens
 _MOST_BYTES = 64 * 2**20  # of a table
+_MOST_NEIGHBOURS = 100  # caption files that are looked at for their encoding
 _KEYS = ("file_name", "image", "image_file_name", "image_path", "image_file", "file", "path", "filename", "img")
 _TEXTS = ("caption", "text", "main_prompt", "prompt", "captions", "txt")
 _DESCRIPTION = "description"  # of a picture board: a text about the picture where there are no tags
@@ -60,15 +64,15 @@ def written(picture: Path) -> Caption | None:
     """The caption that is written for `picture`, in the first of its places; None where there is none.
 
     Raises:
-        DatasetError: a file of its caption is there and cannot be read.
+        DatasetError: a file of its caption is there and cannot be read, or its encoding cannot be told.
     """
     file = caption_source(picture)
     if file is None:
         return None
     if file.suffix.lower() in TEXT_ENDINGS:
-        lines = [line for line in decoded(caption_bytes(file)).splitlines() if line.strip()]
+        lines = [line for line in decoded(caption_bytes(file), file).splitlines() if line.strip()]
         return Caption(_one_line(" ".join(lines)), file, max(1, len(lines)))
-    if file.name.lower() in TABLES:
+    if is_table(file.name):
         text = _table(file).find(picture)
     else:
         text = _beside(file)
@@ -94,8 +98,14 @@ def companion_names(folder: Path) -> frozenset[str]:
 
 
 def tables_for(folder: Path) -> list[Path]:
-    """The tables that may hold captions for the pictures in `folder`: inside it, and in the folder above."""
-    return [table for place in (folder, folder.parent) for name in TABLES if (table := file_in(place, name))]
+    """The tables that may hold captions for the pictures in `folder`: inside it, and in the folder above; inside it of any name."""
+    named = [table for place in (folder, folder.parent) for name in TABLES if (table := file_in(place, name))]
+    return named + [folder / name for name in files_ending_in(folder, ROW_ENDINGS) if name.lower() not in TABLES]
+
+
+def is_table(name: str) -> bool:
+    """Whether a file of that name may be a table of captions: one that programs write, or any list of rows."""
+    return name.lower() in TABLES or name.lower().endswith(ROW_ENDINGS)
 
 
 def is_understood(table: Path) -> bool:
@@ -103,21 +113,29 @@ def is_understood(table: Path) -> bool:
     return bool(_table(table).captions)
 
 
-def decoded(data: bytes) -> str:
-    """The text of a caption file in the first of the encodings that fits: UTF-8, UTF-16, Windows-1252."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        first, second = "utf-16", "utf-16"
-    elif data[1::2].count(0) > len(data) // 4:  # UTF-16 without its mark: every second byte of most letters is 0
-        first, second = "utf-16-le", "utf-8-sig"
-    elif data[::2].count(0) > len(data) // 4:
-        first, second = "utf-16-be", "utf-8-sig"
-    else:
-        data = data.replace(b"\0", b"")
-        first, second = "utf-8-sig", "cp1252"
-    for encoding in (first, second):
-        with suppress(UnicodeDecodeError):
-            return data.decode(encoding)
-    return data.decode("latin-1")  # which gives every byte a letter
+def decoded(data: bytes, file: Path) -> str:
+    """The text of a caption file.
+
+    Raises:
+        DatasetError: its encoding cannot be told; a caption that is learned as rubbish would be worse than none.
+    """
+    text = decode(data, lambda: _legacy_texts(file.parent, FileStamp.of(file.parent)))
+    if text is None:
+        sentence = f"The caption {file.name} is in an encoding that cannot be told; save it as UTF-8 (in an editor: Save as, UTF-8)."
+        raise DatasetError(sentence, path=file)
+    return text
+
+
+@lru_cache(maxsize=8)
+def _legacy_texts(folder: Path, _stamp: FileStamp | None) -> bytes:
+    """Contents of some caption files of a folder that are no UTF-8, one after the other."""
+    found: list[bytes] = []
+    for name in sorted(os.listdir(folder)):
+        if name.lower().endswith(TEXT_ENDINGS) and len(found) < _MOST_NEIGHBOURS:
+            with suppress(DatasetError):
+                data = caption_bytes(folder / name)
+                found += [data] if not is_utf8(data) and b"\0" not in data else []
+    return b"\n".join(found)
 
 
 def caption_bytes(file: Path, most: int = MOST_CAPTION_BYTES) -> bytes:
@@ -147,7 +165,9 @@ def _beside(file: Path) -> str | None:
     stamp = FileStamp.of(file)
     if stamp is not None and stamp.size > MOST_CAPTION_BYTES:
         return None  # a file of some program about the picture
-    text = decoded(caption_bytes(file))
+    text = decode(caption_bytes(file))
+    if text is None:
+        return None
     if file.suffix.lower() != ".json":
         return _yaml_caption(text)
     try:
@@ -276,8 +296,9 @@ def _parsed(file: Path, stamp: FileStamp | None) -> _Table:
     table = _Table(file.parent)
     if stamp is None or stamp.size > _MOST_BYTES:
         return table
+    text = decode(caption_bytes(file, _MOST_BYTES))
     with suppress(ValueError, RecursionError, csv.Error):
-        for key, entry in _entries(file, decoded(caption_bytes(file, _MOST_BYTES))):
+        for key, entry in _entries(file, text) if text is not None else ():
             table.add(key, entry)
     return table
 
@@ -285,8 +306,8 @@ def _parsed(file: Path, stamp: FileStamp | None) -> _Table:
 def _entries(file: Path, text: str) -> Iterator[tuple[str, Any]]:
     """(path of a picture as the table has it, entry)."""
     ending = file.suffix.lower()
-    if ending == ".csv":
-        rows: Any = csv.DictReader(io.StringIO(text))
+    if ending in (".csv", ".tsv"):
+        rows: Any = csv.DictReader(io.StringIO(text), delimiter=_delimiter(text, ending))
     elif ending == ".jsonl":
         rows = _json_lines(text)
     else:
@@ -299,6 +320,12 @@ def _entries(file: Path, text: str) -> Iterator[tuple[str, Any]]:
             named = {str(name).lower(): value for name, value in row.items()}
             if key := next((named[name] for name in _KEYS if isinstance(named.get(name), str)), ""):
                 yield key, {str(name): value for name, value in row.items()}
+
+
+def _delimiter(text: str, ending: str) -> str:
+    """What stands between the columns: programs of some countries write semicolons, because their numbers have commas."""
+    head = text.partition("\n")[0]
+    return "\t" if ending == ".tsv" or ("\t" in head and "," not in head) else ";" if ";" in head and "," not in head else ","
 
 
 def _json_lines(text: str) -> Iterator[Any]:

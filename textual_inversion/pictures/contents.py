@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from textual_inversion.pictures.captions import DATA_ENDINGS, TABLES, TEXT_ENDINGS, is_understood
+from textual_inversion.pictures.captions import DATA_ENDINGS, TEXT_ENDINGS, is_table, is_understood
 from textual_inversion.pictures.folder import MASK_FOLDERS, SUFFIXES, companions_of, find_mask
 from textual_inversion.pictures.listing import files_in, fold
 
@@ -134,7 +134,7 @@ class _Books:
 
     def _reason_of_text(self, name: str) -> str:
         ending = Path(name).suffix.lower()
-        if fold(name) in TABLES:
+        if is_table(name):
             is_known = is_understood(self.folder / name)
             return "a table without a caption for these pictures" if is_known else "a table in which no captions were found"
         if fold(name) in _SETTINGS:

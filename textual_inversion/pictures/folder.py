@@ -79,6 +79,9 @@ def require_images(folder: str | Path) -> list[Path]:
     contents = (
         f"{counted(len(visible) - folders, 'other file')} and {counted(folders, 'subfolder')}, not searched" if visible else "it is empty"
     )
+    if tables := [entry.name for entry in visible if entry.suffix.lower() in (".parquet", ".arrow")]:
+        advice = "save the pictures as files, with their captions in metadata.jsonl"
+        raise DatasetError(f"The pictures of {path} are inside {tables[0]}, a kind of table that is not read here; {advice}.", path=path)
     sentence = f"The folder {path} has no pictures ({contents}); put PNG, JPEG, WebP, BMP, TIFF, GIF or AVIF files into it."
     raise DatasetError(sentence, path=path)
 

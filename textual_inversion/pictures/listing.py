@@ -31,12 +31,23 @@ def files_in(folder: Path) -> list[str]:
     return sorted(_files(folder).exact)
 
 
+def files_ending_in(folder: Path, endings: tuple[str, ...]) -> list[str]:
+    """Those of `files_in` with one of these endings, in any capitals."""
+    return _files(folder).ending_in(endings)
+
+
 class _Listed:
     """The names of a folder's files."""
 
     def __init__(self, names: list[str]) -> None:
         self.exact = frozenset(names)
         self.folded = {fold(name): name for name in sorted(names, reverse=True)}
+        self._by_endings: dict[tuple[str, ...], list[str]] = {}  # asked for once for each picture of a folder
+
+    def ending_in(self, endings: tuple[str, ...]) -> list[str]:
+        if endings not in self._by_endings:
+            self._by_endings[endings] = sorted(name for name in self.exact if name.lower().endswith(endings))
+        return self._by_endings[endings]
 
 
 def _files(folder: Path) -> _Listed:

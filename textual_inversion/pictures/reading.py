@@ -10,6 +10,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from textual_inversion.errors import DatasetError
 from textual_inversion.files import open_regular, os_error_words
 from textual_inversion.pictures.folder import find_mask
+from textual_inversion.pictures.gamma import by_gamma
 from textual_inversion.pictures.geometry import Size
 
 _BAND_PIXELS = 8_000_000  # converted at a time, so that a large picture is in memory twice at most and not four times
@@ -42,6 +44,8 @@ def in_srgb(image: Image.Image) -> Image.Image:
     It is `image` itself where it has no profile, that of sRGB, or one that is damaged or made for other channels.
     """
     data = image.info.get("icc_profile")
+    if not data and image.format == "PNG":
+        return by_gamma(image)
     if not data or image.mode[0] in "IF":
         return image
     try:
@@ -124,6 +128,7 @@ MAX_PIXELS_COPIED = 50_000_000
 # HEIF is read where the program around this package has brought a plugin for it.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "HEIF")
 _COPYING_FORMATS = frozenset({"WEBP", "GIF", "AVIF", "HEIF"})
+_MOVING_FORMATS = frozenset({"GIF", "WEBP", "PNG", "AVIF"})  # further pictures in a JPEG are gain maps or views, those in a TIFF pages
 _LARGE = 16_000_000  # pixels from which pictures are read one at a time, whatever the number of threads
 _one_at_a_time = threading.Lock()
 _TEXT_BYTES = 32 * 2**20  # of one chunk of text in a PNG, and a quarter of all of them
@@ -192,12 +197,30 @@ def read_mask(path: str | Path) -> Image.Image | None:
     return read_image(file).convert("L") if file else None
 
 
+@dataclass(frozen=True)
+class Head:
+    """What the header of a picture's file says.
+
+    Attributes:
+        size: (width, height) of the picture that `read_colours` would give.
+        moves: whether it is an animation, of which the first frame is read.
+    """
+
+    size: Size
+    moves: bool = False
+
+
 def picture_size(path: str | Path, *, upright: bool = True) -> Size:
     """Size of the picture that `read_colours` would give, from the file's header alone.
 
     Raises:
         DatasetError: as `read_image`, as far as a header shows it.
     """
+    return read_head(path, upright=upright).size
+
+
+def read_head(path: str | Path, *, upright: bool = True) -> Head:
+    """What the header of a file says; arguments and errors as for `picture_size`."""
     path = Path(path)
     try:
         with _LargerTexts(), _open(path) as image:
@@ -205,7 +228,8 @@ def picture_size(path: str | Path, *, upright: bool = True) -> Size:
             if image.format == "TIFF":  # some versions of Pillow turn the size already here
                 stored, turns = (image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]), True
             turned = turns and _TURNS.get(_orientation(image)) in _QUARTER_TURNS
-            return stored[::-1] if turned else stored
+            moves = image.format in _MOVING_FORMATS and bool(getattr(image, "is_animated", False))
+            return Head(stored[::-1] if turned else stored, moves)
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
 

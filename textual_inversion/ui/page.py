@@ -23,7 +23,7 @@ from textual_inversion.prompts.templates import DEFAULT_TEMPLATE, list_templates
 from textual_inversion.settings.schema import defaults_of, folder_text
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.text import counted
-from textual_inversion.ui import compat, form, pictures, preprocess_tab, render, shelf
+from textual_inversion.ui import compat, form, install_box, pictures, preprocess_tab, render, shelf
 
 if TYPE_CHECKING:
     from textual_inversion.app.engine import Engine
@@ -148,7 +148,7 @@ def build_train_page(
     page = TrainPage(create, preprocess, train, parts, actions)
     _wire_check(page, Checking(engine, offer))
     _wire_create(page)
-    _wire_install(parts, installing or Installing(engine))
+    install_box.wire(parts, installing or Installing(engine))
     preprocess_tab.wire(preprocess, parts, engine, train["images"], actions.interrupt)
     _wire_train(page, list(drawing_settings))
     shelf.wire(parts, engine, train["name"], lambda name: _name_update(actions, name or page.latest()))
@@ -236,33 +236,8 @@ def _create_tab(values: Mapping[str, Any], parts: Parts) -> Parts:
     drawn = form.draw(form.create_rows(), values, "create")
     parts["create_button"] = gr.Button("Create embedding", variant="primary", elem_id="ti_create_button")
     parts["create_note"] = gr.HTML("", elem_id="ti_create_note")
-    _install_box(parts)
+    install_box.draw(parts)
     return drawn
-
-
-def _install_box(parts: Parts) -> None:
-    """Draw the field for addresses under the form of a new word."""
-    with gr.Accordion("Install from an address instead", open=False, elem_id="ti_install"):
-        parts["install_address"] = gr.Textbox(
-            "",
-            lines=2,
-            label="Addresses, one on each line",
-            placeholder="https://civitai.com/models/… or https://huggingface.co/owner/name",
-            info="The file is read as data, compared with its site's hash, and never takes the place of another.",
-            elem_id="ti_install_address",
-        )
-        with gr.Row(elem_classes=["ti-buttons"]):
-            parts["install_button"] = gr.Button("Install", variant="primary", elem_id="ti_install_button")
-            parts["install_stop"] = gr.Button("Interrupt", elem_id="ti_install_stop", elem_classes=["ti-stop"])
-        parts["install_note"] = gr.HTML("", elem_id="ti_install_note")
-    for name in ("install_address", "install_button", "install_stop"):
-        compat.not_saved(parts[name])
-
-
-def _wire_install(parts: Parts, installing: Installing) -> None:
-    note, field = parts["install_note"], parts["install_address"]
-    compat.on(parts["install_button"].click, lambda text: render.outcome(installing.begin(text)), [field], [note])
-    compat.on(parts["install_stop"].click, lambda: render.outcome(installing.interrupt()), [], [note], queue=False)
 
 
 def _train_tab(values: Mapping[str, Any], parts: Parts, *, can_follow: bool) -> Parts:

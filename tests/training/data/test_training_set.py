@@ -84,3 +84,12 @@ def test_nothing_to_learn_from(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DatasetError, match=r"The one picture in .* cannot be used: a\.png cannot be read: it is empty"):
         scan_training_set(tmp_path, options())
+
+
+def test_animations_are_said(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "b.png")
+    assert "a.gif is an animation; its first frame is learned." in scan_training_set(tmp_path, options(64, 64)).notes
+    frames[0].save(tmp_path / "c.webp", save_all=True, append_images=frames[1:])
+    assert "2 pictures are animations, such as a.gif; the first frame of each is learned." in scan_training_set(tmp_path, options()).notes

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from textual_inversion.errors import DatasetError
-from textual_inversion.pictures.captions import TABLES, Caption, caption_bytes, decoded, written
+from textual_inversion.pictures.captions import Caption, caption_bytes, decoded, is_table, written
 from textual_inversion.pictures.contents import MULTIPLY, account, account_for_folders, kind_of_folder
 from textual_inversion.pictures.folder import caption_in_name, find_images, is_device_name, require_images
 from textual_inversion.pictures.geometry import CENTRE, Place, Size
 from textual_inversion.pictures.listing import file_in
-from textual_inversion.pictures.reading import picture_size
+from textual_inversion.pictures.reading import read_head
 from textual_inversion.training.data.views import OWN, Sizing, TrainingView, ViewOptions, load_views
 
 MAX_REPEATS = 1000
@@ -160,6 +160,7 @@ class _Listed:
         self.sources: dict[Path, Path | None] = {}  # of the captions
         self.device_names: list[str] = []
         self.several_lines: list[str] = []
+        self.moving: list[str] = []
         self.places = self._places()
 
     def _places(self) -> list[_Place]:
@@ -185,9 +186,10 @@ class _Listed:
         self.sources[path] = None
         try:
             caption, source = self._caption(path, place)
-            original = picture_size(path)
-            if min(original) < 1:
+            head = read_head(path)
+            if min(original := head.size) < 1:
                 raise DatasetError(f"{path.name} has no pixels; replace it or take it out of the folder.", path=path)
+            self.moving += [path.name] if head.moves else []
         except DatasetError as error:
             return error
         try:
@@ -225,6 +227,10 @@ class _Listed:
             one = len(self.several_lines) == 1
             count = f"The caption of {self.several_lines[0]} has" if one else f"{len(self.several_lines)} captions have"
             sentences.append(f"{count} several lines, which are learned as one caption.")
+        if self.moving:
+            one = len(self.moving) == 1
+            count = f"{self.moving[0]} is an animation" if one else f"{len(self.moving)} pictures are animations, such as {self.moving[0]}"
+            sentences.append(f"{count}; {'its first frame is' if one else 'the first frame of each is'} learned.")
         for place in self.places:
             own = {path: source for path, source in self.sources.items() if path.parent == place.folder}
             sentences += account(place.folder, own, masks_used=self.options.weighted)
@@ -236,7 +242,7 @@ def _repeats(folder: Path, otherwise: int) -> int:
     if (file := file_in(folder, MULTIPLY)) is None:
         return otherwise
     try:
-        return min(MAX_REPEATS, max(1, round(float(decoded(caption_bytes(file))))))
+        return min(MAX_REPEATS, max(1, round(float(decoded(caption_bytes(file), file)))))
     except (ValueError, OverflowError, DatasetError):
         return otherwise
 
@@ -249,4 +255,4 @@ def _class_words(words: str, name: str) -> str:
 
 def _name_source(caption: Caption) -> str:
     assert caption.source is not None
-    return caption.source.name if caption.source.name.lower() in TABLES else f"{caption.source.suffix} files"
+    return caption.source.name if is_table(caption.source.name) else f"{caption.source.suffix} files"
