@@ -107,7 +107,7 @@
         }
     }
 
-    const PAGE = 60; // cards on the page at a time; more appear as the shelf is scrolled
+    const PAGE = 40; // cards on the page at a time; more appear as the shelf is scrolled
     const FILTERS = {
         all: () => true,
         fit: (card) => !card.unfit,
@@ -140,8 +140,8 @@
         const wanted = chosen(".ti-search", "").trim().toLowerCase();
         const fits = FILTERS[chosen(".ti-filter", "all")] || FILTERS.all;
         listed = cards.filter((card) => card.name.includes(wanted) && fits(card)).sort(ORDERS[chosen(".ti-order", "fit")] || ORDERS.fit);
+        shelf.scrollTop = 0; // before the cards change, because it would lay them out at once
         grid.replaceChildren(...listed.slice(0, PAGE).map((card) => card.node));
-        shelf.scrollTop = 0;
         shelf.classList.toggle("ti-nothing", cards.length > 0 && !listed.length);
         const count = document.querySelector(".ti-cardcount");
         if (count) count.textContent = listed.length === cards.length ? String(cards.length) : listed.length + " of " + cards.length;

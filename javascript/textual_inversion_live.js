@@ -62,7 +62,7 @@
             remarks: el("ul", { class: "ti-remarks", role: "status", "aria-live": "polite" }),
             other: el("img", { class: "ti-preview ti-other", alt: "", hidden: true }),
             against: el("select", { class: "ti-against", "aria-label": "Compare with another step", onchange: compared }),
-            split: el("input", { type: "range", min: 0, max: 100, value: 50, class: "ti-range", "aria-label": "Where the two pictures meet", oninput: splitted }),
+            split: el("input", { type: "range", min: 0, max: 100, value: 50, class: "ti-split", "aria-label": "Where the two pictures meet", oninput: splitted }),
             messages: el("details", { class: "ti-messages" }, el("summary", {}), el("ul", {})),
         };
         parts.bar = el("div", { class: "ti-bar", role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0, "aria-valuemax": 100 }, parts.fill);

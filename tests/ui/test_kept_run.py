@@ -133,7 +133,7 @@ def test_the_layout_stays_under_the_mouse_and_at_200_percent(
         tab.until("document.querySelector('.ti-caption')?.innerText.includes('Step 0')")
         tab.page.select_option(".ti-against", "200")
         tab.until("document.querySelector('.ti-other')?.naturalWidth > 0 && !document.querySelector('.ti-other').hidden")
-        tab.page.locator(".ti-previews .ti-range").first.fill("25")
+        tab.page.locator(".ti-split").fill("25")
         assert tab.page.evaluate("getComputedStyle(document.querySelector('.ti-other')).clipPath").startswith("inset(0px 75%")
         half = open_tab(address, width=700, height=450)  # as a window of 1400 is at 200 %
         half.until("document.querySelector('.ti-job')?.dataset.phase === 'finished'")
