@@ -17,10 +17,11 @@ from textual_inversion.library.sidecars import PREVIEW_ENDINGS, TEXT_ENDINGS
 
 _MOST_PICTURE_BYTES = 32 * 2**20
 _MOST_PIXELS = 64 * 2**20
+_PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "AVIF")  # Pillow's other readers include one that starts a program
 _PREVIEW_SIDE = 768  # pixels
 _PICTURE_TRIES = 3
 _KEPT_SIDECAR = 2**20  # bytes
-_VERSIONS = {"SD1": "SD1", "SD2": "SD2", "SDXL": "SDXL"}  # family -> A1111's word
+_FAMILIES = ("SD1", "SD2", "SDXL")  # which A1111 calls the same
 
 
 def keep_facts(target: Path, offer: Offer, family: str, sha256: str) -> list[Path]:
@@ -36,7 +37,7 @@ def keep_facts(target: Path, offer: Offer, family: str, sha256: str) -> list[Pat
     notes = [f"From {offer.page}." if offer.page else "", f"Made for {offer.base_model}." if offer.base_model else ""]
     metadata: dict[str, Any] = {
         "description": offer.title,
-        "sd version": _VERSIONS.get(family, "Unknown"),
+        **({"sd version": family} if family in _FAMILIES else {}),
         "activation text": ", ".join(offer.words),
         "preferred weight": 0,
         "notes": " ".join(note for note in notes if note),
@@ -94,7 +95,8 @@ def _as_png(data: bytes) -> bytes:
     """A picture from the web as a small PNG that holds pixels only."""
     from PIL import Image, ImageOps
 
-    with Image.open(BytesIO(data)) as opened:
+    Image.init()
+    with Image.open(BytesIO(data), formats=[name for name in _PICTURES if name in Image.OPEN]) as opened:
         if opened.width * opened.height > _MOST_PIXELS:
             raise ValueError("it has too many pixels")
         opened.draft("RGB", (_PREVIEW_SIDE, _PREVIEW_SIDE))
