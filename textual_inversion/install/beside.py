@@ -52,6 +52,8 @@ def keep_picture(web: Web, target: Path, offer: Offer) -> tuple[list[Path], str]
     Returns:
         The new file, and why there is none; both empty where the site has no picture, or one is there already.
     """
+    from PIL import UnidentifiedImageError
+
     if not offer.pictures or any(os.path.lexists(target.with_name(target.stem + ending)) for ending in PREVIEW_ENDINGS):
         return [], ""
     why = ""
@@ -59,7 +61,9 @@ def keep_picture(web: Web, target: Path, offer: Offer) -> tuple[list[Path], str]
         try:
             data = _as_png(web.small(address, _MOST_PICTURE_BYTES))
         except (InstallError, OSError, ValueError, SyntaxError) as error:
-            why = f"Its picture was not kept: {error}"
+            why = (
+                f"Its picture was not kept: {'it is no picture that is read here.' if isinstance(error, UnidentifiedImageError) else error}"
+            )
             continue
         return _new_file(target.with_name(f"{target.stem}.preview.png"), data), ""
     return [], why
