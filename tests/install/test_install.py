@@ -131,6 +131,17 @@ def test_a_direct_address(site: Site, installer: Installer) -> None:
     assert "with nothing to compare it to" in installed.text
 
 
+def test_what_lies_beside_it_holds_no_query_of_its_address(installer: Installer) -> None:
+    """A query may hold a token or a signature."""
+    with serving() as other:
+        other.files["/files/zorb.pt"] = embedding_bytes()
+        installed = installer.install(f"{other.address}/files/zorb.pt?auth=secret-99")
+        assert other.requests[0][0] == "/files/zorb.pt?auth=secret-99"
+        notes = json.loads((installer.folder / "zorb.json").read_text())["notes"]
+    assert notes == f"From {other.address}/files/zorb.pt."
+    assert "secret-99" not in installed.text
+
+
 def test_a_name_sent_by_the_server_leads_nowhere_else(installer: Installer) -> None:
     with serving() as other:
         other.files["/f"] = embedding_bytes()
@@ -225,9 +236,10 @@ def test_what_holds_code_or_no_embedding_gets_no_name(installer: Installer, tmp_
     assert "ran" not in capsys.readouterr().out
 
 
-def test_a_picture_that_cannot_be_had_is_said(site: Site, installer: Installer) -> None:
+@pytest.mark.parametrize("data", [b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", b""])
+def test_a_picture_that_cannot_be_had_is_said(site: Site, installer: Installer, data: bytes) -> None:
     site.civitai(12, 34, embedding_bytes())
-    site.files["/images/one.jpeg"] = b"no picture"
+    site.files["/images/one.jpeg"] = data
     assert "picture was not kept" in installer.install(f"{site.address}/models/12").text
 
 

@@ -17,10 +17,11 @@ from textual_inversion.library.sidecars import PREVIEW_ENDINGS, TEXT_ENDINGS
 
 _MOST_PICTURE_BYTES = 32 * 2**20
 _MOST_PIXELS = 64 * 2**20
+_PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "AVIF")  # Pillow's other readers include one that starts a program
 _PREVIEW_SIDE = 768  # pixels
 _PICTURE_TRIES = 3
 _KEPT_SIDECAR = 2**20  # bytes
-_VERSIONS = {"SD1": "SD1", "SD2": "SD2", "SDXL": "SDXL"}  # family -> A1111's word
+_FAMILIES = ("SD1", "SD2", "SDXL")  # which A1111 calls the same
 
 
 def keep_facts(target: Path, offer: Offer, family: str, sha256: str) -> list[Path]:
@@ -36,7 +37,7 @@ def keep_facts(target: Path, offer: Offer, family: str, sha256: str) -> list[Pat
     notes = [f"From {offer.page}." if offer.page else "", f"Made for {offer.base_model}." if offer.base_model else ""]
     metadata: dict[str, Any] = {
         "description": offer.title,
-        "sd version": _VERSIONS.get(family, "Unknown"),
+        **({"sd version": family} if family in _FAMILIES else {}),
         "activation text": ", ".join(offer.words),
         "preferred weight": 0,
         "notes": " ".join(note for note in notes if note),
@@ -51,6 +52,8 @@ def keep_picture(web: Web, target: Path, offer: Offer) -> tuple[list[Path], str]
     Returns:
         The new file, and why there is none; both empty where the site has no picture, or one is there already.
     """
+    from PIL import UnidentifiedImageError
+
     if not offer.pictures or any(os.path.lexists(target.with_name(target.stem + ending)) for ending in PREVIEW_ENDINGS):
         return [], ""
     why = ""
@@ -58,7 +61,9 @@ def keep_picture(web: Web, target: Path, offer: Offer) -> tuple[list[Path], str]
         try:
             data = _as_png(web.small(address, _MOST_PICTURE_BYTES))
         except (InstallError, OSError, ValueError, SyntaxError) as error:
-            why = f"Its picture was not kept: {error}"
+            why = (
+                f"Its picture was not kept: {'it is no picture that is read here.' if isinstance(error, UnidentifiedImageError) else error}"
+            )
             continue
         return _new_file(target.with_name(f"{target.stem}.preview.png"), data), ""
     return [], why
@@ -94,7 +99,8 @@ def _as_png(data: bytes) -> bytes:
     """A picture from the web as a small PNG that holds pixels only."""
     from PIL import Image, ImageOps
 
-    with Image.open(BytesIO(data)) as opened:
+    Image.init()
+    with Image.open(BytesIO(data), formats=[name for name in _PICTURES if name in Image.OPEN]) as opened:
         if opened.width * opened.height > _MOST_PIXELS:
             raise ValueError("it has too many pixels")
         opened.draft("RGB", (_PREVIEW_SIDE, _PREVIEW_SIDE))

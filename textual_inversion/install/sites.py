@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from textual_inversion.errors import InstallError
 from textual_inversion.formats import PICTURE_ENDINGS, READ_ENDINGS
-from textual_inversion.install.addresses import CivitaiModel, HubPlace, WebFile, civitai_download_address, hub_file_address
+from textual_inversion.install.addresses import CivitaiModel, HubPlace, WebFile, civitai_download_address, hub_file_address, shown
 from textual_inversion.install.download import MOST_BYTES
 from textual_inversion.install.web import Web
 from textual_inversion.text import counted
@@ -68,7 +68,7 @@ def look_up(web: Web, source: CivitaiModel | HubPlace | WebFile) -> Offer:
         return _on_civitai(web, source)
     if isinstance(source, HubPlace):
         return _on_the_hub(web, source)
-    return Offer(source.address, page=source.address, typed=True)
+    return Offer(source.address, page=shown(source.address), typed=True)
 
 
 # Civitai
@@ -154,7 +154,7 @@ def _on_the_hub(web: Web, place: HubPlace) -> Offer:
     path = place.path if place.is_file else _embedding_in(place, files)
     name = place.repo.rpartition("/")[2]
     digest = _line(_object(_object(files.get(path)).get("lfs")).get("sha256"))
-    shown = sorted(file for file in files if file.lower().endswith((".png", ".jpg", ".jpeg", ".webp")) and file != path)
+    pictures = sorted(file for file in files if file.lower().endswith((".png", ".jpg", ".jpeg", ".webp")) and file != path)
     base = _object(facts.get("cardData")).get("base_model")
     return Offer(
         hub_file_address(place, path),
@@ -164,7 +164,7 @@ def _on_the_hub(web: Web, place: HubPlace) -> Offer:
         words=_token_of(web, place) if _TOKEN_FILE in files else (),
         base_model=_line(base[0] if isinstance(base, list) and base else base),
         page=f"{place.base}/{place.repo}",
-        pictures=tuple(hub_file_address(place, file) for file in shown[:1]),
+        pictures=tuple(hub_file_address(place, file) for file in pictures[:1]),
     )
 
 
