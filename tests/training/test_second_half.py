@@ -26,9 +26,7 @@ def of_sd1(count: int = 3, text: str | None = "red circle", width: int = 64) -> 
     return Embedding("zorb", {"clip_l": vectors}, Provenance(7, "tiny", "0123456789", text))
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"), [("", "red circle red"), ("blue", "blue blue blue"), ("a pink square x", "a pink square")]
-)
+@pytest.mark.parametrize(("words", "expected"), [("", "red circle red"), ("blue", "blue blue blue"), ("a pink square x", "a pink square")])
 def test_the_second_half_are_words_of_the_checkpoint(words: str, expected: str) -> None:
     before = of_sd1()
     after = for_sdxl(before, SDXL, words)
