@@ -30,6 +30,16 @@ _IN_METADATA: dict[str, dict[str, type[Prediction]]] = {
     PREDICTION: _MEANINGS,  # of a folder in diffusers' layout
     "ss_v_parameterization": {"true": VPrediction, "1": VPrediction, "false": Epsilon, "0": Epsilon},
 }
+#: First 10 hex digits of the sha256 of SD2's own files -> what they predict. They say nothing of it themselves.
+_KNOWN_FILES: dict[str, type[Prediction]] = {
+    "bfcaf07557": VPrediction,  # 768-v-ema.ckpt
+    "ad2a33c361": VPrediction,  # v2-1_768-ema-pruned.ckpt
+    "dcd690123c": VPrediction,  # v2-1_768-ema-pruned.safetensors
+    "4711ff4dd2": VPrediction,  # v2-1_768-nonema-pruned.ckpt
+    "ff144a4984": VPrediction,  # v2-1_768-nonema-pruned.safetensors
+    "88ecb78256": Epsilon,  # v2-1_512-ema-pruned.ckpt
+    "df955bdf6b": Epsilon,  # v2-1_512-ema-pruned.safetensors
+}
 _PROBE_SIDE = 32  # latents
 _PROBE_LEVEL = 400  # a timestep at which noise can be told from the picture
 _ALIKE = 0.5  # cosine between output and noise
@@ -56,6 +66,8 @@ def find_prediction(model: StableDiffusion, wish: str = "auto") -> tuple[Predict
         sentence = f"{file.path.name} predicts v, as {stated.source} says." if isinstance(stated.prediction, VPrediction) else ""
         return stated.prediction, sentence
     name = file.path.name
+    if model.family == "SD2" and (known := _known_file(file)):
+        return known, f"{name} predicts v: by its hash it is one of SD2's own files." if isinstance(known, VPrediction) else ""
     with kernels.force("plain"):  # fused kernels may have to be compiled first, which takes a minute
         outcome = probe(model)
     if outcome == VPrediction.name:
@@ -74,6 +86,15 @@ def stated_prediction(file: CheckpointFile) -> StatedPrediction | None:
         if meaning := meanings.get(file.metadata.get(key, "").strip().lower()):
             return StatedPrediction(meaning(), f"its {key}" if key == PREDICTION else f"its metadata ({key})")
     return None
+
+
+def _known_file(file: CheckpointFile) -> Prediction | None:
+    """What one of SD2's own files predicts, by its hash; None for other files. Reads the whole file."""
+    try:
+        known = _KNOWN_FILES.get(file.hash or "")
+    except OSError:
+        return None
+    return known() if known else None
 
 
 def ends_in_noise(file: CheckpointFile) -> bool:
