@@ -14,7 +14,7 @@ from tests.support.checkpoints import TINY_UNET, random_module
 from textual_inversion.diffusion.checkpoint import CheckpointFile
 from textual_inversion.diffusion.model import TINY_CHECKPOINT, StableDiffusion, load_checkpoint
 from textual_inversion.diffusion.noise import NoiseSchedule
-from textual_inversion.diffusion.prediction import find_prediction, probe, stated_prediction
+from textual_inversion.diffusion.prediction import about_checkpoint, find_prediction, probe, stated_prediction
 from textual_inversion.errors import CheckpointError, UnsupportedCheckpointError
 
 
@@ -174,3 +174,17 @@ def test_sd2s_own_files_are_known_by_their_hash(
     assert bool(tried) == (expected == "trial")
     assert prediction.name == ("epsilon" if expected == "trial" else expected)
     assert ("by its hash" in sentence) == (expected == "v_prediction")
+
+
+def test_what_is_said_of_a_checkpoint_before_and_after_it_is_loaded(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    silent, stated = tmp_path / "silent.safetensors", tmp_path / "stated.safetensors"
+    save_file(weights, silent)
+    save_file({**weights, "v_pred": torch.zeros(0)}, stated)
+    assert about_checkpoint(silent) == "SD1, 128 x 128 pixels; a trial tells what it predicts."
+    assert about_checkpoint(stated) == "SD1, 128 x 128 pixels; it predicts v, as its key v_pred says."
+    for path, expected in (
+        (silent, "; it predicts the noise."),
+        (stated, ". stated.safetensors predicts v, as its key v_pred says."),
+    ):
+        model = load_checkpoint(path, device="cpu", precision="fp32")
+        assert about_checkpoint(path, model) == f"SD1, 128 x 128 pixels{expected}"

@@ -41,6 +41,7 @@ def text_encoder(kind: type, width: int, activation: str) -> Any:
 
 def pipeline(folder: Path) -> Any:
     """A whole SDXL pipeline in miniature."""
+    (folder / "clip").mkdir()
     write_clip_folder(folder / "clip", FIRST, 3, 1)
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(

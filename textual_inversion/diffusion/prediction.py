@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from textual_inversion.diffusion import kernels
-from textual_inversion.diffusion.checkpoint import CheckpointFile
+from textual_inversion.diffusion.beside import note_on_inputs
+from textual_inversion.diffusion.checkpoint import CheckpointFile, check_family, checkpoint_facts
 from textual_inversion.diffusion.conditioning import picture_sizes
 from textual_inversion.diffusion.noise import Epsilon, Prediction, VPrediction
 from textual_inversion.diffusion.weights.diffusers_settings import PREDICTION
@@ -40,6 +42,7 @@ _KNOWN_FILES: dict[str, type[Prediction]] = {
     "88ecb78256": Epsilon,  # v2-1_512-ema-pruned.ckpt
     "df955bdf6b": Epsilon,  # v2-1_512-ema-pruned.safetensors
 }
+_WORDS = {Epsilon.name: "the noise", VPrediction.name: "v"}
 _PROBE_SIDE = 32  # latents
 _PROBE_LEVEL = 400  # a timestep at which noise can be told from the picture
 _ALIKE = 0.5  # cosine between output and noise
@@ -74,6 +77,26 @@ def find_prediction(model: StableDiffusion, wish: str = "auto") -> tuple[Predict
         return VPrediction(), f"{name} seems to predict v, by a trial of its UNet; if it does not, set the prediction type."
     guess = f"Nothing says what {name} predicts; it is taken for the noise. If that is wrong, set the prediction type."
     return Epsilon(), "" if outcome or model.family != "SD2" else guess  # most SD2 checkpoints predict v, few others do
+
+
+def about_checkpoint(path: Path, model: StableDiffusion | None = None) -> str:
+    """Sentences on a checkpoint's family, its size, and what its UNet predicts: how that is known, and what to set if it is wrong.
+
+    Args:
+        path: the file or folder, of which the header is read.
+        model: the same, where it is loaded: its trial counts then.
+
+    Raises:
+        CheckpointError: no checkpoint, or one of a family that is not handled.
+    """
+    file = CheckpointFile.open(path)
+    side, stated = checkpoint_facts(path).picture_size, stated_prediction(file)
+    first = f"{check_family(file)}, {side} x {side} pixels"
+    if model is not None:
+        return f"{first}; it predicts {_WORDS[model.prediction.name]}." if not model.notes else f"{first}. {' '.join(model.notes)}"
+    inputs = note_on_inputs(file.path.name, file.input_channels)
+    known = f"it predicts {_WORDS[stated.prediction.name]}, as {stated.source} says" if stated else "a trial tells what it predicts"
+    return f"{first}; {known}.{' ' + inputs if inputs else ''}"
 
 
 def stated_prediction(file: CheckpointFile) -> StatedPrediction | None:
