@@ -22,13 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from textual_inversion.demo.world import SIZE, Scene, caption
-from textual_inversion.diffusion.checkpoint import OPEN_CLIP_MODULES, TEXT, TEXT_ENCODERS, UNET, VAE
+from textual_inversion.diffusion.checkpoint import TEXT, TEXT_ENCODERS, UNET, VAE
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder, TokenBatch
 from textual_inversion.diffusion.conditioning import TextConditioner, TokenizedPrompts, size_label
 from textual_inversion.diffusion.model import TINY_CHECKPOINT, load_checkpoint
 from textual_inversion.diffusion.noise import Epsilon, NoiseSchedule, Prediction, VPrediction
 from textual_inversion.diffusion.unet import UNet, UNetConfig
 from textual_inversion.diffusion.vae import SD_LATENT_SCALE
+from textual_inversion.diffusion.weights.open_clip import OPEN_CLIP_MODULES
 from textual_inversion.prompts.tokenizer import END, START, VOCABULARY_SIZE, default_tokenizer
 from tools.tiny_unet import LENGTH, TINY_CLIP, TINY_UNET, Words, cache_pictures, random_timesteps
 from tools.tiny_vae import warm_cosine

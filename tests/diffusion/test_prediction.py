@@ -14,7 +14,7 @@ from tests.support.checkpoints import TINY_UNET, random_module
 from textual_inversion.diffusion.checkpoint import CheckpointFile
 from textual_inversion.diffusion.model import TINY_CHECKPOINT, StableDiffusion, load_checkpoint
 from textual_inversion.diffusion.noise import NoiseSchedule
-from textual_inversion.diffusion.prediction import probe, stated_prediction
+from textual_inversion.diffusion.prediction import about_checkpoint, find_prediction, probe, stated_prediction
 from textual_inversion.errors import CheckpointError, UnsupportedCheckpointError
 
 
@@ -158,3 +158,33 @@ def test_a_folder_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match="download it again"):
         CheckpointFile.open(tmp_path)
+
+
+@pytest.mark.parametrize(("family", "digits", "expected"), [
+    ("SD2", "ad2a33c361", "v_prediction"), ("SD2", "88ecb78256", "epsilon"), ("SD2", "0123456789", "trial"), ("SD1", "ad2a33c361", "trial"),
+    ("SD2", None, "trial"),
+])  # fmt: skip
+def test_sd2s_own_files_are_known_by_their_hash(
+    tiny: StableDiffusion, monkeypatch: pytest.MonkeyPatch, family: str, digits: str | None, expected: str
+) -> None:
+    tried: list[StableDiffusion] = []
+    monkeypatch.setattr("textual_inversion.diffusion.prediction.probe", lambda model: tried.append(model) or "epsilon")
+    monkeypatch.setattr(CheckpointFile, "hash", digits)
+    prediction, sentence = find_prediction(replace(tiny, family=family))
+    assert bool(tried) == (expected == "trial")
+    assert prediction.name == ("epsilon" if expected == "trial" else expected)
+    assert ("by its hash" in sentence) == (expected == "v_prediction")
+
+
+def test_what_is_said_of_a_checkpoint_before_and_after_it_is_loaded(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    silent, stated = tmp_path / "silent.safetensors", tmp_path / "stated.safetensors"
+    save_file(weights, silent)
+    save_file({**weights, "v_pred": torch.zeros(0)}, stated)
+    assert about_checkpoint(silent) == "SD1, 128 x 128 pixels; a trial tells what it predicts."
+    assert about_checkpoint(stated) == "SD1, 128 x 128 pixels; it predicts v, as its key v_pred says."
+    for path, expected in (
+        (silent, "; it predicts the noise."),
+        (stated, ". stated.safetensors predicts v, as its key v_pred says."),
+    ):
+        model = load_checkpoint(path, device="cpu", precision="fp32")
+        assert about_checkpoint(path, model) == f"SD1, 128 x 128 pixels{expected}"

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from textual_inversion.diffusion.checkpoint import OPEN_CLIP_MODULES, TEXT, UNET, VAE
+from textual_inversion.diffusion.checkpoint import TEXT, UNET, VAE
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder
 from textual_inversion.diffusion.noise import NoiseSchedule
 from textual_inversion.diffusion.unet import UNet, UNetConfig
 from textual_inversion.diffusion.vae import VAE as AutoEncoder
 from textual_inversion.diffusion.vae import VAEConfig
+from textual_inversion.diffusion.weights.open_clip import OPEN_CLIP_MODULES
 
 TINY_UNET = UNetConfig(model_channels=64, channel_mult=(1, 2, 2), num_res_blocks=(1, 1, 1), transformer_depth=(0, 1, 0), context_dim=64)
 TINY_VAE = VAEConfig(32, (2, 1, 1, 2), 1)

@@ -72,6 +72,13 @@ def test_a_page_opened_after_another_checkpoint_was_chosen_has_its_values(choose
     assert value_of(chooser, updates, "ti_txt2img_height") == 512
 
 
+def test_the_page_says_what_the_chosen_checkpoint_is(chooser: Any) -> None:
+    assert "fake-128 stands for a checkpoint." in chooser.about()
+    note, *_ = chooser.choose("fake-512", *[field.value for field in chooser.fields])
+    assert "fake-512 stands for a checkpoint." in note
+    assert chooser.about() == note
+
+
 def test_a_checkpoint_that_cannot_be_chosen_leaves_the_list_at_the_one_before(
     chooser: Any, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,20 @@ class Engine:
         except TextualInversionError:
             return 512  # training reports a checkpoint that it cannot use
 
+    def about_checkpoint(self) -> str:
+        """Sentences on the chosen checkpoint's family and on what its UNet predicts; empty where none is chosen, or it cannot be used.
+
+        The header of the file says it; what only a trial tells is added once the model is loaded.
+        """
+        from textual_inversion.diffusion.prediction import about_checkpoint
+
+        try:
+            path = self.host.checkpoint().path
+            kept = self._model
+            return about_checkpoint(path, kept[1] if kept and kept[0] == path else None)
+        except TextualInversionError:
+            return ""
+
     def model(self) -> StableDiffusion:
         """The chosen checkpoint, loaded once and kept."""
         from textual_inversion.diffusion.model import load_checkpoint

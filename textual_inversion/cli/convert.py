@@ -24,6 +24,10 @@ def add_convert(commands: Any) -> None:
     parser.add_argument("destination", type=Path, metavar="DST", help="a file, whose ending chooses the layout, or a folder")
     parser.add_argument("--layout", metavar="NAME", help="name of the layout, where several have one ending; a wrong one lists them all")
     parser.add_argument("--word", metavar="W", help="which embedding, where SRC holds several")
+    parser.add_argument(
+        "--for-sdxl", metavar="FILE", help="an SDXL checkpoint, for whose second text encoder an SD1 embedding gets vectors"
+    )
+    parser.add_argument("--words", metavar="TEXT", default="", help="with --for-sdxl, what SRC is; default: its initialization text")
     parser.add_argument("--overwrite", action="store_true", help="replace DST")
     add_folder(parser)
 
@@ -37,6 +41,12 @@ def _convert(options: argparse.Namespace) -> Result:
     if len(words) > 1 and word is None:
         raise ConfigError(f"{source} holds {len(words)} embeddings ({', '.join(words[:8])}); choose one with --word.", setting="word")
     embedding = formats.load(source, word=word)
+    if options.for_sdxl:
+        from textual_inversion.training.second_half import for_sdxl
+
+        embedding = for_sdxl(embedding, Path(options.for_sdxl).expanduser(), options.words)
+    elif options.words:
+        raise ConfigError("--words belongs to --for-sdxl FILE, which is not given.", setting="words")
     if os.path.isdir(destination):
         endings = {name.casefold(): endings for name, endings in formats.writable_layouts().items()}
         ending = endings.get((options.layout or "").casefold(), (".safetensors",))[0]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from textual_inversion.diffusion.beside import INPUT_KINDS, LATENTS
+from textual_inversion.diffusion.parts import check_shapes
 from textual_inversion.diffusion.weights.diffusers_folder import is_diffusers_folder, open_folder, vae_alone
 from textual_inversion.diffusion.weights.families import foreign_family
+from textual_inversion.diffusion.weights.open_clip import Stored, open_clip_places
 from textual_inversion.diffusion.weights.places import OpenWeights, Weights, stamp_of
 from textual_inversion.diffusion.weights.single_file import open_single_file
 from textual_inversion.diffusion.weights.strangers import not_a_checkpoint
@@ -41,29 +43,6 @@ TEXT_ENCODERS = {"SD1": {"clip_l": TEXT}, "SD2": {"clip_h": TEXT}, "SDXL": {"cli
 _OPEN_CLIP = "cond_stage_model.model."  # SD2's text encoder, in OpenCLIP's own layout
 #: Prefixes of text encoders in that layout -> those by transformers' names.
 _OPEN_CLIP_PREFIXES = {_OPEN_CLIP: TEXT, "conditioner.embedders.1.model.": _XL_SECOND}
-#: Modules of a layer, by CLIP's names -> by OpenCLIP's.
-OPEN_CLIP_MODULES = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "self_attn.out_proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-
-
-Part = TypeVar("Part", bound=nn.Module)
-
-
-class Stored(NamedTuple):
-    """Where a tensor is in the file.
-
-    Attributes:
-        name: of the stored tensor.
-        third: which third of its rows; None = all of it. OpenCLIP stores the weights of queries, keys and values as one tensor.
-    """
-
-    name: str
-    third: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +79,7 @@ class CheckpointFile:
 
     @classmethod
     def of_shapes(cls, path: Path, shapes: dict[str, tuple[int, ...]]) -> CheckpointFile:
-        """A checkpoint of which only the shapes are known, to estimate what it would cost."""
+        """A checkpoint of which only the shapes are known. Only tests and benchmarks make one, to estimate what it would cost."""
         return cls(path, shapes, Weights(path, TensorFile(path, {}), {}))
 
     @classmethod
@@ -108,7 +87,7 @@ class CheckpointFile:
         shapes = weights.shapes()
         stored = {TEXT + "text_model." + key[len(TEXT) :]: Stored(key) for key in shapes if key.startswith(_OLD_TEXT)}
         renamed = {key: shapes.pop(place.name) for key, place in stored.items()}
-        places = (_open_clip_places(shapes, theirs, ours) for theirs, ours in _OPEN_CLIP_PREFIXES.items())
+        places = (open_clip_places(shapes, theirs, ours) for theirs, ours in _OPEN_CLIP_PREFIXES.items())
         for key, place in (each for found in places for each in found.items()):
             rows, *rest = shapes[place.name]
             stored[key], renamed[key] = place, (rows if place.third is None else rows // 3, *rest)
@@ -142,8 +121,8 @@ class CheckpointFile:
 
     @property
     def input_channels(self) -> int:
-        """Channels of the UNet's input: 4, or more where it sees a mask or a picture too; 0 without a UNet."""
-        return (*self.shapes.get(UNET + "input_blocks.0.0.weight", ()), 0, 0)[1]
+        """Channels of the UNet's input: 4, or more where it sees a mask or a picture too; 0 where its first tensor has none."""
+        return (*self.shapes.get(UNET + "input_blocks.0.0.weight", (0, LATENTS)), 0, 0)[1]
 
     @cached_property
     def hash(self) -> str | None:
@@ -182,27 +161,6 @@ def checkpoints_in(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("*") if path.suffix.lower() in ENDINGS or (path.is_dir() and is_diffusers_folder(path))]
     rank = {ending: index for index, ending in enumerate(ENDINGS)}
     return sorted(found, key=lambda path: (name_of(path).lower(), rank.get(path.suffix.lower(), len(rank))))
-
-
-def _open_clip_places(shapes: Mapping[str, tuple[int, ...]], theirs: str, ours: str) -> dict[str, Stored]:
-    """The tensors of an OpenCLIP text encoder under the prefix `theirs`, by CLIP's names under the prefix `ours`."""
-    text = ours + "text_model."
-    names = {text + "embeddings.token_embedding.weight": "token_embedding.weight"}
-    names[text + "embeddings.position_embedding.weight"] = "positional_embedding"
-    names[ours + "text_projection"] = "text_projection"
-    places = {key: Stored(theirs + name) for key, name in names.items()}
-    layer = 0
-    while f"{theirs}transformer.resblocks.{layer}.ln_1.weight" in shapes:
-        their_layer, our_layer = f"{theirs}transformer.resblocks.{layer}.", f"{text}encoder.layers.{layer}."
-        for part in ("weight", "bias"):
-            for our_name, name in OPEN_CLIP_MODULES.items():
-                places[f"{our_layer}{our_name}.{part}"] = Stored(f"{their_layer}{name}.{part}")
-            for third, our_name in enumerate(("q_proj", "k_proj", "v_proj")):
-                places[f"{our_layer}self_attn.{our_name}.{part}"] = Stored(f"{their_layer}attn.in_proj_{part}", third)
-        layer += 1
-    for part in ("weight", "bias"):
-        places[f"{text}final_layer_norm.{part}"] = Stored(f"{theirs}ln_final.{part}")
-    return {key: place for key, place in places.items() if shapes.get(place.name)}
 
 
 @lru_cache(maxsize=64)
@@ -249,58 +207,6 @@ class TensorReader:
             advice = "download it again or take another" if dtype == torch.float32 else "try the precision fp32, or take another checkpoint"
             raise CheckpointError(f"{reason}; {advice}.", path=self.source.path)
         return weight
-
-
-def part_on_meta(file: CheckpointFile, prefix: str, build: Callable[[Mapping[str, tuple[int, ...]]], Part]) -> Part:
-    """A part of a checkpoint without its weights.
-
-    Args:
-        build: makes the part from the shapes of the tensors under `prefix`.
-
-    Raises:
-        CheckpointError: tensors are missing, or have shapes that no such part has.
-    """
-    try:
-        with torch.device("meta"):
-            part = build(file.under(prefix))
-    except KeyError as error:
-        sentence = f"{file.path.name} misses {prefix}{error.args[0]}; download it again or take another."
-        raise CheckpointError(sentence, path=file.path) from error
-    except (IndexError, ValueError, ZeroDivisionError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        sentence = f"{file.path.name} has tensors of unusual shapes under {prefix} ({reason}); take another."
-        raise CheckpointError(sentence, path=file.path) from error
-    check_shapes(file, part, prefix)
-    return part
-
-
-def check_shapes(file: CheckpointFile, module: nn.Module, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the module's tensors, which the file has under `prefix` in the same shapes.
-
-    Raises:
-        CheckpointError: tensors are missing or have another shape; the error lists their keys.
-    """
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    problems = _problems(wanted, file.under(prefix), prefix)
-    if problems:
-        listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise CheckpointError(f"{file.path.name} does not fit its own layout: {listed}. Download it again or take another.", path=file.path)
-    return wanted
-
-
-def _problems(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], prefix: str) -> list[str]:
-    missing = [f"{prefix}{key} is missing" for key in wanted if key not in stored]
-    # the VAE's attention is stored as 1x1 convolutions or as linear layers: the same numbers
-    wrong = [
-        f"{prefix}{key} is {list(stored[key])}, expected {list(shape)}"
-        for key, shape in wanted.items()
-        if key in stored and _trimmed(stored[key]) != _trimmed(shape)
-    ]
-    return missing + wrong
-
-
-def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
 def check_family(file: CheckpointFile) -> str:

@@ -204,6 +204,11 @@ class CLIPTextEncoder(FusedModule):
         if config.projection:
             self.text_projection = nn.Parameter(torch.zeros(config.width, config.projection))
 
+    @classmethod
+    def from_shapes(cls, family: str, encoder: str, shapes: Mapping[str, tuple[int, ...]]) -> CLIPTextEncoder:
+        """A text encoder without weights; arguments and errors as for `CLIPConfig.from_shapes`."""
+        return cls(CLIPConfig.from_shapes(shapes, family, encoder))
+
     @property
     def token_table(self) -> torch.Tensor:
         """The token table [vocab_size, d]."""

@@ -192,7 +192,7 @@ def _padded_with_zeros(tokens: TokenBatch) -> TokenBatch:
 
 
 def size_label(pooled: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """SDXL's label: the pooled vector, then sines and cosines of each of the six sizes (arXiv 2307.01952, section 2.2).
+    """SDXL's label: the pooled vector, then cosines and sines of each of the six sizes (arXiv 2307.01952, section 2.2).
 
     Args:
         pooled: [b, p].

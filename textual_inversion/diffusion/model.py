@@ -26,15 +26,15 @@ from textual_inversion.diffusion.checkpoint import (
     TensorReader,
     check_family,
     check_widths,
-    part_on_meta,
     picture_size,
 )
 from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder
 from textual_inversion.diffusion.conditioning import Conditioning, TextConditioner, size_label
 from textual_inversion.diffusion.noise import TRAIN_TIMESTEPS, Epsilon, NoiseSchedule, Prediction
+from textual_inversion.diffusion.parts import part_on_meta
 from textual_inversion.diffusion.prediction import ends_in_noise, find_prediction
 from textual_inversion.diffusion.unet import UNet, UNetConfig
-from textual_inversion.diffusion.vae import SD_LATENT_SCALE, VAEConfig
+from textual_inversion.diffusion.vae import SD_LATENT_SCALE, SDXL_LATENT_SCALE, VAEConfig
 from textual_inversion.diffusion.vae import VAE as AutoEncoder
 from textual_inversion.errors import ConfigError, UnsupportedCheckpointError
 from textual_inversion.prompts.tokenizer import default_tokenizer
@@ -51,7 +51,7 @@ _LEAST_SIGNAL = 4.9e-8  # A1111's value for checkpoints that end in pure noise, 
 _ROUNDED = 2**-8  # relative error of values that were stored as bf16
 _FULL_SIZE_CHANNELS = 320
 _CLEARLY_FASTER = 0.7  # of the time in fp32
-_LATENT_SCALES = {"SDXL": 0.13025}  # family -> factor of latents, where it is another than SD1's
+_LATENT_SCALES = {"SDXL": SDXL_LATENT_SCALE}  # family -> factor of latents, where it is another than SD1's
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -289,7 +289,8 @@ def load_checkpoint(
         scale = _LATENT_SCALES.get(family, SD_LATENT_SCALE)
         autoencoder = _Loader(vae_reader, device).part(VAE, lambda shapes: AutoEncoder(VAEConfig.from_shapes(shapes), scale), torch.float32)
         encoders = {
-            name: loader.part(prefix, partial(_text_encoder, family, name), dtype) for name, prefix in TEXT_ENCODERS[family].items()
+            name: loader.part(prefix, partial(CLIPTextEncoder.from_shapes, family, name), dtype)
+            for name, prefix in TEXT_ENCODERS[family].items()
         }
         schedule, notes = _read_schedule(reader)
     schedule = schedule.to(device)
@@ -305,10 +306,6 @@ def load_checkpoint(
     prediction, note = find_prediction(unsure, prediction_type)
     notes += [sentence for sentence in (note, note_on_inputs(file.path.name, unet.config.in_channels)) if sentence]
     return replace(unsure, prediction=prediction, notes=tuple(notes))
-
-
-def _text_encoder(family: str, name: str, shapes: Mapping[str, tuple[int, ...]]) -> CLIPTextEncoder:
-    return CLIPTextEncoder(CLIPConfig.from_shapes(shapes, family, name))
 
 
 def _check_vocabulary(file: CheckpointFile, rows: int) -> None:

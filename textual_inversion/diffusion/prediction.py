@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from textual_inversion.diffusion import kernels
-from textual_inversion.diffusion.checkpoint import CheckpointFile
+from textual_inversion.diffusion.beside import note_on_inputs
+from textual_inversion.diffusion.checkpoint import CheckpointFile, check_family, checkpoint_facts
 from textual_inversion.diffusion.conditioning import picture_sizes
 from textual_inversion.diffusion.noise import Epsilon, Prediction, VPrediction
 from textual_inversion.diffusion.weights.diffusers_settings import PREDICTION
@@ -30,6 +32,17 @@ _IN_METADATA: dict[str, dict[str, type[Prediction]]] = {
     PREDICTION: _MEANINGS,  # of a folder in diffusers' layout
     "ss_v_parameterization": {"true": VPrediction, "1": VPrediction, "false": Epsilon, "0": Epsilon},
 }
+#: First 10 hex digits of the sha256 of SD2's own files -> what they predict. They say nothing of it themselves.
+_KNOWN_FILES: dict[str, type[Prediction]] = {
+    "bfcaf07557": VPrediction,  # 768-v-ema.ckpt
+    "ad2a33c361": VPrediction,  # v2-1_768-ema-pruned.ckpt
+    "dcd690123c": VPrediction,  # v2-1_768-ema-pruned.safetensors
+    "4711ff4dd2": VPrediction,  # v2-1_768-nonema-pruned.ckpt
+    "ff144a4984": VPrediction,  # v2-1_768-nonema-pruned.safetensors
+    "88ecb78256": Epsilon,  # v2-1_512-ema-pruned.ckpt
+    "df955bdf6b": Epsilon,  # v2-1_512-ema-pruned.safetensors
+}
+_WORDS = {Epsilon.name: "the noise", VPrediction.name: "v"}
 _PROBE_SIDE = 32  # latents
 _PROBE_LEVEL = 400  # a timestep at which noise can be told from the picture
 _ALIKE = 0.5  # cosine between output and noise
@@ -56,12 +69,34 @@ def find_prediction(model: StableDiffusion, wish: str = "auto") -> tuple[Predict
         sentence = f"{file.path.name} predicts v, as {stated.source} says." if isinstance(stated.prediction, VPrediction) else ""
         return stated.prediction, sentence
     name = file.path.name
+    if model.family == "SD2" and (known := _known_file(file)):
+        return known, f"{name} predicts v: by its hash it is one of SD2's own files." if isinstance(known, VPrediction) else ""
     with kernels.force("plain"):  # fused kernels may have to be compiled first, which takes a minute
         outcome = probe(model)
     if outcome == VPrediction.name:
         return VPrediction(), f"{name} seems to predict v, by a trial of its UNet; if it does not, set the prediction type."
     guess = f"Nothing says what {name} predicts; it is taken for the noise. If that is wrong, set the prediction type."
     return Epsilon(), "" if outcome or model.family != "SD2" else guess  # most SD2 checkpoints predict v, few others do
+
+
+def about_checkpoint(path: Path, model: StableDiffusion | None = None) -> str:
+    """Sentences on a checkpoint's family, its size, and what its UNet predicts: how that is known, and what to set if it is wrong.
+
+    Args:
+        path: the file or folder, of which the header is read.
+        model: the same, where it is loaded: its trial counts then.
+
+    Raises:
+        CheckpointError: no checkpoint, or one of a family that is not handled.
+    """
+    file = CheckpointFile.open(path)
+    side, stated = checkpoint_facts(path).picture_size, stated_prediction(file)
+    first = f"{check_family(file)}, {side} x {side} pixels"
+    if model is not None:
+        return f"{first}; it predicts {_WORDS[model.prediction.name]}." if not model.notes else f"{first}. {' '.join(model.notes)}"
+    inputs = note_on_inputs(file.path.name, file.input_channels)
+    known = f"it predicts {_WORDS[stated.prediction.name]}, as {stated.source} says" if stated else "a trial tells what it predicts"
+    return f"{first}; {known}.{' ' + inputs if inputs else ''}"
 
 
 def stated_prediction(file: CheckpointFile) -> StatedPrediction | None:
@@ -74,6 +109,15 @@ def stated_prediction(file: CheckpointFile) -> StatedPrediction | None:
         if meaning := meanings.get(file.metadata.get(key, "").strip().lower()):
             return StatedPrediction(meaning(), f"its {key}" if key == PREDICTION else f"its metadata ({key})")
     return None
+
+
+def _known_file(file: CheckpointFile) -> Prediction | None:
+    """What one of SD2's own files predicts, by its hash; None for other files. Reads the whole file."""
+    try:
+        known = _KNOWN_FILES.get(file.hash or "")
+    except OSError:
+        return None
+    return known() if known else None
 
 
 def ends_in_noise(file: CheckpointFile) -> bool:

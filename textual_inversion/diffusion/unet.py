@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from textual_inversion.diffusion import kernels
-from textual_inversion.diffusion.layers import FusedModule, GroupNorm, Joined, attention, map_from_tokens, pointwise, tokens_from_map
+from textual_inversion.diffusion.layers import FusedModule, GroupNorm, Joined
+from textual_inversion.diffusion.unet_blocks import Block, Downsample, Inputs, ResBlock, SpatialTransformer, TransformerBlock, Upsample
 
 Shapes = Mapping[str, tuple[int, ...]]
-_NO_MIDDLE = -2
+_NO_ATTENTION, _NO_MIDDLE = -1, -2  # values of `middle_depth`
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class UNetConfig:
     """Sizes of a UNet; the defaults are SD1.5's.
 
     Attributes:
-        in_channels: 4, or 9 for inpainting checkpoints.
+        in_channels: 4; 9 for inpainting and 8 for instruct-pix2pix checkpoints.
         out_channels: channels of the prediction.
         model_channels: channels of the first level.
         channel_mult: channels of each level, as multiples of `model_channels`.
@@ -100,9 +101,10 @@ def _flat(lists: Sequence[Sequence[int]]) -> Iterator[int]:
 
 def _middle_depth(shapes: Shapes) -> int:
     if any(name.startswith("middle_block.1.") for name in shapes):
-        shapes["middle_block.1.proj_in.weight"]  # a damaged middle is no missing one
+        if (projection := "middle_block.1.proj_in.weight") not in shapes:
+            raise KeyError(projection)  # a damaged middle is no missing one
         return _depth(shapes, "middle_block.1")
-    return -1 if "middle_block.0.in_layers.2.weight" in shapes else -2
+    return _NO_ATTENTION if "middle_block.0.in_layers.2.weight" in shapes else _NO_MIDDLE
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:
@@ -128,194 +130,6 @@ def timestep_embedding(timesteps: torch.Tensor, channels: int, dtype: torch.dtyp
     return torch.cat((angles.cos(), angles.sin()), dim=-1).to(dtype)
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Projections of what all blocks share, made at once; each block takes the next one.
-
-    Attributes:
-        shifts: for each residual block, its projected time embedding with the bias of its first convolution, [b, out].
-        pairs: for each transformer block, keys and values [b, l, c] of the conditioning.
-    """
-
-    shifts: Iterator[torch.Tensor]
-    pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]
-
-    def take(self, block: nn.Module) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
-        """What `block` takes of both."""
-        layers = list(block.modules())
-        shifts = [next(self.shifts) for layer in layers if isinstance(layer, ResBlock)]
-        return shifts, [next(self.pairs) for layer in layers if isinstance(layer, TransformerBlock)]
-
-
-class ResBlock(nn.Module):
-    """Two convolutions with the time embedding added in between."""
-
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int) -> None:
-        super().__init__()
-        self.in_layers = nn.Sequential(GroupNorm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, out_channels))
-        # index 2 is LDM's dropout, which never acts on a frozen model; it keeps the convolution's name at 3
-        self.out_layers = nn.Sequential(
-            GroupNorm(out_channels), nn.SiLU(), nn.Identity(), nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        )
-        self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: torch.Tensor, inputs: _Inputs) -> torch.Tensor:
-        """x [b, in, h, w] -> [b, out, h, w]"""
-        first_norm: Any = self.in_layers[0]
-        norm: Any = self.out_layers[0]
-        first: Any = self.in_layers[2]
-        last: Any = self.out_layers[3]
-        x, h = kernels.group_norm_of_residual(x, first_norm, silu=True)
-        h = F.conv2d(h, first.weight, None, padding=1)  # its bias is in the shift
-        h = kernels.group_norm(h, norm, silu=True, shift=next(inputs.shifts))
-        skip = pointwise(self.skip_connection, x) if isinstance(self.skip_connection, nn.Conv2d) else x
-        return kernels.add_convolution(skip, h, last)
-
-
-class Attention(nn.Module):
-    """The products around an attention, by their LDM names."""
-
-    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(context_dim, channels, bias=False)
-        self.to_v = nn.Linear(context_dim, channels, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(channels, channels), nn.Identity())
-
-
-class CrossAttention(Attention):
-    """Attention of picture tokens to the conditioning."""
-
-    def forward(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """x [b, h*w, c], keys and values of the conditioning [b, l, c] -> [b, h*w, c]"""
-        return self.to_out(attention(self.to_q(x), keys, values, self.heads))
-
-
-class SelfAttention(Attention):
-    """Attention of picture tokens to themselves."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__(channels, channels, heads)
-        self.weights = Joined((self.to_q, self.to_k, self.to_v))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, h*w, c] -> [b, h*w, c]"""
-        q, k, v = F.linear(x, self.weights()).chunk(3, dim=-1)  # b h*w c each
-        return self.to_out(attention(q, k, v, self.heads))
-
-
-class GEGLU(nn.Module):
-    """A linear layer gated by the GELU of another (arXiv 2002.05202)."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(channels, hidden * 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, l, c] -> [b, l, hidden]"""
-        return kernels.geglu(self.proj(x))
-
-
-class FeedForward(nn.Module):
-    """GEGLU, then a linear layer back to the input channels."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(GEGLU(channels, channels * 4), nn.Identity(), nn.Linear(channels * 4, channels))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, l, c] -> [b, l, c]"""
-        return self.net(x)
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention, attention to the conditioning, feed-forward."""
-
-    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
-        super().__init__()
-        self.attn1 = SelfAttention(channels, heads)
-        self.ff = FeedForward(channels)
-        self.attn2 = CrossAttention(channels, context_dim, heads)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(channels), nn.LayerNorm(channels), nn.LayerNorm(channels)
-
-    def forward(self, x: torch.Tensor, delta: torch.Tensor | None, inputs: _Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [b, h*w, c] and what is still to be added to it -> the same two; whoever comes next adds them in the kernel of its norm."""
-        x, normed = kernels.add_layer_norm(x, delta, self.norm1)
-        x, normed = kernels.add_layer_norm(x, self.attn1(normed), self.norm2)
-        x, normed = kernels.add_layer_norm(x, self.attn2(normed, *next(inputs.pairs)), self.norm3)
-        return x, self.ff(normed)
-
-
-class SpatialTransformer(nn.Module):
-    """Transformer blocks over the positions of a map, between two projections."""
-
-    def __init__(self, channels: int, config: UNetConfig, depth: int) -> None:
-        super().__init__()
-        self.linear = config.linear_projection
-        self.norm = GroupNorm(channels, eps=1e-6)
-        self.proj_in = self._projection(channels)
-        heads = config.heads(channels)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, config.context_dim, heads) for _ in range(depth))
-        self.proj_out = self._projection(channels)
-
-    def _projection(self, channels: int) -> Any:
-        return nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: torch.Tensor, inputs: _Inputs) -> torch.Tensor:
-        """x [b, c, h, w] -> [b, c, h, w]"""
-        height, width = x.shape[-2:]
-        x, h = kernels.group_norm_of_residual(x, self.norm)
-        h = self.proj_in(tokens_from_map(h)) if self.linear else tokens_from_map(pointwise(self.proj_in, h))  # b h*w c
-        delta = None
-        for block in self.transformer_blocks:
-            h, delta = block(h, delta, inputs)
-        h = h if delta is None else h + delta
-        if self.linear:
-            return x + map_from_tokens(self.proj_out(h), height, width)
-        return x + pointwise(self.proj_out, map_from_tokens(h, height, width))
-
-
-class Downsample(nn.Module):
-    """Halves the map with a strided convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, c, h, w] -> [b, c, ceil(h/2), ceil(w/2)]"""
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Doubles the map, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """[b, c, h, w] -> [b, c, *size]; `size` is the map that joins next, so odd sizes fit too."""
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
-
-
-class Block(nn.ModuleList):
-    """A sequence of layers; each gets the arguments for its type."""
-
-    def forward(self, x: torch.Tensor, inputs: _Inputs, size: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """x [b, c, h, w] -> [b, c', h', w']"""
-        for layer in self:
-            if isinstance(layer, (ResBlock, SpatialTransformer)):
-                x = layer(x, inputs)
-            elif isinstance(layer, Upsample):
-                x = layer(x, size)
-            else:
-                x = layer(x)
-        return x
-
-
 def _level_block(config: UNetConfig, level: int, in_channels: int, time: int, depth: int) -> Block:
     """A residual block of a level, with `depth` transformer blocks behind it."""
     channels = config.channel_mult[level] * config.model_channels
@@ -329,7 +143,7 @@ def _middle_block(config: UNetConfig, channels: int, time: int) -> Block:
     if config.middle_depth == _NO_MIDDLE:
         return Block()
     blocks: list[nn.Module] = [ResBlock(channels, channels, time)]
-    if config.middle_depth >= 0:
+    if config.middle_depth != _NO_ATTENTION:
         blocks += [SpatialTransformer(channels, config, config.middle_depth), ResBlock(channels, channels, time)]
     return Block(blocks)
 
@@ -418,7 +232,7 @@ class UNet(FusedModule):
         norm: Any = self.out[0]
         return self.out[2](kernels.group_norm(x, norm, silu=True))
 
-    def _run(self, block: Any, x: torch.Tensor, inputs: _Inputs, size: tuple[int, int] = (0, 0)) -> torch.Tensor:
+    def _run(self, block: Any, x: torch.Tensor, inputs: Inputs, size: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """Run a block; with checkpointing only its inputs are kept for the backward pass, which computes the rest again."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return block(x, inputs, size)
@@ -426,11 +240,11 @@ class UNet(FusedModule):
 
         own = inputs.take(block)
         # no random numbers in here; asking for their state would make the processor wait
-        return checkpoint(lambda x: block(x, _Inputs(iter(own[0]), iter(own[1])), size), x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-untyped-call]
+        return checkpoint(lambda x: block(x, Inputs(iter(own[0]), iter(own[1])), size), x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-untyped-call]
 
-    def _project(self, time: torch.Tensor, context: torch.Tensor) -> _Inputs:
+    def _project(self, time: torch.Tensor, context: torch.Tensor) -> Inputs:
         """time [b, t], context [b, l, d] -> what the blocks take from them."""
         weights, biases = self._time_weights(), self._time_biases()
         shifts = F.linear(F.silu(time), weights, biases) + self._first_biases()  # b channels of all blocks
         parts = F.linear(context, self._context_weights()).split(self._context_weights.sizes, dim=-1)  # b l c each
-        return _Inputs(iter(shifts.split(self._time_weights.sizes, dim=-1)), zip(parts[::2], parts[1::2]))
+        return Inputs(iter(shifts.split(self._time_weights.sizes, dim=-1)), zip(parts[::2], parts[1::2]))

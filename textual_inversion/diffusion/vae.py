@@ -16,6 +16,7 @@ from textual_inversion.diffusion.layers import GroupNorm, attention, map_from_to
 
 #: Factor of latents in SD1 and SD2: it gives them a variance of about 1.
 SD_LATENT_SCALE = 0.18215
+SDXL_LATENT_SCALE = 0.13025  # in SDXL
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,10 @@ class FakeEngine(Engine):
         """The number in the checkpoint's name."""
         return _size_of(self.host.checkpoint())
 
+    def about_checkpoint(self) -> str:
+        """The checkpoint's name, and what it stands for."""
+        return f"{self.host.checkpoint().name} stands for a checkpoint."
+
     def cards(self, *, rescan: bool = False) -> list[Card]:
         """One for each file; a file made for another size says so."""
         files = [path for path in self.host.folders().embeddings.glob("*.json") if not path.name.endswith(ENDING)]

@@ -27,9 +27,30 @@ SAMPLERS = (
     "UniPC",
     "LCM",
 )
+#: Names as A1111's aliases, its older versions and infotexts have them -> the sampler with the schedule that it has there.
+_OTHER_NAMES = {
+    "DPM++ 2M": ("k_dpmpp_2m",),
+    "DPM++ 2M Karras": ("k_dpmpp_2m_ka",),
+    "DPM++ SDE": ("k_dpmpp_sde",),
+    "DPM++ SDE Karras": ("k_dpmpp_sde_ka",),
+    "DPM++ 2M SDE": ("k_dpmpp_2m_sde", "DPM++ 2M SDE Exponential"),
+    "DPM++ 2M SDE Karras": ("k_dpmpp_2m_sde_ka",),
+    "DPM++ 2S a": ("k_dpmpp_2s_a", "k_dpmpp_2s_a_ka", "DPM++ 2S a Karras"),
+    "DPM++ 3M SDE": ("k_dpmpp_3m_sde", "DPM++ 3M SDE Exponential"),
+    "Euler a": ("k_euler_a", "k_euler_ancestral", "Euler ancestral"),
+    "Euler": ("k_euler",),
+    "Heun": ("k_heun",),
+    "DPM2": ("k_dpm_2", "k_dpm_2_ka", "DPM2 Karras"),
+    "DPM2 a": ("k_dpm_2_a", "k_dpm_2_a_ka", "DPM2 a Karras"),
+    "LCM": ("k_lcm",),
+}
+#: The same names without spaces, underscores and capitals, and those of the list too -> the sampler.
+SAMPLER_ALIASES = {
+    other.casefold().replace(" ", "").replace("_", ""): name for name in SAMPLERS for other in (name, *_OTHER_NAMES.get(name, ()))
+}
 MAX_SEED = 2**32 - 1
 #: Declarations that the pictures of `generate` and the previews of a training run share.
-SAMPLER: dict[str, Any] = {"choices": SAMPLERS, "metavar": "NAME"}
+SAMPLER: dict[str, Any] = {"choices": SAMPLERS, "aliases": SAMPLER_ALIASES, "metavar": "NAME"}
 SAMPLER_STEPS: dict[str, Any] = {"minimum": 1, "maximum": 150, "step": 1}
 GUIDANCE: dict[str, Any] = {"minimum": 1, "maximum": 30, "step": 0.5}
 SIDE: dict[str, Any] = {"minimum": 64, "maximum": 2048, "multiple": 8}

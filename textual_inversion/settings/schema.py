@@ -39,6 +39,7 @@ class Setting:
         word: a word that is allowed in place of a number.
         step: step of the form's slider; by default `multiple`. Without either a form shows a number box.
         choices: the only values.
+        aliases: other names of choices, in small letters and without spaces and underscores -> the choice.
         offered: values that a form offers beside free text.
         kind: the form's component, where the type and the range do not say it: text, lines, choice, open_choice.
         saved: whether a WebUI may save the form's value for its next start.
@@ -65,6 +66,7 @@ class Setting:
     word: str = ""
     step: float | None = None
     choices: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
     offered: tuple[str, ...] = ()
     kind: str = ""
     saved: bool = True
@@ -124,6 +126,12 @@ class Setting:
             number = self.type in (int, float) and problem.startswith("from")
             shown = str(value)[:_LONGEST] if number else repr(value)
             raise ConfigError(f"{self.title or titled(self.name)} is {shown}; it must be {problem}.", setting=self.name)
+
+    def meant(self, value: Any) -> Any:
+        """The choice that another of its names stands for; every other value as it is."""
+        if not self.aliases or not isinstance(value, str) or value in self.choices:
+            return value
+        return self.aliases.get(value.casefold().replace(" ", "").replace("_", ""), value)
 
     def nearest(self, value: float) -> Any:
         """The allowed number next to one that may lie outside the range; between two multiples the lower one."""
@@ -189,6 +197,8 @@ class Settings:
             value = getattr(self, declared.name)
             if isinstance(value, Number) and hasattr(value, "item"):  # numpy's numbers, which JSON cannot hold, become Python's own
                 object.__setattr__(self, declared.name, value := value.item())
+            if (meant := declared.meant(value)) is not value:
+                object.__setattr__(self, declared.name, value := meant)
             declared.check(value)
         self.check_together()
 

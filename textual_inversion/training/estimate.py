@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +25,12 @@ from textual_inversion.diffusion.checkpoint import (
     CheckpointFile,
     check_family,
     check_widths,
-    part_on_meta,
 )
-from textual_inversion.diffusion.clip import CLIPConfig, CLIPTextEncoder, TokenBatch
+from textual_inversion.diffusion.clip import CLIPTextEncoder, TokenBatch
 from textual_inversion.diffusion.conditioning import TextConditioner, TokenizedPrompts, size_label
 from textual_inversion.diffusion.kernels.launch import skipped
 from textual_inversion.diffusion.layers import product_attention
+from textual_inversion.diffusion.parts import part_on_meta
 from textual_inversion.diffusion.unet import UNet, UNetConfig
 from textual_inversion.diffusion.vae import VAE as AutoEncoder
 from textual_inversion.diffusion.vae import VAEConfig
@@ -164,7 +164,7 @@ def _on_meta(file: CheckpointFile, dtype: torch.dtype, checkpointing: bool) -> t
     family, encoders = check_family(file), {}
     unet = part_on_meta(file, UNET, lambda shapes: UNet(UNetConfig.from_shapes(shapes))).to(dtype).requires_grad_(False)
     for name, prefix in TEXT_ENCODERS[family].items():
-        encoder = part_on_meta(file, prefix, partial(_text_encoder, family, name)).to(dtype).requires_grad_(False)
+        encoder = part_on_meta(file, prefix, partial(CLIPTextEncoder.from_shapes, family, name)).to(dtype).requires_grad_(False)
         encoders[name] = encoder
     part_on_meta(file, VAE, lambda shapes: AutoEncoder(VAEConfig.from_shapes(shapes)))  # to see whether it fits
     rows, sizes = min(each.config.vocab_size for each in encoders.values()), [each.config.width for each in encoders.values()]
@@ -174,10 +174,6 @@ def _on_meta(file: CheckpointFile, dtype: torch.dtype, checkpointing: bool) -> t
     check_widths(file, unet.config.context_dim, unet.config.label_channels, sizes, pooled)
     unet.checkpointing = checkpointing
     return unet, TextConditioner(encoders, default_tokenizer())
-
-
-def _text_encoder(family: str, name: str, shapes: Mapping[str, tuple[int, ...]]) -> CLIPTextEncoder:
-    return CLIPTextEncoder(CLIPConfig.from_shapes(shapes, family, name))
 
 
 def free_memory(device: torch.device | str) -> float | None:

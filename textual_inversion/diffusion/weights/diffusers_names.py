@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from textual_inversion.diffusion.weights.open_clip import OPEN_CLIP_ENDS, OPEN_CLIP_MODULES
 from textual_inversion.diffusion.weights.places import Place
 
 _PLACE = re.compile(r"(down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
@@ -38,20 +39,6 @@ _VAE_ATTENTION = {
     "value": "v",
     "proj_attn": "proj_out",
 }
-#: Modules of a layer, by CLIP's names -> by OpenCLIP's.
-_OPEN_CLIP = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "self_attn.out_proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-_OPEN_CLIP_ENDS = {
-    "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm.weight": "ln_final.weight",
-    "final_layer_norm.bias": "ln_final.bias",
-}
 TEXT_MODEL = "text_model."
 
 
@@ -82,7 +69,7 @@ def open_clip_places(names: Iterable[str], *, repeats_last: bool = False) -> dic
             behind it, which nobody computes.
     """
     stored = clip_names(names)
-    places = {ours: Place((stored[TEXT_MODEL + theirs],)) for theirs, ours in _OPEN_CLIP_ENDS.items() if TEXT_MODEL + theirs in stored}
+    places = {ours: Place((stored[TEXT_MODEL + theirs],)) for theirs, ours in OPEN_CLIP_ENDS.items() if TEXT_MODEL + theirs in stored}
     if "text_projection.weight" in stored:
         places["text_projection"] = Place((stored["text_projection.weight"],), transposed=True)
     layers = 0
@@ -96,7 +83,7 @@ def _open_clip_layer(stored: dict[str, str], layer: int, target: int) -> dict[st
     theirs, ours = f"{TEXT_MODEL}encoder.layers.{layer}.", f"transformer.resblocks.{target}."
     places: dict[str, Place] = {}
     for part in ("weight", "bias"):
-        for their_name, name in _OPEN_CLIP.items():
+        for their_name, name in OPEN_CLIP_MODULES.items():
             if (found := stored.get(f"{theirs}{their_name}.{part}")) is not None:
                 places[f"{ours}{name}.{part}"] = Place((found,))
         joined = [stored.get(f"{theirs}self_attn.{one}_proj.{part}") for one in "qkv"]

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from textual_inversion.diffusion.vae import SD_LATENT_SCALE, SDXL_LATENT_SCALE
 from textual_inversion.errors import CheckpointError, UnsupportedCheckpointError
 
 #: The key of the metadata under which the prediction type is handed on.
 PREDICTION = "scheduler_config.json"
 _TIMESTEPS = 1000
-_SCALES = {False: 0.18215, True: 0.13025}  # whether it is SDXL -> what the VAE's latents are multiplied with
+_SCALES = {False: SD_LATENT_SCALE, True: SDXL_LATENT_SCALE}  # whether it is SDXL -> what the VAE's latents are multiplied with
 #: Setting -> the values that are handled, diffusers' default first. A missing setting has that default.
 _UNET: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),

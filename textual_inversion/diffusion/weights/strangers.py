@@ -4,31 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from textual_inversion.errors import CheckpointError, TextualInversionError, UnsupportedCheckpointError
+from textual_inversion.formats.containers.other_files import is_unfinished, other_file
 
 _DOWNLOAD = "download it again"
 _ANOTHER = "choose a Stable Diffusion checkpoint"
-
-
-class _Beginning(NamedTuple):
-    """What a file is that begins with one of `bytes`, and what to do about it."""
-
-    bytes: tuple[bytes, ...]
-    what: str
-    advice: str
-
-
-_BEGINNINGS = (
-    _Beginning((b"version https://git-lfs",), "a Git LFS pointer, not the checkpoint that it stands for", "fetch it with: git lfs pull"),
-    _Beginning((b"<!doctype", b"<html", b"<?xml", b"<head", b"<script"), "a web page", f"the site may ask you to log in, so {_DOWNLOAD}"),
-    _Beginning((b'{"error', b'{"message', b'{"detail', b'{"statuscode'), "the error message of a server", _DOWNLOAD),
-    _Beginning((b"gguf", b"ggml", b"ggjt"), "a GGUF file, whose weights are quantized", f"{_ANOTHER} in fp16 or fp32"),
-    _Beginning((b"\x89png", b"\xff\xd8\xff", b"riff", b"gif8"), "a picture", _ANOTHER),
-    _Beginning((b"rar!", b"7z\xbc\xaf", b"\x1f\x8b", b"\xfd7zxz", b"(\xb5/\xfd"), "a packed archive", "unpack it first"),
-    _Beginning((b"\x89hdf",), "a Keras file", _ANOTHER),
-)
 _ONNX = tuple(bytes((8, version, 18)) for version in range(1, 16))  # version, then the name of the program that wrote it
 #: Endings of files that downloading programs have not finished.
 _UNFINISHED = (".part", ".crdownload", ".aria2", ".tmp", ".download", ".incomplete", ".!ut")
@@ -50,16 +31,15 @@ def stranger(path: Path, head: bytes, size: int) -> CheckpointError:
         head: its first bytes, some hundred.
         size: its length in bytes.
     """
-    begins = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    known = next((kind for kind in _BEGINNINGS if begins.startswith(kind.bytes)), None)
-    if known:
-        kind = UnsupportedCheckpointError if "GGUF" in known.what else CheckpointError
-        return kind(f"{path.name} is {known.what}; {known.advice}.", path=path)
+    if known := other_file(head):
+        kind = UnsupportedCheckpointError if known.quantized else CheckpointError
+        advice = known.advice or (f"{_ANOTHER} in fp16 or fp32" if known.quantized else _ANOTHER)
+        return kind(f"{path.name} is {known.what}; {advice}.", path=path)
     if path.suffix.lower() == ".onnx" or (head.startswith(_ONNX) and head[3:4] < b"\x40"):
         return UnsupportedCheckpointError(f"{path.name} is an ONNX file, which cannot be trained on; {_ANOTHER}.", path=path)
     if path.suffix.lower() in _UNFINISHED:
         return CheckpointError(f"{path.name} is a download that has not ended; wait for it, or {_DOWNLOAD}.", path=path)
-    if not head.strip(b"\0"):
+    if is_unfinished(head):
         return CheckpointError(f"{path.name} begins with zeros, as a download that has not ended does; {_DOWNLOAD}.", path=path)
     sentence = f"{path.name} ({size:,} bytes) is not a .safetensors file and no file of torch.save; download it again or {_ANOTHER}."
     return CheckpointError(sentence, path=path)

@@ -154,13 +154,13 @@ def build_blocks(
             checkpoint = gr.Dropdown(
                 elem_id="ti_checkpoint", label="Checkpoint", min_width=200, container=True, **_listed(engine, checkpoints)
             )
-        failed = gr.HTML("", elem_id="ti_checkpoint_note")
+        about = gr.HTML(render.note(engine.about_checkpoint(), "hint"), elem_id="ti_checkpoint_note")
         with gr.Tabs(elem_id="ti_pages", selected="ti_page_train"):
             with gr.Tab("txt2img", id="ti_page_txt2img", elem_id="ti_page_txt2img"):
                 pictures = build_txt2img_page(engine, drawing)
             with gr.Tab("Train", id="ti_page_train", elem_id="ti_page_train"):
                 page = build_train_page(engine, offer)
-        _follow_checkpoint(_Chooser(checkpoints, page, pictures), blocks, checkpoint, failed)
+        _follow_checkpoint(_Chooser(checkpoints, page, pictures), blocks, checkpoint, about)
     return blocks
 
 
@@ -189,7 +189,11 @@ class _Chooser:
             self.checkpoints.choose_checkpoint(name)
         except TextualInversionError as error:
             return [render.note(str(error), "error"), self.listed(), *[compat.update() for _ in shown]]
-        return ["", compat.update(), *_changes(shown, before, self._values())]
+        return [self.about(), compat.update(), *_changes(shown, before, self._values())]
+
+    def about(self) -> str:
+        """What the chosen checkpoint is, and how that is known."""
+        return render.note(self.page.actions.engine.about_checkpoint(), "hint")
 
     def listed(self) -> Any:
         """The checkpoints that are there now, and the chosen one."""
@@ -212,10 +216,11 @@ def _changes(shown: Sequence[Any], before: Sequence[Any], after: Sequence[Any]) 
     return [compat.update(value=new) if value == old != new else compat.update() for value, old, new in zip(shown, before, after)]
 
 
-def _follow_checkpoint(chooser: _Chooser, blocks: gr.Blocks, checkpoint: Any, failed: Any) -> None:
+def _follow_checkpoint(chooser: _Chooser, blocks: gr.Blocks, checkpoint: Any, about: Any) -> None:
     # input, not change: values set by the page are not the user's choice
-    compat.on(checkpoint.input, chooser.choose, [checkpoint, *chooser.fields], [failed, checkpoint, *chooser.fields])
+    compat.on(checkpoint.input, chooser.choose, [checkpoint, *chooser.fields], [about, checkpoint, *chooser.fields])
     compat.on(blocks.load, chooser.afresh, chooser.fields, [checkpoint, *chooser.fields])
+    compat.on(blocks.load, chooser.about, [], [about])
     compat.on(chooser.page.parts["refresh"].click, chooser.listed, [], [checkpoint])  # the choice of another window
 
 
