@@ -150,7 +150,7 @@ def cards(items: Sequence[Card]) -> str:
     if not items:
         return (
             f'<div class="ti-empty">{MARK}<p><strong>No embeddings yet.</strong><br>'
-            "Teach one on the Train page, or put a file into the embeddings folder and refresh.</p></div>"
+            "Teach one on the Train page, install one under Create there, or put a file into the embeddings folder and refresh.</p></div>"
         )
     return f'<div class="ti-cards" role="list">{"".join(card(item) for item in sorted(items, key=lambda item: bool(item.reason)))}</div>'
 
