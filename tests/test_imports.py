@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "textual_inversion"
 
-_BASE = {"errors", "text", "files", "description"}
+_BASE = {"errors", "text", "files", "description", "other_files"}
 _MODEL = _BASE | {"settings", "embedding", "formats", "prompts", "vocabulary", "diffusion"}
 _WORK = _MODEL | {"last_run", "pictures", "library", "preprocess", "training"}
 #: Layer -> the layers it may import besides itself. A new module or folder of the package gets its line here.
@@ -22,6 +22,7 @@ BELOW = {
     "errors": set(),
     "text": set(),
     "files": set(),
+    "other_files": set(),
     "description": {"text"},
     "last_run": {"files"},
     "settings": {"errors"},

@@ -29,7 +29,7 @@ def ended(engine: Engine) -> dict[str, Any]:
 
 def test_one_address_and_several(engine: Engine) -> None:
     with serving() as site, serving() as other:
-        installing = Installing(engine, Web(Sites(site.address, "http://127.0.0.1:9"), {"civitai": TOKEN}))
+        installing = Installing(engine, web=Web(Sites(site.address, "http://127.0.0.1:9"), {"civitai": TOKEN}))
         site.civitai(12, 34, embedding_bytes(vectors=40))
         assert not installing.begin(f" {site.address}/models/12 \n\n").failed
         state = ended(engine)

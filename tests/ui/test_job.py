@@ -46,7 +46,7 @@ def test_events_become_state(tmp_path: Path) -> None:
     state = finished(Job(), work)
     assert (state["phase"], state["step"], state["first_step"], state["last_step"], state["images"]) == ("finished", 13, 10, 13, 4)
     assert [point[0] for point in state["points"]] == [11, 12, 13]  # type: ignore[attr-defined]
-    assert state["previews"] == [{"step": 12, "file": "cat-12.png", "prompt": "a cat", "seed": 7}]
+    assert state["previews"] == [{"step": 12, "file": "cat-12.png", "prompt": "a cat", "seed": 7, "row": 0}]
     assert state["copies"] == [{"step": 12, "file": "cat-12.safetensors"}]
     assert state["messages"] == ["Caching latents", "Left out bad.png: it is empty."]
     assert state["remarks"] == ["Left out bad.png: it is empty."], "what should not be missed is apart from the rest"

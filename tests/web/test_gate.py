@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -261,12 +262,18 @@ def _posted(path: str, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
     return {"type": "http", "method": "POST", "path": path, "scheme": "http", "query_string": b"", "headers": [own, *headers]}
 
 
+def answered(sent: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+    """What was sent; in a thread of its own, because a browser of another test may keep an event loop in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, sent).result()
+
+
 def test_a_body_that_is_too_large_is_refused_by_its_length() -> None:
     async def application(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("it came in")
 
     for length in (b"2000000000", b"-1", b"x"):
-        sent = asyncio.run(_ask(gates.Gate(application), _posted("/gradio_api/upload", (b"content-length", length)), iter(())))
+        sent = answered(_ask(gates.Gate(application), _posted("/gradio_api/upload", (b"content-length", length)), iter(())))
         assert sent[0]["status"] == 413, length
 
 
@@ -278,12 +285,12 @@ def test_a_body_without_a_length_ends_at_the_limit() -> None:
             read.append(len(message["body"]))
 
     endless = iter(lambda: b"x" * 2**20, b"")
-    asyncio.run(_ask(gates.Gate(application), _posted("/gradio_api/queue/join"), endless))
+    answered(_ask(gates.Gate(application), _posted("/gradio_api/queue/join"), endless))
     assert sum(read) == gates.MAX_EVENT_BYTES
 
 
 def test_websockets_are_closed() -> None:
-    sent = asyncio.run(_ask(gates.Gate(None), {"type": "websocket", "path": "/queue/join", "headers": []}, iter(())))
+    sent = answered(_ask(gates.Gate(None), {"type": "websocket", "path": "/queue/join", "headers": []}, iter(())))
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from textual_inversion.app.actions import Outcome, answered
@@ -21,12 +22,13 @@ class Installing:
     """Installs into the folder of one engine's host.
 
     Args:
-        web: asks the web; None = with the tokens of the host and the environment, and with no address of this computer or its own network,
-            because whoever opens the page from elsewhere could ask those too.
+        tokens: site (`civitai`, `hub`) -> API token of the user's settings; the environment's count where there is none.
+        web: asks the web; None = with these tokens, and with no address of this computer or its own network, because whoever opens the
+            page from elsewhere could ask those too.
     """
 
-    def __init__(self, engine: Engine, web: Web | None = None) -> None:
-        self._engine, self._web = engine, web
+    def __init__(self, engine: Engine, tokens: Callable[[], Mapping[str, str]] = dict, web: Web | None = None) -> None:
+        self._engine, self._tokens, self._web = engine, tokens, web
 
     @answered
     def begin(self, addresses: Any) -> Outcome:
@@ -75,5 +77,5 @@ class Installing:
         def progress(done: int, total: int) -> None:
             listener(Advanced(done >> 10, max(total, done) >> 10))
 
-        web = self._web or Web(Sites.from_environment(), {**tokens_from_environment(), **self._engine.host.tokens()}, trusts_typed=False)
+        web = self._web or Web(Sites.from_environment(), {**tokens_from_environment(), **self._tokens()}, trusts_typed=False)
         return Installer(web, self._engine.host.folders().embeddings, files_too=False, progress=progress, should_stop=should_stop)

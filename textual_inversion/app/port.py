@@ -114,10 +114,6 @@ class Host(ABC):
     def lent_memory(self) -> AbstractContextManager[None]:
         """Keep the WebUI's models out of the device's memory inside the context."""
 
-    def tokens(self) -> Mapping[str, str]:
-        """Site (`civitai`, `hub`) -> API token of the user's settings; the environment's count where there is none."""
-        return {}
-
     @abstractmethod
     def embeddings_changed(self) -> None:
         """Notify the WebUI that embedding files were written or moved: it must draw the next picture with the new files."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from textual_inversion.app.actions import Outcome, answered
 from textual_inversion.app.job import JobKind, JobRunningError
 from textual_inversion.errors import EmbeddingError, NameTakenError
-from textual_inversion.files import os_error_text, remove_quietly, replace_file
+from textual_inversion.files import os_error_text, read_regular, remove_quietly, replace_file
 from textual_inversion.last_run import last_run_file, read_last_run
 from textual_inversion.library.sidecars import PREVIEW_ENDINGS, TEXT_ENDINGS
 from textual_inversion.text import counted
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Moves = Sequence[tuple[Path, Path]]
 _log = logging.getLogger(__name__)
+_MOST_NOTE = 2**20  # bytes
 _STAMP = "%Y-%m-%d_%H-%M-%S"
 _OWN_FOLDERS = ("training", "shelf", "reviews", "preprocessed", "pictures", "latents", "txt2img")  # below the outputs, for other things
 _OF_THE_FILE = (".optim", ".journal")  # behind the whole file name; the others follow its stem
@@ -148,7 +149,7 @@ class Shelf:
     def _last(self) -> _Change | None:
         """The last change; None where there is none that can be undone."""
         try:
-            kept = json.loads(self._note().read_text(encoding="ascii"))
+            kept = json.loads(read_regular(self._note(), _MOST_NOTE))
             moves = [(Path(source), Path(target)) for source, target in kept["moves"]]
             change = _Change(moves, str(kept["name"]), str(kept["new_name"]))
         except (OSError, ValueError, TypeError, KeyError):

@@ -46,9 +46,10 @@ def _draw_in_train_tabs(host: WebUIHost, engine: Engine) -> None:
     from textual_inversion.hosts.webui.registration import listen
 
     def draw(params: Any) -> None:
+        from textual_inversion.app.installing import Installing
         from textual_inversion.ui.page import draw_train_tab
 
-        draw_train_tab(engine, host, params.txt2img_preview_params, first=True)
+        draw_train_tab(engine, host, params.txt2img_preview_params, first=True, installing=Installing(engine, host.tokens))
 
     listen("ui_train_tabs", draw)
 
@@ -58,10 +59,11 @@ def _draw_as_tab(host: WebUIHost, engine: Engine) -> None:
     from textual_inversion.hosts.webui.registration import listen
 
     def draw() -> list[tuple[Any, str, str]]:
+        from textual_inversion.app.installing import Installing
         from textual_inversion.hosts.webui.generation import txt2img_components
         from textual_inversion.ui.page import TrainBlocks
 
-        return [(TrainBlocks(engine, host, txt2img_components()), "Train", "ti_train_tab")]
+        return [(TrainBlocks(engine, host, txt2img_components(), Installing(engine, host.tokens)), "Train", "ti_train_tab")]
 
     listen("ui_tabs", draw)
 

@@ -358,7 +358,12 @@ TAB_ID = "textual_inversion"
 
 
 def draw_train_tab(
-    engine: Engine, offer: CheckOffer | None = None, drawing_settings: Sequence[Any] = (), *, first: bool = False
+    engine: Engine,
+    offer: CheckOffer | None = None,
+    drawing_settings: Sequence[Any] = (),
+    *,
+    first: bool = False,
+    installing: Installing | None = None,
 ) -> TrainPage:
     """Add a tab with the Train page to the open gradio Tabs.
 
@@ -367,10 +372,11 @@ def draw_train_tab(
         drawing_settings: components of txt2img that previews may take their settings from, in the order of
             `actions.DRAWING_SETTINGS`; empty where there is no such page.
         first: select this tab when the page opens; its position stays last.
+        installing: as for `build_train_page`.
     """
     around = Context.block
     with gr.Tab(TITLE, id=TAB_ID, elem_id="ti_host_tab"):
-        page = build_train_page(engine, offer, drawing_settings, list_names=False)
+        page = build_train_page(engine, offer, drawing_settings, list_names=False, installing=installing)
     if first and isinstance(around, gr.Tabs):
         around.selected = TAB_ID
     return page
@@ -383,18 +389,20 @@ class TrainBlocks(gr.Blocks):
     application that nobody uses.
 
     Args:
-        offer, drawing_settings: as in `draw_train_tab`.
+        offer, drawing_settings, installing: as in `draw_train_tab`.
     """
 
-    def __init__(self, engine: Engine, offer: CheckOffer | None = None, drawing_settings: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, engine: Engine, offer: CheckOffer | None = None, drawing_settings: Sequence[Any] = (), installing: Installing | None = None
+    ) -> None:
         super().__init__(analytics_enabled=False)
-        self._page = (engine, offer, drawing_settings)
+        self._page, self._installing = (engine, offer, drawing_settings), installing
 
     def render(self) -> TrainBlocks:
         """Draw the page inside the gradio context that is open."""
         with gr.Column() as column:
             try:
-                build_train_page(*self._page, list_names=False)
+                build_train_page(*self._page, list_names=False, installing=self._installing)
             except Exception:  # noqa: BLE001  no error of ours may break the program's whole page
                 _log.exception("The Train tab could not be drawn")
                 gr.HTML(render.note("The Train tab could not be drawn; the console says why.", "error"))

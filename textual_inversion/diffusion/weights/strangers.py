@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from textual_inversion.errors import CheckpointError, TextualInversionError, UnsupportedCheckpointError
-from textual_inversion.formats.containers.other_files import is_unfinished, other_file
+from textual_inversion.other_files import is_unfinished, other_file
 
 _DOWNLOAD = "download it again"
 _ANOTHER = "choose a Stable Diffusion checkpoint"

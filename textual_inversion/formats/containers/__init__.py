@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from textual_inversion.errors import UnknownLayoutError
 from textual_inversion.formats.containers.file_bytes import FileBytes
-from textual_inversion.formats.containers.other_files import is_unfinished, other_file
 from textual_inversion.formats.containers.picture_file import is_picture, read_picture
 from textual_inversion.formats.containers.safetensors_file import is_safetensors, read_safetensors
 from textual_inversion.formats.containers.tensors import Contents
 from textual_inversion.formats.containers.torch_file import is_torch_file, read_torch_file
+from textual_inversion.other_files import is_unfinished, other_file
 
 #: (test of the first bytes, reader) for each kind of file. To add a kind, add a module to this folder and a line here.
 _CONTAINERS: tuple[tuple[Callable[[FileBytes], bool], Callable[[FileBytes], Contents]], ...] = (
