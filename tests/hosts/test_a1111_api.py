@@ -30,7 +30,7 @@ def test_an_embedding_is_made_trained_and_known_to_the_host(a1111: WebUI) -> Non
     answer = a1111.post(f"{API}/train", name="api-made", steps=6, wait=True, log_dir="from-api", copy_every=3, **SMALL)
     assert answer["state"]["phase"] == "finished", answer
     assert answer["state"]["step"] == 6
-    assert [copy["step"] for copy in answer["state"]["copies"]] == [3, 6]
+    assert [copy["step"] for copy in answer["state"]["copies"]] == [0, 3, 6]
     assert list((a1111.data / "textual_inversion" / "from-api" / "api-made").iterdir())
     after = a1111.get(f"{API}/inspect", name="api-made.safetensors")
     assert after["step"] == 6
