@@ -82,6 +82,18 @@ def test_typed_captions_are_on_disk_before_anything_is_written(engine: FakeEngin
     assert [path.read_text() for path in target.glob("*.txt")] == ["edited in the destination"], "the typed one was written once"
 
 
+def test_a_picture_that_is_away_for_one_look_keeps_its_caption(engine: FakeEngine, tmp_path: Path) -> None:
+    source, target = folder_of(tmp_path / "cats", "a.png", "b.png"), tmp_path / "set"
+    _, review = looked(engine, source, target)
+    review.take(sent(review, {"do": "caption", "item": place_of(review, "b.png"), "part": 0, "text": "a sleeping cat"}))
+    (source / "b.png").rename(tmp_path / "b.png")
+    _, review = looked(engine, source, target)
+    review.take(sent(review, {"do": "caption", "item": 0, "part": 0, "text": "a cat"}, first=2))
+    (tmp_path / "b.png").rename(source / "b.png")
+    _, review = looked(engine, source, target)
+    assert [item.views[0].caption for item in review.planned] == ["a cat", "a sleeping cat"]
+
+
 def test_closing_forgets_the_choices(engine: FakeEngine, tmp_path: Path) -> None:
     source, target = folder_of(tmp_path / "cats", "a.png"), tmp_path / "set"
     _, review = looked(engine, source, target)

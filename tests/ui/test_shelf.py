@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,32 @@ def test_a_move_that_fails_half_way_is_taken_back(engine: FakeEngine, monkeypatc
     (folders.outputs / "training" / "blick").mkdir()
     assert "Nothing is changed" in Shelf(engine).rename("wug", "blick").text
     assert contents(folders.embeddings) == before
+
+
+@pytest.mark.parametrize("change", ["rename", "delete"])
+def test_settings_of_others_move_no_folder_elsewhere(change: str, engine: FakeEngine, tmp_path: Path) -> None:
+    trained(engine, "wug")
+    folders = engine.host.folders()
+    private = tmp_path / "private" / "wug"
+    (private / "run").mkdir(parents=True)
+    note = folders.embeddings / "wug.training.json"
+    kept = json.loads(note.read_text())
+    kept["settings"]["log_dir"] = f"{folders.outputs}/../{os.path.relpath(private, folders.outputs.parent)}/run"
+    note.write_text(json.dumps(kept))
+    outcome = Shelf(engine).delete("wug") if change == "delete" else Shelf(engine).rename("wug", "blick")
+    assert not outcome.failed
+    assert (private / "run").is_dir()
+
+
+@pytest.mark.parametrize("change", ["rename", "delete"])
+def test_undo_leaves_the_name_to_a_newer_word(change: str, engine: FakeEngine) -> None:
+    trained(engine, "wug")
+    shelf, folder = Shelf(engine), engine.host.folders().embeddings
+    assert not (shelf.delete("wug") if change == "delete" else shelf.rename("wug", "blick")).failed
+    engine.create(NewEmbedding("WUG", "cat"))
+    before = contents(folder)
+    assert "already" in shelf.undo().text
+    assert contents(folder) == before
 
 
 def test_a_word_in_training_stays(engine: FakeEngine) -> None:

@@ -95,9 +95,15 @@ class ReviewSession:
 
     def choices(self, source: Path) -> Choices:
         """The user's changes to the pictures of the folder `source`, also from an earlier review or an earlier start of the program."""
-        if self.config is not None and self.config.source_path == source:
-            return choices_of(self.planned)
-        return self.kept_in.load(source) if self.kept_in else {}
+        if self.config is None or self.config.source_path != source:
+            return self.kept_in.load(source) if self.kept_in else {}
+        return {**self._away(source), **choices_of(self.planned)}
+
+    def _away(self, source: Path) -> Choices:
+        """Choices for pictures that this look did not find or could not read; they count again when the pictures are there again."""
+        planned = {(item.source.name, view.part) for item in self.planned for view in item.views}
+        kept = self.kept_in.load(source) if self.kept_in and self.planned else {}
+        return {key: choice for key, choice in kept.items() if key not in planned}
 
     def forget(self) -> None:
         """End the review and forget the user's changes."""
@@ -107,9 +113,9 @@ class ReviewSession:
 
     def end_written(self, source: Path) -> None:
         """End the review after all results of the folder `source` were written. What was left out stays left out."""
-        left_out = without_written(self.choices(source))
         if self.kept_in:
-            self.kept_in.save(source, left_out)
+            choices, away = self.choices(source), self._away(source)
+            self.kept_in.save(source, {**away, **without_written(choices)})
         self.close()
 
     def close(self) -> None:
@@ -173,8 +179,8 @@ class ReviewSession:
                 draw_anew |= self._do(command)
                 if self.id:  # the command may have ended the review
                     self.taken[client] = number
-        if self.kept_in and self.config and (now := choices_of(self.planned)) != changed:
-            self.kept_in.save(self.config.source_path, now)
+        if self.kept_in and self.config and choices_of(self.planned) != changed:
+            self.kept_in.save(self.config.source_path, self.choices(self.config.source_path))
         while len(self.taken) > MOST_CLIENTS:
             self.taken.pop(next(iter(self.taken)))
         return draw_anew or (self.id, self.show, self.page) != before

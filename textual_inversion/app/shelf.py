@@ -91,10 +91,13 @@ class Shelf:
         if last is None:
             return Outcome("There is nothing to undo.", "hint")
         if last.new_name:
-            self._rename(self._file(last.new_name), last.name)
+            path = self._file(last.new_name)
+            self._require_free(last.name, path)
+            self._rename(path, last.name)
         elif taken := [source for source, _ in last.moves if source.exists()]:
             raise EmbeddingError(f"{taken[0]} exists again; move it away first.", path=taken[0])
         else:
+            self._require_free(last.name)
             _move([(target, source) for source, target in reversed(last.moves)])
             self.engine.refresh()
         remove_quietly(self._note())
@@ -114,10 +117,11 @@ class Shelf:
 
     def _logs(self, path: Path) -> list[Path]:
         """The folders below `outputs` with the copies, previews and tables of the embedding in the file `path`."""
-        outputs = self.engine.host.folders().outputs
+        outputs = self.engine.host.folders().outputs.resolve()
         folders = [outputs / "training" / path.stem]
         if run_folder := str(read_last_run(path).settings.get("log_dir") or ""):
-            of_the_name = Path(run_folder).parent  # a folder for each run lies in one for each name
+            # A folder for each run lies in one for each name. The settings may come from elsewhere and lead anywhere, hence the real place.
+            of_the_name = Path(run_folder).expanduser().resolve().parent
             named = of_the_name.name == path.stem and outputs in of_the_name.parents
             folders += [of_the_name] if named and of_the_name not in (*folders, *(outputs / own for own in _OWN_FOLDERS)) else []
         return [folder for folder in folders if folder.is_dir()]
@@ -128,13 +132,16 @@ class Shelf:
     def _note(self) -> Path:
         return self._place() / "last.json"
 
-    def _require_free(self, new: str, path: Path) -> None:
+    def _require_free(self, new: str, path: Path | None = None) -> None:
+        """Raise `NameTakenError` where prompts know another embedding by the name `new`; the one in the file `path` may have it."""
         from textual_inversion.embedding import fold_name
 
-        taken = [card.name for card in self.engine.cards() if fold_name(card.name) == fold_name(new) and card.name != path.stem]
-        if taken or (new != path.stem and path.with_name(f"{new}{path.suffix}").exists() and fold_name(new) != fold_name(path.stem)):
+        old = path.stem if path else ""
+        taken = [card.name for card in self.engine.cards(rescan=True) if fold_name(card.name) == fold_name(new) and card.name != old]
+        there = path is not None and path.with_name(f"{new}{path.suffix}").exists() and fold_name(new) != fold_name(old)
+        if taken or (there and new != old):
             raise NameTakenError(f"There is an embedding {taken[0] if taken else new!r} already; choose another name.")
-        if new == path.stem:
+        if new == old:
             raise NameTakenError(f"It is called “{new}” already.")
 
     def _keep_note(self, moves: Moves, name: str, new_name: str) -> None:
@@ -175,7 +182,7 @@ def _moved(value: object, old: Path, new: Path) -> object:
     """A path below the folder `old` as one below `new`; other values as they are."""
     if not isinstance(value, str) or not value:
         return value
-    path = Path(value)
+    path = Path(value).expanduser().resolve()
     return str(new / path.relative_to(old)) if path == old or old in path.parents else value
 
 
@@ -183,20 +190,28 @@ def _move(moves: Moves) -> None:
     """Move every file and folder, or none.
 
     Raises:
-        EmbeddingError: one cannot be moved; those before it are moved back.
+        EmbeddingError: one cannot be moved. Those before it are moved back; what cannot be, is named.
     """
     done: list[tuple[Path, Path]] = []
     try:
         for source, target in moves:
             if target.exists() and not (source.exists() and source.samefile(target)):  # a change of capitals only
-                raise FileExistsError(17, "it exists already", str(target))
+                raise FileExistsError(17, f"{target} exists already; move it away first", str(target))
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(source, target)
             done.append((source, target))
     except OSError as error:
-        for source, target in reversed(done):
-            shutil.move(target, source)
-        raise EmbeddingError(f"Nothing is changed: {os_error_text(error)}.") from error
+        left = [target for source, target in reversed(done) if not _moved_back(target, source)]
+        said = f"Some files could not be moved back and lie here now: {', '.join(map(str, left))}" if left else "Nothing is changed"
+        raise EmbeddingError(f"{said} ({os_error_text(error)}).") from error
+
+
+def _moved_back(target: Path, source: Path) -> bool:
+    try:
+        shutil.move(target, source)
+    except OSError:
+        return False
+    return True
 
 
 def _free(path: Path) -> Path:
