@@ -89,7 +89,7 @@ def test_an_archive_is_named(site: Site, installer: Installer) -> None:
 
 
 def test_a_page_that_is_no_model(site: Site, installer: Installer) -> None:
-    with pytest.raises(InstallError, match="that of no model"):
+    with pytest.raises(InstallError, match="not a model's page"):
         installer.install(f"{site.address}/user/somebody")
 
 
@@ -282,11 +282,23 @@ def test_a_token_is_not_sent_again_on_the_way_back(site: Site, installer: Instal
     assert "Authorization" not in site.asked("/bucket/34.bin")[0]
 
 
+def test_a_token_in_the_address_goes_to_civitai_only(site: Site, installer: Installer) -> None:
+    with serving() as hub:
+        hub.files["/f.safetensors"] = embedding_bytes()
+        installer.web.sites, installer.web.tokens = Sites(site.address, hub.address), {}
+        files = [{"name": "f.safetensors", "downloadUrl": f"{hub.address}/f.safetensors", "hashes": {"SHA256": "none", "AutoV2": "?"}}]
+        site.civitai(12, 34, embedding_bytes(), files=files)
+        installed = installer.install(f"{site.address}/models/12?token={TOKEN}", Wish(picture=False))
+        assert "Authorization" not in hub.asked("/f.safetensors")[0]
+    assert installed.agrees == ()
+    assert site.asked("/api/v1/models/12")[0]["Authorization"] == f"Bearer {TOKEN}"
+
+
 def test_a_token_in_the_address_is_used_and_never_shown(site: Site, tmp_path: Path) -> None:
     site.civitai(12, 34, embedding_bytes())
     site.settings["/api/download/models/34"]["login"] = True
     bare = Installer(Web(Sites(site.address, "http://127.0.0.1:9"), {}), tmp_path / "e")
-    with pytest.raises(InstallError, match=r"not given to everybody .*CIVITAI_API_TOKEN") as caught:
+    with pytest.raises(InstallError, match=r"needs a login or permission .*CIVITAI_API_TOKEN") as caught:
         bare.install(f"{site.address}/models/12?token=wrong-token-99")
     assert "wrong-token-99" not in str(caught.value)
     assert bare.install(f"{site.address}/api/download/models/34?token={TOKEN}").name == "dotted-star"

@@ -152,7 +152,7 @@ def test_tokens_are_never_said(site: Site, installer: Installer) -> None:
 ])  # fmt: skip
 def test_redirects_to_other_things_are_refused(site: Site, plain: Installer, target: str) -> None:
     site.settings["/go"] = {"redirect": target or " ", "status": 302}
-    with pytest.raises(InstallError, match="leads to what is no web address"):
+    with pytest.raises(InstallError, match="leads to something that is not a web address"):
         plain.install(f"{site.address}/go")
 
 
@@ -237,6 +237,10 @@ def test_which_addresses_belong_to_the_internet(number: str, public: bool) -> No
     ("https://huggingface.co/sd-concepts-library/cat-toy", HubPlace("https://huggingface.co", "sd-concepts-library/cat-toy")),
     ("https://hf.co/a/b/blob/main/x%20y.pt", HubPlace("https://huggingface.co", "a/b", "main", "x y.pt", True)),
     ("https://huggingface.co/a/b/tree/v1/sub", HubPlace("https://huggingface.co", "a/b", "v1", "sub")),
+    ("https://huggingface.co/a/b/resolve/refs%2Fpr%2F1/x.bin", HubPlace("https://huggingface.co", "a/b", "refs/pr/1", "x.bin", True)),
+    ("https://huggingface.co/a/b/tree/refs%2Fpr%2F1/s%20t", HubPlace("https://huggingface.co", "a/b", "refs/pr/1", "s t")),
+    (f"https://civitai.com/models/7?modelVersionId={'9' * 5000}", CivitaiModel(COM, 7, None)),
+    ("~nosuchuser/x.pt", LocalFile(Path("~nosuchuser/x.pt"))),
     ("https://hf-mirror.com/a/b", HubPlace("https://hf-mirror.com", "a/b")),
     ("https://huggingface.co/datasets/a/b/resolve/main/x.pt", HubPlace("https://huggingface.co", "datasets/a/b", "main", "x.pt", True)),
     ("https://github.com/a/b/blob/main/x.pt", WebFile("https://github.com/a/b/raw/main/x.pt")),
@@ -251,13 +255,28 @@ def test_what_people_paste(text: str, source: object) -> None:
 
 @pytest.mark.parametrize(("text", "message"), [
     ("", "Give the address"), ("ftp://a.test/x.pt", "ftp: are not fetched"), ("https://me:word@a.test/x.pt", "holds a user's name"),
-    ("https://", "names no host"), ("https://a.test:port/x", "no web address"), ("https://civitai.com/images/5", "that of no model"),
-    ("https://huggingface.co/docs/hub", "that of no repository"), ("https://www.liblib.art/modelinfo/abc", "LiblibAI gives files"),
+    ("https://", "names no host"), ("https://a.test:port/x", "no web address"), ("https://civitai.com/images/5", "not a model's page"),
+    ("https://huggingface.co/docs/hub", "not a repository's page"), ("https://www.liblib.art/modelinfo/abc", "LiblibAI gives files"),
+    (f"https://civitai.com/models/{'9' * 5000}", "not a model's page"), (f"civitai:{'9' * 5000}", "are not fetched"),
     ("javascript:alert(1)", "are not fetched"),
 ])  # fmt: skip
 def test_what_is_no_address(text: str, message: str) -> None:
     with pytest.raises(InstallError, match=message):
         understand(text, Sites())
+
+
+def test_the_disk_is_not_touched_where_files_are_not_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def touched(path: object) -> bool:
+        raise AssertionError(f"{path} was looked up")
+
+    monkeypatch.setattr("os.path.lexists", touched)
+    assert understand(r"\\server\share\x.pt", Sites()) == LocalFile(Path(r"\\server\share\x.pt"))
+    assert understand("civitai.com/models/7808", Sites(), files_too=False) == CivitaiModel(COM, 7808, None)
+    monkeypatch.undo()
+    guarded = Installer(Web(), tmp_path / "e", files_too=False)
+    with pytest.raises(InstallError, match="Give a web address"):
+        guarded.install(r"\\server\share\x.pt")
+    assert not guarded.folder.exists()
 
 
 def test_messages_hold_no_query() -> None:
@@ -279,11 +298,11 @@ def test_tokens_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_a_token_is_for_the_siblings_of_a_site_and_for_nobody_else() -> None:
     web = Web()
     for address in ("https://civitai.com/api/v1/models/1", "https://civitai.red/api/v1/models/1", "https://civitai.green/x"):
-        assert web._site_of(address) == "civitai"
+        assert web.site_of(address) == "civitai"
     for address in ("http://civitai.com/x", "https://civitai.com.evil.test/x", "https://image.civitai.com/x", "https://notcivitai.com/"):
-        assert web._site_of(address) == ""
-    assert web._site_of("https://huggingface.co/a/b/resolve/main/x") == "hub"
-    assert web._site_of("https://cdn-lfs.huggingface.co/x") == ""
+        assert web.site_of(address) == ""
+    assert web.site_of("https://huggingface.co/a/b/resolve/main/x") == "hub"
+    assert web.site_of("https://cdn-lfs.huggingface.co/x") == ""
 
 
 def test_a_mirror_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,8 @@ _TRIES = 4
 _PAUSE = 1.0  # seconds before the first new try after a cut connection
 _PAGE = re.compile(rb"\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 _TITLE = re.compile(rb"<title[^>]*>(.{1,200}?)</title>", re.IGNORECASE | re.DOTALL)
-_RANGE = re.compile(r"bytes (?P<begin>\d+)-\d+/(?P<size>\d+|\*)")
-_ALL = re.compile(r"bytes \*/(?P<size>\d+)")
+_RANGE = re.compile(r"bytes (?P<begin>\d{1,18})-\d+/(?P<size>\d{1,18}|\*)")
+_ALL = re.compile(r"bytes \*/(?P<size>\d{1,18})")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ class _Transfer:
         else:
             self.done = 0
         self._check(answer)
-        replace_file(_note_of(self.path), json.dumps({"validator": _validator(answer) or self.validator}).encode(), durable=False)
+        validator = _validator(answer) or (self.validator if self.done else "")  # the old one is that of another file
+        replace_file(_note_of(self.path), json.dumps({"validator": validator}).encode(), durable=False)
         with open_regular(self.path, "ab" if self.done else "wb") as file:
             while block := answer.read(_BLOCK):
                 if not self.done and _PAGE.match(block):
@@ -156,7 +157,7 @@ class _Transfer:
     def _check(self, answer: Answer) -> None:
         """Refuse a page, what is too large, and what was packed on the way."""
         length = answer.headers.get("Content-Length", "")
-        self.total = self.done + int(length) if length.isdecimal() else 0
+        self.total = self.done + int(length) if re.fullmatch(r"[0-9]{1,18}", length) else 0
         if answer.headers.get("Content-Encoding", "identity") != "identity":
             self._refuse(f"{shown(self.address)} is sent packed although that was not wanted; fetch it with your browser.")
         if answer.is_page:

@@ -107,7 +107,9 @@ class Installer:
             InstallError: it cannot be had, is no embedding, holds code, is another file than its site says, or its name is taken.
             InvalidNameError: the name that was asked for cannot be one.
         """
-        source = understand(text, self.web.sites)
+        source = understand(text, self.web.sites, files_too=self.files_too)
+        if isinstance(source, LocalFile) and not self.files_too:
+            raise InstallError("Give a web address, such as https://civitai.com/models/123.", setting="address")
         if wish.name:
             check_name(wish.name)
         try:
@@ -115,8 +117,6 @@ class Installer:
         except OSError as error:
             raise InstallError(f"The folder {self.folder} cannot be made ({os_error_words(error)}).", path=self.folder) from error
         if isinstance(source, LocalFile):
-            if not self.files_too:
-                raise InstallError("Give a web address, such as https://civitai.com/models/123.", setting="address")
             return self._place(source.path, source.path.name, Offer(""), wish)
         offer = look_up(self.web, source)
         fetched = fetch(
@@ -134,19 +134,19 @@ class Installer:
     def _place(self, path: Path, file_name: str, offer: Offer, wish: Wish) -> Installed:
         """Give a file its name in the folder."""
         shown = file_name or "The file"
-        infos = placing.read_safely(path, shown)
+        info = placing.read_safely(path, shown)[0]
         try:
             sha256 = formats.file_sha256(path)
         except EmbeddingError as error:
             raise InstallError(str(error), path=path) from error
         agrees = placing.check_digest(shown, sha256, self._expected(offer, wish))
-        if there := placing.same_file(self.folder, sha256, infos[0].size):
-            return Installed(there, there.stem, sha256, True, tuple(agrees), infos[0])
+        if there := placing.same_file(self.folder, sha256, info.size):
+            return Installed(there, there.stem, sha256, True, tuple(agrees), info)
         name = placing.name_for(wish.name, Path(file_name).stem, offer.title)
         placing.check_free(self.folder, name)
         target = self.folder / f"{name}{placing.ending_for(path, file_name)}"
         placing.put(path, target)
-        return self._with_company(path, target, offer, wish, Installed(target, name, sha256, False, tuple(agrees), infos[0]))
+        return self._with_company(path, target, offer, wish, Installed(target, name, sha256, False, tuple(agrees), info))
 
     def _expected(self, offer: Offer, wish: Wish) -> Mapping[str, str]:
         given = {"hash": wish.digest} if wish.digest else {}

@@ -115,7 +115,7 @@ class Web:
         """
         own_hosts = {host_of(self.sites.civitai), host_of(self.sites.hub)}
         trusted = own_hosts | ({host_of(address)} if typed and self.trusts_typed else set())
-        site = self._site_of(address)
+        site = self.site_of(address)
         token = (token or self.tokens.get(site, "")) if site else ""
         self._secrets |= {token} - {""}
         first, now = origin_of(address), address
@@ -180,7 +180,7 @@ class Web:
         said = self._hidden(_own_words(error))
         quoted = f" (it says: {said})" if said else ""
         if error.code in (401, 403):
-            return f"{shown(address)} is not given to everybody{quoted}{self._about_token(site)}."
+            return f"{shown(address)} needs a login or permission{quoted}{self._about_token(site)}."
         if error.code in (404, 410):
             hidden = f", or it is not public{self._about_token(site)}" if site else ""
             return f"There is nothing at {shown(address)}{hidden}."
@@ -198,7 +198,7 @@ class Web:
             return f"; the API token of {_SITE_NAMES[site]} that is set ({name}) does not open it"
         return f"; set an API token of {_SITE_NAMES[site]} ({name})"
 
-    def _site_of(self, address: str) -> str:
+    def site_of(self, address: str) -> str:
         """The site that an address belongs to; empty for others."""
         if self.sites.civitai == Sites.civitai and origin_of(address)[0] == "https" and host_of(address) in CIVITAI_HOSTS:
             return "civitai"
@@ -286,7 +286,7 @@ def _connect(trusted: Collection[str], address: tuple[str, int], timeout: float,
     places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     numbers = [str(place[4][0]) for place in places]
     if not numbers or not all(map(_is_public, numbers)):
-        raise _PrivateAddressError(f"{host} lies on this computer or in its own network, where nobody sent you")
+        raise _PrivateAddressError(f"{host} lies on this computer or in its own network")
     failed: OSError | None = None
     for number in numbers:
         try:
@@ -343,7 +343,7 @@ def _next_address(now: str, location: str) -> str:
     except ValueError:
         allowed = False
     if not allowed:
-        raise InstallError(f"{shown(now)} leads to what is no web address.")
+        raise InstallError(f"{shown(now)} leads to something that is not a web address.")
     if urlsplit(now).scheme == "https" and parts.scheme == "http":
         raise InstallError(f"{shown(now)} leads from an encrypted connection to {shown(following)}, which is none; that is not followed.")
     return quote(following, safe="%/:=&?~#+!$,;'@()*[]").partition("#")[0]
