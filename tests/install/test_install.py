@@ -264,10 +264,11 @@ def test_tokens_go_to_their_site_only(site: Site, installer: Installer) -> None:
     with serving() as other:
         other.files["/signed"] = embedding_bytes()
         site.settings["/api/download/models/34"] = {"redirect": f"{other.address}/signed", "status": 307, "login": True}
-        installer.web.sites = Sites(site.address, site.address)
+        installer.web.sites = Sites(site.address, other.address)  # so that the redirect may lead to this machine
         installer.install(f"{site.address}/models/12", Wish(picture=False))
         assert site.asked("/api/v1/models/12")[0]["Authorization"] == f"Bearer {TOKEN}"
         assert "Authorization" not in other.asked("/signed")[0]
+        installer.web.sites = Sites(site.address, site.address)
         other.files["/plain.pt"] = embedding_bytes(5)
         installer.install(f"{other.address}/plain.pt")
         assert "Authorization" not in other.asked("/plain.pt")[0]
@@ -278,6 +279,7 @@ def test_a_token_is_not_sent_again_on_the_way_back(site: Site, installer: Instal
     with serving() as other:
         other.settings["/there"] = {"redirect": f"{site.address}/bucket/34.bin", "status": 302}
         site.settings["/api/download/models/34"] = {"redirect": f"{other.address}/there", "status": 307}
+        installer.web.sites = Sites(site.address, other.address)
         installer.install(f"{site.address}/models/12", Wish(picture=False))
     assert "Authorization" not in site.asked("/bucket/34.bin")[0]
 

@@ -15,7 +15,7 @@ from textual_inversion.errors import InstallError
 from textual_inversion.install import Installer, Sites, Web, Wish
 from textual_inversion.install import download as downloading
 from textual_inversion.install.addresses import CivitaiModel, HubPlace, LocalFile, WebFile, shown, understand
-from textual_inversion.install.web import _is_public, tokens_from_environment
+from textual_inversion.install.web import _is_public, _proxies, tokens_from_environment
 
 COM = "https://civitai.com"
 DATA = embedding_bytes(vectors=60)  # some 180 KB
@@ -83,7 +83,7 @@ def test_a_connection_that_is_always_cut(site: Site, plain: Installer, address: 
     site.settings["/f/zorb.safetensors"]["cut"] = [10_000] * 4
     with pytest.raises(InstallError, match=r"after 39 KB of 180 KB, 4 times; start it again to go on from there"):
         plain.install(address)
-    assert len(waits) == 3
+    assert sum(waits) == 6
     site.settings["/f/zorb.safetensors"]["cut"] = []
     plain.install(address)
     assert site.asked("/f/zorb.safetensors")[-1]["Range"] == "bytes=40000-"
@@ -120,13 +120,37 @@ def test_a_login_is_named(site: Site, installer: Installer) -> None:
         installer.install(f"{site.address}/models/12")
 
 
+def test_a_file_in_a_folder_named_login_is_fetched(site: Site, plain: Installer, address: str) -> None:
+    site.files["/login/zorb.safetensors"] = DATA
+    site.settings["/go"] = {"redirect": "/login/zorb.safetensors", "status": 302}
+    assert plain.install(f"{site.address}/go").name == "zorb"
+
+
 @pytest.mark.parametrize("wait", ["3", None, "date"])
 def test_a_short_wish_to_wait_is_followed(site: Site, plain: Installer, address: str, waits: list[float], wait: str | None) -> None:
     soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=20), usegmt=True)
     site.settings["/f/zorb.safetensors"]["busy"] = [{"Retry-After": soon if wait == "date" else wait} if wait else {}]
     plain.install(address)
-    assert len(waits) == 1
-    assert 1 < waits[0] <= 20
+    assert 1 < sum(waits) <= 20
+
+
+def test_a_stop_ends_a_wait(site: Site, plain: Installer, address: str, waits: list[float]) -> None:
+    site.settings["/f/zorb.safetensors"]["busy"] = [{"Retry-After": "50"}]
+    plain.should_stop = lambda: len(waits) > 1
+    with pytest.raises(InstallError, match="was stopped"):
+        plain.install(address)
+    assert len(waits) == 2
+
+
+def test_a_stop_and_a_deadline_end_questions_to_the_site(site: Site, installer: Installer, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.civitai(12, 34, DATA)
+    installer.should_stop = lambda: True
+    with pytest.raises(InstallError, match="was stopped"):
+        installer.install(f"{site.address}/models/12")
+    installer.should_stop = lambda: False
+    monkeypatch.setattr("textual_inversion.install.web._LONGEST_SMALL", -1.0)
+    with pytest.raises(InstallError, match="took longer than"):
+        installer.install(f"{site.address}/models/12")
 
 
 def test_a_long_wish_to_wait_is_said(site: Site, plain: Installer, address: str, waits: list[float]) -> None:
@@ -183,6 +207,15 @@ def test_where_the_user_may_not_name_the_own_network(site: Site, tmp_path: Path)
     with pytest.raises(InstallError, match="in its own network, so it is not asked"):
         guarded.install(f"{site.address}/f")
     assert site.requests == []
+
+
+def test_trust_in_a_host_is_for_one_port(site: Site, plain: Installer) -> None:
+    with serving() as other:
+        other.files["/secret"] = DATA
+        site.settings["/go"] = {"redirect": f"{other.address}/secret", "status": 302}
+        with pytest.raises(InstallError, match="in its own network"):
+            plain.install(f"{site.address}/go")
+        assert other.requests == []
 
 
 def test_redirects_that_never_end(site: Site, plain: Installer) -> None:
@@ -320,3 +353,18 @@ def test_a_proxy_carries_the_request(site: Site, plain: Installer, monkeypatch: 
         with pytest.raises(InstallError, match="in its own network"):
             plain.install("http://files.test/go")
     assert site.requests == []
+
+
+def test_only_proxies_are_trusted_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "10.0.0.1")
+    monkeypatch.setenv("http_proxy", "proxy.test:3128")
+    monkeypatch.setenv("https_proxy", "http://secure.test")
+    monkeypatch.setenv("all_proxy", "http://[broken:x")
+    assert _proxies() == {("proxy.test", 3128), ("secure.test", 80), ("secure.test", 443)}
+
+
+@pytest.mark.parametrize("proxy", ["http://[broken", "http://127.0.0.1:port", "ftp://"])
+def test_a_malformed_proxy_is_said(plain: Installer, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(InstallError, match="cannot be reached"):
+        plain.install("http://files.test/zorb.pt")

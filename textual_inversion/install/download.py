@@ -88,7 +88,7 @@ def fetch(
                 raise InstallError(f"{path.parent}: {os_error_text(error)}.", path=path.parent) from error
             cut = reason_of(error)
         if attempt < _TRIES:
-            web.wait(_PAUSE * attempt)
+            web.pause(_PAUSE * attempt)
     done = f"after {_size(transfer.done)}" + (f" of {_size(transfer.total)}" if transfer.total else "")
     raise InstallError(f"{shown(address)} could not be read to its end: {cut} {done}, {_TRIES} times; start it again to go on from there.")
 

@@ -118,6 +118,7 @@ class Installer:
             raise InstallError(f"The folder {self.folder} cannot be made ({os_error_words(error)}).", path=self.folder) from error
         if isinstance(source, LocalFile):
             return self._place(source.path, source.path.name, Offer(""), wish)
+        self.web.should_stop = self.should_stop  # a stop ends waits and questions to the site too
         offer = look_up(self.web, source)
         fetched = fetch(
             self.web, offer.address, self.folder, typed=offer.typed, token=offer.token, progress=self.progress, should_stop=self.should_stop
