@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
@@ -11,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.support.install_site import TOKEN, Site, embedding_bytes, left_over, serving
-from textual_inversion.errors import InstallError
-from textual_inversion.install import Installer, Sites, Web, Wish
+from textual_inversion.errors import EmbeddingError, InstallError
+from textual_inversion.install import Installer, InstallOptions, Sites, Web
 from textual_inversion.install import download as downloading
 from textual_inversion.install.addresses import CivitaiModel, HubPlace, LocalFile, WebFile, shown, understand
 from textual_inversion.install.web import _is_public, _proxies, tokens_from_environment
@@ -348,7 +351,7 @@ def test_a_proxy_carries_the_request(site: Site, plain: Installer, monkeypatch: 
     with serving() as proxy:
         monkeypatch.setenv("http_proxy", proxy.address)
         proxy.files["/zorb.pt"] = DATA
-        assert plain.install("http://files.test/zorb.pt", Wish()).name == "zorb"
+        assert plain.install("http://files.test/zorb.pt", InstallOptions()).name == "zorb"
         proxy.settings["/go"] = {"redirect": "http://127.0.0.2/secret", "status": 302}
         with pytest.raises(InstallError, match="in its own network"):
             plain.install("http://files.test/go")
@@ -368,3 +371,47 @@ def test_a_malformed_proxy_is_said(plain: Installer, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("http_proxy", proxy)
     with pytest.raises(InstallError, match="cannot be reached"):
         plain.install("http://files.test/zorb.pt")
+
+
+def test_one_program_at_a_time_fetches_a_file(plain: Installer, address: str) -> None:
+    plain.folder.mkdir()
+    with downloading.alone(address, plain.folder), pytest.raises(InstallError, match="is being fetched already"):
+        plain.install(address)
+    assert plain.install(address).name == "zorb"
+    assert left_over(plain.folder) == []
+
+
+def test_a_lock_that_a_killed_program_left_hinders_nobody(plain: Installer, address: str) -> None:
+    plain.folder.mkdir()
+    downloading._part_of(plain.folder, address).with_suffix(".lock").touch()
+    assert plain.install(address).name == "zorb"
+
+
+def test_old_remains_are_deleted(plain: Installer, address: str) -> None:
+    plain.folder.mkdir()
+    for name, days in ((".ti-install-0.part", 8), (".ti-install-0.part.json", 8), (".ti-install-1.part", 6), ("own.pt", 99)):
+        (plain.folder / name).touch()
+        os.utime(plain.folder / name, (time.time() - days * 86400,) * 2)
+    plain.install(address)
+    assert left_over(plain.folder) == [".ti-install-1.part"]
+    assert (plain.folder / "own.pt").exists()
+
+
+def test_an_error_of_the_reader_leaves_nothing(plain: Installer, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> str:
+        raise EmbeddingError("cannot be read")
+
+    monkeypatch.setattr("textual_inversion.install.placing.ending_for", failing)
+    with pytest.raises(EmbeddingError):
+        plain.install(address)
+    assert list(plain.folder.iterdir()) == []
+
+
+def test_a_file_without_validator_forgets_that_of_another(site: Site, plain: Installer, address: str) -> None:
+    plain.should_stop = lambda: True
+    for headers in ({"ETag": '"one"'}, {}):
+        site.settings["/f/zorb.safetensors"]["headers"] = headers
+        with pytest.raises(InstallError, match="was stopped"):
+            plain.install(address)
+    note = next(path for path in plain.folder.iterdir() if path.name.endswith(".part.json"))
+    assert json.loads(note.read_text()) == {"validator": ""}
