@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -306,3 +307,14 @@ def test_a_token_in_the_address_is_used_and_never_shown(site: Site, tmp_path: Pa
     assert bare.install(f"{site.address}/api/download/models/34?token={TOKEN}").name == "dotted-star"
     assert all("token=" not in path for path, _ in site.requests)
     assert TOKEN not in repr(bare) + "".join(path.read_text() for path in (tmp_path / "e").glob("*.json"))
+
+
+def test_an_embedding_that_prompts_cannot_use_does_not_speak_for_the_file(
+    installer: Installer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "zorb.safetensors"
+    source.write_bytes(embedding_bytes())
+    infos = formats.describe_all(source)
+    monkeypatch.setattr(formats, "describe_all", lambda _: [replace(infos[0], unusable="it is for Flux"), *infos])
+    installed = installer.install(str(source))
+    assert installed.info == infos[0]
