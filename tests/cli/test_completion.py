@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from textual_inversion.cli import build_parser, main
-from textual_inversion.cli.completion import completion_script
+from textual_inversion.cli.completion import _fish_flag, completion_script
 from textual_inversion.settings.generation import SAMPLERS
 
 SHELLS = ("bash", "zsh", "fish")
@@ -61,3 +61,7 @@ def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["completion", "tcsh"])
     assert ended.value.code == 2
+
+
+def test_fish_tells_three_kinds_of_flags() -> None:
+    assert [_fish_flag(flag) for flag in ("--out", "-o", "-old")] == ["-l out", "-s o", "-o old"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from tests.support.install_site import TOKEN, Site, embedding_bytes, left_over, picture_bytes, serving
 from textual_inversion import formats
 from textual_inversion.errors import InstallError, InvalidNameError
-from textual_inversion.install import Installer, Sites, Web, Wish
+from textual_inversion.install import Installer, InstallOptions, Sites, Web
 from textual_inversion.library import EmbeddingLibrary
 
 
@@ -65,7 +66,7 @@ def test_one_of_several_files(site: Site, installer: Installer, query: str, name
         facts = {"id": number, "name": f"{stem}.{ending}", "type": "Model", "primary": number == 1, "metadata": {"format": kind}}
         files.append({**facts, "downloadUrl": f"{site.address}/f/{number}"})
     site.civitai(12, 34, embedding_bytes(), files=files)
-    installed = installer.install(f"{site.address}/api/download/models/34{query}", Wish(picture=False))
+    installed = installer.install(f"{site.address}/api/download/models/34{query}", InstallOptions(picture=False))
     assert installed.name == name
     assert "It comes with" in installed.text
 
@@ -89,7 +90,7 @@ def test_an_archive_is_named(site: Site, installer: Installer) -> None:
 
 
 def test_a_page_that_is_no_model(site: Site, installer: Installer) -> None:
-    with pytest.raises(InstallError, match="that of no model"):
+    with pytest.raises(InstallError, match="not a model's page"):
         installer.install(f"{site.address}/user/somebody")
 
 
@@ -174,18 +175,18 @@ def test_the_same_again_and_another_of_that_name(installer: Installer) -> None:
             other.files[path] = embedding_bytes(number)
         first = installer.install(f"{other.address}/a/zorb.pt")
         before = first.path.stat()
-        again = installer.install(f"{other.address}/a/zorb.pt", Wish(name="other"))
+        again = installer.install(f"{other.address}/a/zorb.pt", InstallOptions(name="other"))
         assert again.was_there
         assert again.path == first.path
         assert first.path.stat() == before
         with pytest.raises(InstallError, match=r"zorb\.safetensors .* already, which is another"):
             installer.install(f"{other.address}/b/ZORB.safetensors")
         assert formats.load(first.path).vectors["clip_l"].equal(formats.load(installer.folder / "zorb.safetensors").vectors["clip_l"])
-        installed = installer.install(f"{other.address}/b/ZORB.safetensors", Wish(name="zorb two"))
+        installed = installer.install(f"{other.address}/b/ZORB.safetensors", InstallOptions(name="zorb two"))
         assert installed.path.name == "zorb two.safetensors"
         assert len(other.asked("/b/ZORB.safetensors")) == 2
         with pytest.raises(InvalidNameError):
-            installer.install(f"{other.address}/b/ZORB.safetensors?x", Wish(name="../up"))
+            installer.install(f"{other.address}/b/ZORB.safetensors?x", InstallOptions(name="../up"))
     assert names(installer.folder) == ["zorb two.json", "zorb two.safetensors", "zorb.json", "zorb.safetensors"]
 
 
@@ -196,11 +197,11 @@ def test_a_hash_that_the_user_has(installer: Installer, digits: int) -> None:
     with serving() as other:
         other.files["/zorb.pt"] = data
         with pytest.raises(InstallError, match="damaged or exchanged"):
-            installer.install(f"{other.address}/zorb.pt", Wish(digest="0" * digits))
+            installer.install(f"{other.address}/zorb.pt", InstallOptions(digest="0" * digits))
         assert names(installer.folder) == []
-        assert installer.install(f"{other.address}/zorb.pt", Wish(digest=digest[:digits].upper())).agrees == ("hash",)
+        assert installer.install(f"{other.address}/zorb.pt", InstallOptions(digest=digest[:digits].upper())).agrees == ("hash",)
         with pytest.raises(InstallError, match="is no hash"):
-            installer.install(f"{other.address}/zorb.pt", Wish(digest="123"))
+            installer.install(f"{other.address}/zorb.pt", InstallOptions(digest="123"))
 
 
 @pytest.mark.parametrize("hashes", [{"SHA256": "0" * 64}, {"AutoV2": "0123456789"}])
@@ -255,7 +256,7 @@ def test_what_the_user_keeps_beside_it_stays(site: Site, installer: Installer) -
 
 def test_no_picture_where_none_is_wanted(site: Site, installer: Installer) -> None:
     site.civitai(12, 34, embedding_bytes())
-    installer.install(f"{site.address}/models/12", Wish(picture=False))
+    installer.install(f"{site.address}/models/12", InstallOptions(picture=False))
     assert site.asked("/images/one.jpeg") == []
 
 
@@ -264,10 +265,11 @@ def test_tokens_go_to_their_site_only(site: Site, installer: Installer) -> None:
     with serving() as other:
         other.files["/signed"] = embedding_bytes()
         site.settings["/api/download/models/34"] = {"redirect": f"{other.address}/signed", "status": 307, "login": True}
-        installer.web.sites = Sites(site.address, site.address)
-        installer.install(f"{site.address}/models/12", Wish(picture=False))
+        installer.web.sites = Sites(site.address, other.address)  # so that the redirect may lead to this machine
+        installer.install(f"{site.address}/models/12", InstallOptions(picture=False))
         assert site.asked("/api/v1/models/12")[0]["Authorization"] == f"Bearer {TOKEN}"
         assert "Authorization" not in other.asked("/signed")[0]
+        installer.web.sites = Sites(site.address, site.address)
         other.files["/plain.pt"] = embedding_bytes(5)
         installer.install(f"{other.address}/plain.pt")
         assert "Authorization" not in other.asked("/plain.pt")[0]
@@ -278,17 +280,41 @@ def test_a_token_is_not_sent_again_on_the_way_back(site: Site, installer: Instal
     with serving() as other:
         other.settings["/there"] = {"redirect": f"{site.address}/bucket/34.bin", "status": 302}
         site.settings["/api/download/models/34"] = {"redirect": f"{other.address}/there", "status": 307}
-        installer.install(f"{site.address}/models/12", Wish(picture=False))
+        installer.web.sites = Sites(site.address, other.address)
+        installer.install(f"{site.address}/models/12", InstallOptions(picture=False))
     assert "Authorization" not in site.asked("/bucket/34.bin")[0]
+
+
+def test_a_token_in_the_address_goes_to_civitai_only(site: Site, installer: Installer) -> None:
+    with serving() as hub:
+        hub.files["/f.safetensors"] = embedding_bytes()
+        installer.web.sites, installer.web.tokens = Sites(site.address, hub.address), {}
+        files = [{"name": "f.safetensors", "downloadUrl": f"{hub.address}/f.safetensors", "hashes": {"SHA256": "none", "AutoV2": "?"}}]
+        site.civitai(12, 34, embedding_bytes(), files=files)
+        installed = installer.install(f"{site.address}/models/12?token={TOKEN}", InstallOptions(picture=False))
+        assert "Authorization" not in hub.asked("/f.safetensors")[0]
+    assert installed.agrees == ()
+    assert site.asked("/api/v1/models/12")[0]["Authorization"] == f"Bearer {TOKEN}"
 
 
 def test_a_token_in_the_address_is_used_and_never_shown(site: Site, tmp_path: Path) -> None:
     site.civitai(12, 34, embedding_bytes())
     site.settings["/api/download/models/34"]["login"] = True
     bare = Installer(Web(Sites(site.address, "http://127.0.0.1:9"), {}), tmp_path / "e")
-    with pytest.raises(InstallError, match=r"not given to everybody .*CIVITAI_API_TOKEN") as caught:
+    with pytest.raises(InstallError, match=r"needs a login or permission .*CIVITAI_API_TOKEN") as caught:
         bare.install(f"{site.address}/models/12?token=wrong-token-99")
     assert "wrong-token-99" not in str(caught.value)
     assert bare.install(f"{site.address}/api/download/models/34?token={TOKEN}").name == "dotted-star"
     assert all("token=" not in path for path, _ in site.requests)
     assert TOKEN not in repr(bare) + "".join(path.read_text() for path in (tmp_path / "e").glob("*.json"))
+
+
+def test_an_embedding_that_prompts_cannot_use_does_not_speak_for_the_file(
+    installer: Installer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "zorb.safetensors"
+    source.write_bytes(embedding_bytes())
+    infos = formats.describe_all(source)
+    monkeypatch.setattr(formats, "describe_all", lambda _: [replace(infos[0], unusable="it is for Flux"), *infos])
+    installed = installer.install(str(source))
+    assert installed.info == infos[0]

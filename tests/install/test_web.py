@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
@@ -11,11 +14,11 @@ from typing import Any
 import pytest
 
 from tests.support.install_site import TOKEN, Site, embedding_bytes, left_over, serving
-from textual_inversion.errors import InstallError
-from textual_inversion.install import Installer, Sites, Web, Wish
+from textual_inversion.errors import EmbeddingError, InstallError
+from textual_inversion.install import Installer, InstallOptions, Sites, Web
 from textual_inversion.install import download as downloading
 from textual_inversion.install.addresses import CivitaiModel, HubPlace, LocalFile, WebFile, shown, understand
-from textual_inversion.install.web import _is_public, tokens_from_environment
+from textual_inversion.install.web import _is_public, _proxies, tokens_from_environment
 
 COM = "https://civitai.com"
 DATA = embedding_bytes(vectors=60)  # some 180 KB
@@ -83,7 +86,7 @@ def test_a_connection_that_is_always_cut(site: Site, plain: Installer, address: 
     site.settings["/f/zorb.safetensors"]["cut"] = [10_000] * 4
     with pytest.raises(InstallError, match=r"after 39 KB of 180 KB, 4 times; start it again to go on from there"):
         plain.install(address)
-    assert len(waits) == 3
+    assert sum(waits) == 6
     site.settings["/f/zorb.safetensors"]["cut"] = []
     plain.install(address)
     assert site.asked("/f/zorb.safetensors")[-1]["Range"] == "bytes=40000-"
@@ -120,13 +123,37 @@ def test_a_login_is_named(site: Site, installer: Installer) -> None:
         installer.install(f"{site.address}/models/12")
 
 
+def test_a_file_in_a_folder_named_login_is_fetched(site: Site, plain: Installer, address: str) -> None:
+    site.files["/login/zorb.safetensors"] = DATA
+    site.settings["/go"] = {"redirect": "/login/zorb.safetensors", "status": 302}
+    assert plain.install(f"{site.address}/go").name == "zorb"
+
+
 @pytest.mark.parametrize("wait", ["3", None, "date"])
 def test_a_short_wish_to_wait_is_followed(site: Site, plain: Installer, address: str, waits: list[float], wait: str | None) -> None:
     soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=20), usegmt=True)
     site.settings["/f/zorb.safetensors"]["busy"] = [{"Retry-After": soon if wait == "date" else wait} if wait else {}]
     plain.install(address)
-    assert len(waits) == 1
-    assert 1 < waits[0] <= 20
+    assert 1 < sum(waits) <= 20
+
+
+def test_a_stop_ends_a_wait(site: Site, plain: Installer, address: str, waits: list[float]) -> None:
+    site.settings["/f/zorb.safetensors"]["busy"] = [{"Retry-After": "50"}]
+    plain.should_stop = lambda: len(waits) > 1
+    with pytest.raises(InstallError, match="was stopped"):
+        plain.install(address)
+    assert len(waits) == 2
+
+
+def test_a_stop_and_a_deadline_end_questions_to_the_site(site: Site, installer: Installer, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.civitai(12, 34, DATA)
+    installer.should_stop = lambda: True
+    with pytest.raises(InstallError, match="was stopped"):
+        installer.install(f"{site.address}/models/12")
+    installer.should_stop = lambda: False
+    monkeypatch.setattr("textual_inversion.install.web._LONGEST_SMALL", -1.0)
+    with pytest.raises(InstallError, match="took longer than"):
+        installer.install(f"{site.address}/models/12")
 
 
 def test_a_long_wish_to_wait_is_said(site: Site, plain: Installer, address: str, waits: list[float]) -> None:
@@ -152,7 +179,7 @@ def test_tokens_are_never_said(site: Site, installer: Installer) -> None:
 ])  # fmt: skip
 def test_redirects_to_other_things_are_refused(site: Site, plain: Installer, target: str) -> None:
     site.settings["/go"] = {"redirect": target or " ", "status": 302}
-    with pytest.raises(InstallError, match="leads to what is no web address"):
+    with pytest.raises(InstallError, match="leads to something that is not a web address"):
         plain.install(f"{site.address}/go")
 
 
@@ -183,6 +210,15 @@ def test_where_the_user_may_not_name_the_own_network(site: Site, tmp_path: Path)
     with pytest.raises(InstallError, match="in its own network, so it is not asked"):
         guarded.install(f"{site.address}/f")
     assert site.requests == []
+
+
+def test_trust_in_a_host_is_for_one_port(site: Site, plain: Installer) -> None:
+    with serving() as other:
+        other.files["/secret"] = DATA
+        site.settings["/go"] = {"redirect": f"{other.address}/secret", "status": 302}
+        with pytest.raises(InstallError, match="in its own network"):
+            plain.install(f"{site.address}/go")
+        assert other.requests == []
 
 
 def test_redirects_that_never_end(site: Site, plain: Installer) -> None:
@@ -237,6 +273,10 @@ def test_which_addresses_belong_to_the_internet(number: str, public: bool) -> No
     ("https://huggingface.co/sd-concepts-library/cat-toy", HubPlace("https://huggingface.co", "sd-concepts-library/cat-toy")),
     ("https://hf.co/a/b/blob/main/x%20y.pt", HubPlace("https://huggingface.co", "a/b", "main", "x y.pt", True)),
     ("https://huggingface.co/a/b/tree/v1/sub", HubPlace("https://huggingface.co", "a/b", "v1", "sub")),
+    ("https://huggingface.co/a/b/resolve/refs%2Fpr%2F1/x.bin", HubPlace("https://huggingface.co", "a/b", "refs/pr/1", "x.bin", True)),
+    ("https://huggingface.co/a/b/tree/refs%2Fpr%2F1/s%20t", HubPlace("https://huggingface.co", "a/b", "refs/pr/1", "s t")),
+    (f"https://civitai.com/models/7?modelVersionId={'9' * 5000}", CivitaiModel(COM, 7, None)),
+    ("~nosuchuser/x.pt", LocalFile(Path("~nosuchuser/x.pt"))),
     ("https://hf-mirror.com/a/b", HubPlace("https://hf-mirror.com", "a/b")),
     ("https://huggingface.co/datasets/a/b/resolve/main/x.pt", HubPlace("https://huggingface.co", "datasets/a/b", "main", "x.pt", True)),
     ("https://github.com/a/b/blob/main/x.pt", WebFile("https://github.com/a/b/raw/main/x.pt")),
@@ -251,13 +291,28 @@ def test_what_people_paste(text: str, source: object) -> None:
 
 @pytest.mark.parametrize(("text", "message"), [
     ("", "Give the address"), ("ftp://a.test/x.pt", "ftp: are not fetched"), ("https://me:word@a.test/x.pt", "holds a user's name"),
-    ("https://", "names no host"), ("https://a.test:port/x", "no web address"), ("https://civitai.com/images/5", "that of no model"),
-    ("https://huggingface.co/docs/hub", "that of no repository"), ("https://www.liblib.art/modelinfo/abc", "LiblibAI gives files"),
+    ("https://", "names no host"), ("https://a.test:port/x", "no web address"), ("https://civitai.com/images/5", "not a model's page"),
+    ("https://huggingface.co/docs/hub", "not a repository's page"), ("https://www.liblib.art/modelinfo/abc", "LiblibAI gives files"),
+    (f"https://civitai.com/models/{'9' * 5000}", "not a model's page"), (f"civitai:{'9' * 5000}", "are not fetched"),
     ("javascript:alert(1)", "are not fetched"),
 ])  # fmt: skip
 def test_what_is_no_address(text: str, message: str) -> None:
     with pytest.raises(InstallError, match=message):
         understand(text, Sites())
+
+
+def test_the_disk_is_not_touched_where_files_are_not_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def touched(path: object) -> bool:
+        raise AssertionError(f"{path} was looked up")
+
+    monkeypatch.setattr("os.path.lexists", touched)
+    assert understand(r"\\server\share\x.pt", Sites()) == LocalFile(Path(r"\\server\share\x.pt"))
+    assert understand("civitai.com/models/7808", Sites(), files_too=False) == CivitaiModel(COM, 7808, None)
+    monkeypatch.undo()
+    guarded = Installer(Web(), tmp_path / "e", files_too=False)
+    with pytest.raises(InstallError, match="Give a web address"):
+        guarded.install(r"\\server\share\x.pt")
+    assert not guarded.folder.exists()
 
 
 def test_messages_hold_no_query() -> None:
@@ -279,11 +334,11 @@ def test_tokens_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_a_token_is_for_the_siblings_of_a_site_and_for_nobody_else() -> None:
     web = Web()
     for address in ("https://civitai.com/api/v1/models/1", "https://civitai.red/api/v1/models/1", "https://civitai.green/x"):
-        assert web._site_of(address) == "civitai"
+        assert web.site_of(address) == "civitai"
     for address in ("http://civitai.com/x", "https://civitai.com.evil.test/x", "https://image.civitai.com/x", "https://notcivitai.com/"):
-        assert web._site_of(address) == ""
-    assert web._site_of("https://huggingface.co/a/b/resolve/main/x") == "hub"
-    assert web._site_of("https://cdn-lfs.huggingface.co/x") == ""
+        assert web.site_of(address) == ""
+    assert web.site_of("https://huggingface.co/a/b/resolve/main/x") == "hub"
+    assert web.site_of("https://cdn-lfs.huggingface.co/x") == ""
 
 
 def test_a_mirror_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,8 +351,67 @@ def test_a_proxy_carries_the_request(site: Site, plain: Installer, monkeypatch: 
     with serving() as proxy:
         monkeypatch.setenv("http_proxy", proxy.address)
         proxy.files["/zorb.pt"] = DATA
-        assert plain.install("http://files.test/zorb.pt", Wish()).name == "zorb"
+        assert plain.install("http://files.test/zorb.pt", InstallOptions()).name == "zorb"
         proxy.settings["/go"] = {"redirect": "http://127.0.0.2/secret", "status": 302}
         with pytest.raises(InstallError, match="in its own network"):
             plain.install("http://files.test/go")
     assert site.requests == []
+
+
+def test_only_proxies_are_trusted_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "10.0.0.1")
+    monkeypatch.setenv("http_proxy", "proxy.test:3128")
+    monkeypatch.setenv("https_proxy", "http://secure.test")
+    monkeypatch.setenv("all_proxy", "http://[broken:x")
+    assert _proxies() == {("proxy.test", 3128), ("secure.test", 80), ("secure.test", 443)}
+
+
+@pytest.mark.parametrize("proxy", ["http://[broken", "http://127.0.0.1:port", "ftp://"])
+def test_a_malformed_proxy_is_said(plain: Installer, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(InstallError, match="cannot be reached"):
+        plain.install("http://files.test/zorb.pt")
+
+
+def test_one_program_at_a_time_fetches_a_file(plain: Installer, address: str) -> None:
+    plain.folder.mkdir()
+    with downloading.alone(address, plain.folder), pytest.raises(InstallError, match="is being fetched already"):
+        plain.install(address)
+    assert plain.install(address).name == "zorb"
+    assert left_over(plain.folder) == []
+
+
+def test_a_lock_that_a_killed_program_left_hinders_nobody(plain: Installer, address: str) -> None:
+    plain.folder.mkdir()
+    downloading._part_of(plain.folder, address).with_suffix(".lock").touch()
+    assert plain.install(address).name == "zorb"
+
+
+def test_old_remains_are_deleted(plain: Installer, address: str) -> None:
+    plain.folder.mkdir()
+    for name, days in ((".ti-install-0.part", 8), (".ti-install-0.part.json", 8), (".ti-install-1.part", 6), ("own.pt", 99)):
+        (plain.folder / name).touch()
+        os.utime(plain.folder / name, (time.time() - days * 86400,) * 2)
+    plain.install(address)
+    assert left_over(plain.folder) == [".ti-install-1.part"]
+    assert (plain.folder / "own.pt").exists()
+
+
+def test_an_error_of_the_reader_leaves_nothing(plain: Installer, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> str:
+        raise EmbeddingError("cannot be read")
+
+    monkeypatch.setattr("textual_inversion.install.placing.ending_for", failing)
+    with pytest.raises(EmbeddingError):
+        plain.install(address)
+    assert list(plain.folder.iterdir()) == []
+
+
+def test_a_file_without_validator_forgets_that_of_another(site: Site, plain: Installer, address: str) -> None:
+    plain.should_stop = lambda: True
+    for headers in ({"ETag": '"one"'}, {}):
+        site.settings["/f/zorb.safetensors"]["headers"] = headers
+        with pytest.raises(InstallError, match="was stopped"):
+            plain.install(address)
+    note = next(path for path in plain.folder.iterdir() if path.name.endswith(".part.json"))
+    assert json.loads(note.read_text()) == {"validator": ""}

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textual_inversion.errors import DatasetError
+from textual_inversion.pictures import captions
 from textual_inversion.pictures.folder import caption_for
 
 
@@ -136,3 +137,12 @@ def test_any_bytes_in_data_and_tables_give_one_line(tmp_path_factory: pytest.Tem
         (folder / name).write_bytes(data)
     caption = caption_for(folder / "any.png")
     assert len(caption.splitlines()) <= 1
+
+
+def test_each_of_many_tables_is_parsed_once(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"table {number:02}.csv").write_text(f"file_name,text\n{number}.png,cat {number}\n")
+    captions._parsed.cache_clear()
+    found = [captions.written(tmp_path / f"{number}.png") for number in range(30)]
+    assert sum(caption is not None for caption in found) == 16
+    assert captions._parsed.cache_info().misses == 16

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from textual_inversion.errors import ConfigError
 from textual_inversion.settings.generation import MAX_SEED
+from textual_inversion.settings.previews import MOST
 from textual_inversion.settings.training import TrainingConfig
 from textual_inversion.training.events import CopySaved, Message, PreviewDrawn
-from textual_inversion.training.preview_prompts import MOST, PreviewPrompt, preview_prompts
+from textual_inversion.training.preview_prompts import PreviewPrompt, preview_prompts
 from textual_inversion.training.trainer import train
 
 SETTINGS = TrainingConfig("cat", "pictures", preview_negative_prompt="dog", preview_seed=3)
@@ -25,7 +28,6 @@ SETTINGS = TrainingConfig("cat", "pictures", preview_negative_prompt="dog", prev
         ("a cat\n\n  a hat  ", [PreviewPrompt("a cat", "dog", 3), PreviewPrompt("a hat", "dog", 3)]),
         ("a cat --n blurry, bad --d 7", [PreviewPrompt("a cat", "blurry, bad", 7)]),
         ("a cat --d 8 --n x", [PreviewPrompt("a cat", "x", 8)]),
-        ("a cat --d x", [PreviewPrompt("a cat", "dog", 3)]),
         ("a well--known cat", [PreviewPrompt("a well--known cat", "dog", 3)]),
     ],
 )
@@ -34,10 +36,26 @@ def test_a_line_is_a_row(text: str, rows: list[PreviewPrompt]) -> None:
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=200))
-def test_any_text_is_some_rows(text: str) -> None:
-    rows = preview_prompts(replace(SETTINGS, preview_prompt=text), "a cat")
+def test_any_text_is_some_rows_or_refused(text: str) -> None:
+    config = SETTINGS
+    with suppress(ConfigError):
+        config = replace(SETTINGS, preview_prompt=text)
+    rows = preview_prompts(config, "a cat")
     assert 1 <= len(rows) <= MOST
     assert all(0 <= row.seed <= MAX_SEED for row in rows)
+
+
+@pytest.mark.parametrize("seed", ["7x", "-1", "1" * 20, str(MAX_SEED + 1), "x"])
+def test_a_bad_seed_is_refused_with_its_line(seed: str) -> None:
+    with pytest.raises(ConfigError, match=f"'a hat --d {seed}' has the seed '{seed}'"):
+        replace(SETTINGS, preview_prompt=f"a cat --d {MAX_SEED}\na hat --d {seed}")
+
+
+def test_lines_after_the_sixth_are_refused() -> None:
+    lines = [f"cat {number}" for number in range(1, 9)]
+    assert len(preview_prompts(replace(SETTINGS, preview_prompt="\n".join(lines[:MOST])), "")) == MOST
+    with pytest.raises(ConfigError, match=r"There are 8 preview prompts.* 'cat 7'"):
+        replace(SETTINGS, preview_prompt="\n".join(lines))
 
 
 def test_each_prompt_is_drawn_at_each_step(config, model, folder, tmp_path):

@@ -30,7 +30,7 @@ def test_the_settings_are_a_section_under_training(webui: SimpleNamespace) -> No
     assert {info.section for info in added.values()} == {options.SECTION}
 
 
-def test_tokens_are_hidden_and_kept_from_the_api(webui: SimpleNamespace) -> None:
+def test_tokens_are_hidden_and_the_api_cannot_change_them(webui: SimpleNamespace) -> None:
     from textual_inversion.hosts.webui import options
 
     added: dict[str, Any] = {}

@@ -184,11 +184,18 @@ def _fish(commands: list[_Command]) -> str:
         if each.choices:
             lines.append(f"{seen} -f -a {_fish_quoted(' '.join(each.choices))}")
         for option in each.options:
-            names = " ".join(f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in option.flags)
+            names = " ".join(map(_fish_flag, option.flags))
             words = " ".join(_fish_quoted(choice) for choice in option.choices)
             value = f" -x -a {_fish_quoted(words)}" if words else " -r" if option.takes_value else ""
             lines.append(f"{seen} {names} -d {_fish_quoted(option.help)}{value}")
     return "\n".join(lines) + "\n"
+
+
+def _fish_flag(flag: str) -> str:
+    """An option as fish declares it: `--long`, `-s`, or `-old` with one dash and several letters."""
+    if flag.startswith("--"):
+        return f"-l {flag[2:]}"
+    return f"-s {flag[1:]}" if len(flag) == 2 else f"-o {flag[1:]}"
 
 
 def _fish_quoted(text: str) -> str:

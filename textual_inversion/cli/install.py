@@ -31,16 +31,16 @@ def add_install(commands: Any) -> None:
 def _install(options: argparse.Namespace) -> Result:
     if len(options.sources) > 1 and (options.name or options.hash):
         raise ConfigError("--name and --hash are for one embedding; install them one by one.", setting="name")
-    from textual_inversion.install import Installer, Sites, Web, Wish, tokens_from_environment
+    from textual_inversion.install import Installer, InstallOptions, Sites, Web, tokens_from_environment
 
     bar = Bar()
     web = Web(Sites.from_environment(), tokens_from_environment())
     installer = Installer(web, embeddings_folder(options), progress=lambda done, total: bar.move(done, total, "bytes"))
-    wish = Wish(options.name, options.hash, options.picture)
+    wanted = InstallOptions(options.name, options.hash, options.picture)
     rows: list[Result] = []
     for source in options.sources:
         try:
-            installed = installer.install(source, wish)
+            installed = installer.install(source, wanted)
         except TextualInversionError as error:
             bar.close()
             if len(options.sources) == 1:

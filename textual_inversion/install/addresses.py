@@ -18,11 +18,12 @@ _KNOWN_HOSTS = (*CIVITAI_HOSTS, *HUB_HOSTS, *_HUB_MIRRORS, "github.com", "liblib
 _LIBLIB = re.compile(r"(?i)(?:.+\.)?liblib\.(?:art|ai)")
 _SAFE = "/%:@!$&'()*+,;=~-._"  # characters of a path that stay as they are
 _LONGEST_SHOWN = 120
-_AIR = re.compile(r"(?i)(?:urn:)?(?:air:\w+:\w+:)?civitai:(?P<model>\d+)(?:@(?P<version>\d+))?(?:\.\w+)?")
+_AIR = re.compile(r"(?i)(?:urn:)?(?:air:\w+:\w+:)?civitai:(?P<model>\d{1,18})(?:@(?P<version>\d{1,18}))?(?:\.\w+)?")
 _SCHEME = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+):")
+_NUMBER = re.compile(r"\d{1,18}")
 _CIVITAI_PATHS = (
-    re.compile(r"/(?:api/v1/)?models/(?P<model>\d+)(?:/.*)?"),
-    re.compile(r"/(?:api/v1/|api/download/)?(?:model-versions|models)/(?P<version>\d+)(?:/.*)?"),
+    re.compile(r"/(?:api/v1/)?models/(?P<model>\d{1,18})(?:/.*)?"),
+    re.compile(r"/(?:api/v1/|api/download/)?(?:model-versions|models)/(?P<version>\d{1,18})(?:/.*)?"),
 )
 _HUB_KINDS = ("datasets", "spaces")
 _HUB_FILE = re.compile(r"/(?P<repo>[\w.-]+/[\w.-]+)/(?:resolve|blob|raw)/(?P<revision>[^/]+)/(?P<path>.+)", re.ASCII)
@@ -101,8 +102,11 @@ class LocalFile:
 Source = CivitaiModel | HubPlace | WebFile | LocalFile
 
 
-def understand(text: str, sites: Sites) -> Source:
+def understand(text: str, sites: Sites, *, files_too: bool = True) -> Source:
     """What an address or a file's path means.
+
+    Args:
+        files_too: whether the disk may be asked for a file whose path begins like a known host; without it no disk is touched.
 
     Raises:
         InstallError: an address that leads to no file, or that cannot be used.
@@ -114,8 +118,9 @@ def understand(text: str, sites: Sites) -> Source:
         return CivitaiModel(sites.civitai, int(air["model"]), int(air["version"]) if air["version"] else None)
     scheme = _SCHEME.match(text)
     if not scheme:
-        if os.path.lexists(os.path.expanduser(text)) or not _begins_with_host(text):
-            return LocalFile(Path(text).expanduser())
+        path = os.path.expanduser(text)
+        if not _begins_with_host(text) or (files_too and os.path.lexists(path)):
+            return LocalFile(Path(path))
         text = f"https://{text}"
     elif scheme["scheme"].lower() == "file":
         return LocalFile(Path(url2pathname(urlsplit(text).path)))
@@ -194,25 +199,27 @@ def _on_civitai(parts: SplitResult, base: str) -> CivitaiModel:
     version = parse_qs(parts.query).get("modelVersionId", [""])[0]
     page, file = (pattern.fullmatch(parts.path) for pattern in _CIVITAI_PATHS)
     if page and not parts.path.startswith("/api/download/"):
-        return CivitaiModel(base, int(page["model"]), int(version) if version.isdecimal() else None, token=token)
+        return CivitaiModel(base, int(page["model"]), int(version) if _NUMBER.fullmatch(version) else None, token=token)
     if file:
         return CivitaiModel(base, None, int(file["version"]), query, token)
-    sentence = "This page of Civitai is that of no model; give the address of the embedding's page, such as https://civitai.com/models/123."
+    sentence = (
+        "This page of Civitai is not a model's page; give the address of the embedding's page, such as https://civitai.com/models/123."
+    )
     raise InstallError(sentence, setting="address")
 
 
 def _on_the_hub(parts: SplitResult, base: str) -> HubPlace:
-    path, kind = unquote(parts.path).rstrip("/"), ""
+    path, kind = parts.path.rstrip("/"), ""  # a revision such as `refs%2Fpr%2F1` is one part of the path
     first = path.split("/")[1] if path.count("/") else ""
     if first in _HUB_KINDS:
         path, kind = path[len(first) + 1 :], f"{first}/"
     if file := _HUB_FILE.fullmatch(path):
-        return HubPlace(base, kind + file["repo"], file["revision"], file["path"], is_file=True)
+        return HubPlace(base, kind + file["repo"], unquote(file["revision"]), unquote(file["path"]), is_file=True)
     repository = _HUB_REPOSITORY.fullmatch(path)
     if not repository or (first in _HUB_PAGES and not path.startswith("/api/models/")):
-        sentence = "This page of Hugging Face is that of no repository; give one such as https://huggingface.co/owner/name."
+        sentence = "This page of Hugging Face is not a repository's page; give one such as https://huggingface.co/owner/name."
         raise InstallError(sentence, setting="address")
-    return HubPlace(base, kind + repository["repo"], repository["revision"] or "main", repository["path"] or "")
+    return HubPlace(base, kind + repository["repo"], unquote(repository["revision"] or "main"), unquote(repository["path"] or ""))
 
 
 def hub_file_address(place: HubPlace, path: str) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import json
 import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from textual_inversion.errors import InstallError
@@ -20,16 +23,23 @@ from textual_inversion.files import open_regular, os_error_text, read_regular, r
 from textual_inversion.install.addresses import shown
 from textual_inversion.install.web import Answer, Web, reason_of
 
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
 MOST_BYTES = 256 * 2**20  # a whole token table with one learned row, as some programs save it, has 150 MB
 Progress = Callable[[int, int], None]
 
 _BLOCK = 2**16
 _TRIES = 4
+_PREFIX = ".ti-install-"
+_KEPT_SECONDS = 7 * 24 * 3600.0  # that the beginning of a file is kept for going on
 _PAUSE = 1.0  # seconds before the first new try after a cut connection
 _PAGE = re.compile(rb"\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 _TITLE = re.compile(rb"<title[^>]*>(.{1,200}?)</title>", re.IGNORECASE | re.DOTALL)
-_RANGE = re.compile(r"bytes (?P<begin>\d+)-\d+/(?P<size>\d+|\*)")
-_ALL = re.compile(r"bytes \*/(?P<size>\d+)")
+_RANGE = re.compile(r"bytes (?P<begin>\d{1,18})-\d+/(?P<size>\d{1,18}|\*)")
+_ALL = re.compile(r"bytes \*/(?P<size>\d{1,18})")
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,59 @@ class Fetched:
         """Delete it, with what was kept for going on."""
         remove_quietly(self.path)
         remove_quietly(_note_of(self.path))
+
+
+def remove_old(folder: Path) -> None:
+    """Delete what downloads have left in `folder` for more than a week."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for left in [entry for entry in entries if entry.name.startswith(_PREFIX)]:
+            with suppress(OSError):
+                if time.time() - left.stat(follow_symlinks=False).st_mtime > _KEPT_SECONDS:
+                    os.unlink(left.path)
+
+
+@contextmanager
+def alone(address: str, folder: Path) -> Iterator[None]:
+    """Keep other programs from fetching `address` into `folder` meanwhile, because they would write the same file.
+
+    Raises:
+        InstallError: another program fetches it, or the folder cannot be written to.
+    """
+    path = _part_of(folder, address).with_suffix(".lock")
+    try:
+        file = open_regular(path, "ab")
+    except OSError as error:
+        raise InstallError(f"{folder}: {os_error_text(error)}.", path=folder) from error
+    try:
+        with file:
+            if not _is_locked(file, path):
+                raise InstallError(f"{shown(address)} is being fetched already; wait until that has ended.")
+            try:
+                yield
+            finally:
+                remove_quietly(path)
+    finally:
+        if sys.platform == "win32":
+            remove_quietly(path)  # which Windows allows once nobody has it open
+
+
+def _is_locked(file: BinaryIO, path: Path) -> bool:
+    """Lock the open file; the system ends the lock with the program. True also on network file systems that have no locks."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # another program may have deleted it before it was locked
+    except OSError:
+        return False
+
+
+def _part_of(folder: Path, address: str) -> Path:
+    return folder / f"{_PREFIX}{hashlib.sha256(address.encode()).hexdigest()[:16]}.part"
 
 
 def fetch(
@@ -72,7 +135,7 @@ def fetch(
     Raises:
         InstallError: it cannot be fetched, is a web page, is larger than 256 MB, was cut again and again, or was stopped.
     """
-    path = folder / f".ti-install-{hashlib.sha256(address.encode()).hexdigest()[:16]}.part"
+    path = _part_of(folder, address)
     transfer = _Transfer(address, path, progress or (lambda done, total: None), should_stop or (lambda: False))
     for attempt in range(1, _TRIES + 1):
         cut = ""
@@ -88,7 +151,7 @@ def fetch(
                 raise InstallError(f"{path.parent}: {os_error_text(error)}.", path=path.parent) from error
             cut = reason_of(error)
         if attempt < _TRIES:
-            web.wait(_PAUSE * attempt)
+            web.pause(_PAUSE * attempt)
     done = f"after {_size(transfer.done)}" + (f" of {_size(transfer.total)}" if transfer.total else "")
     raise InstallError(f"{shown(address)} could not be read to its end: {cut} {done}, {_TRIES} times; start it again to go on from there.")
 
@@ -139,7 +202,8 @@ class _Transfer:
         else:
             self.done = 0
         self._check(answer)
-        replace_file(_note_of(self.path), json.dumps({"validator": _validator(answer) or self.validator}).encode(), durable=False)
+        validator = _validator(answer) or (self.validator if self.done else "")  # the old one is that of another file
+        replace_file(_note_of(self.path), json.dumps({"validator": validator}).encode(), durable=False)
         with open_regular(self.path, "ab" if self.done else "wb") as file:
             while block := answer.read(_BLOCK):
                 if not self.done and _PAGE.match(block):
@@ -156,7 +220,7 @@ class _Transfer:
     def _check(self, answer: Answer) -> None:
         """Refuse a page, what is too large, and what was packed on the way."""
         length = answer.headers.get("Content-Length", "")
-        self.total = self.done + int(length) if length.isdecimal() else 0
+        self.total = self.done + int(length) if re.fullmatch(r"[0-9]{1,18}", length) else 0
         if answer.headers.get("Content-Encoding", "identity") != "identity":
             self._refuse(f"{shown(self.address)} is sent packed although that was not wanted; fetch it with your browser.")
         if answer.is_page:

@@ -28,7 +28,7 @@ def read_safely(path: Path, name: str) -> list[formats.FileInfo]:
         name: the file's name in messages.
 
     Returns:
-        The facts about each, at least one of which prompts can use.
+        The facts about those that prompts can use, at least one.
 
     Raises:
         InstallError: it holds code, no embedding, or none that prompts can use.
@@ -44,7 +44,7 @@ def read_safely(path: Path, name: str) -> list[formats.FileInfo]:
         raise InstallError(f"{name} was not installed: {error.reason}") from error
     if not usable:
         raise InstallError(f"{name} was not installed: {infos[0].unusable}.")
-    return infos
+    return usable
 
 
 def check_digest(name: str, sha256: str, said: Mapping[str, str]) -> list[str]:

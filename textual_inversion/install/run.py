@@ -8,18 +8,18 @@ from pathlib import Path
 
 from textual_inversion import formats
 from textual_inversion.embedding import check_name
-from textual_inversion.errors import EmbeddingError, InstallError
+from textual_inversion.errors import EmbeddingError, InstallError, TextualInversionError
 from textual_inversion.files import os_error_words, short_hash
 from textual_inversion.install import beside, placing
 from textual_inversion.install.addresses import LocalFile, understand
-from textual_inversion.install.download import Progress, fetch
+from textual_inversion.install.download import Progress, alone, fetch, remove_old
 from textual_inversion.install.sites import Offer, look_up
 from textual_inversion.install.web import Web
 from textual_inversion.prompts.names import about_name, tag_of
 
 
 @dataclass(frozen=True)
-class Wish:
+class InstallOptions:
     """What the user asks for besides the address.
 
     Attributes:
@@ -100,66 +100,73 @@ class Installer:
     progress: Progress = field(default=lambda done, total: None)
     should_stop: Callable[[], bool] = field(default=lambda: False)
 
-    def install(self, text: str, wish: Wish = Wish()) -> Installed:
+    def install(self, text: str, options: InstallOptions = InstallOptions()) -> Installed:
         """Install the embedding at an address or in a file.
 
         Raises:
             InstallError: it cannot be had, is no embedding, holds code, is another file than its site says, or its name is taken.
             InvalidNameError: the name that was asked for cannot be one.
         """
-        source = understand(text, self.web.sites)
-        if wish.name:
-            check_name(wish.name)
+        source = understand(text, self.web.sites, files_too=self.files_too)
+        if isinstance(source, LocalFile) and not self.files_too:
+            raise InstallError("Give a web address, such as https://civitai.com/models/123.", setting="address")
+        if options.name:
+            check_name(options.name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InstallError(f"The folder {self.folder} cannot be made ({os_error_words(error)}).", path=self.folder) from error
+        remove_old(self.folder)
         if isinstance(source, LocalFile):
-            if not self.files_too:
-                raise InstallError("Give a web address, such as https://civitai.com/models/123.", setting="address")
-            return self._place(source.path, source.path.name, Offer(""), wish)
+            return self._place(source.path, source.path.name, Offer(""), options)
+        self.web.should_stop = self.should_stop  # a stop ends waits and questions to the site too
         offer = look_up(self.web, source)
+        with alone(offer.address, self.folder):
+            return self._fetch(offer, options)
+
+    def _fetch(self, offer: Offer, options: InstallOptions) -> Installed:
+        """Install what a site offers; the downloaded bytes stay where another name would do for them."""
         fetched = fetch(
             self.web, offer.address, self.folder, typed=offer.typed, token=offer.token, progress=self.progress, should_stop=self.should_stop
         )
         try:
-            installed = self._place(fetched.path, offer.name or fetched.name, offer, wish)
-        except InstallError as error:
-            if error.setting != "name":  # with another name the same bytes will do
+            installed = self._place(fetched.path, offer.name or fetched.name, offer, options)
+        except TextualInversionError as error:
+            if error.setting != "name":
                 fetched.remove()
             raise
         fetched.remove()
         return installed
 
-    def _place(self, path: Path, file_name: str, offer: Offer, wish: Wish) -> Installed:
+    def _place(self, path: Path, file_name: str, offer: Offer, options: InstallOptions) -> Installed:
         """Give a file its name in the folder."""
         shown = file_name or "The file"
-        infos = placing.read_safely(path, shown)
+        info = placing.read_safely(path, shown)[0]
         try:
             sha256 = formats.file_sha256(path)
         except EmbeddingError as error:
             raise InstallError(str(error), path=path) from error
-        agrees = placing.check_digest(shown, sha256, self._expected(offer, wish))
-        if there := placing.same_file(self.folder, sha256, infos[0].size):
-            return Installed(there, there.stem, sha256, True, tuple(agrees), infos[0])
-        name = placing.name_for(wish.name, Path(file_name).stem, offer.title)
+        agrees = placing.check_digest(shown, sha256, self._expected(offer, options))
+        if there := placing.same_file(self.folder, sha256, info.size):
+            return Installed(there, there.stem, sha256, True, tuple(agrees), info)
+        name = placing.name_for(options.name, Path(file_name).stem, offer.title)
         placing.check_free(self.folder, name)
         target = self.folder / f"{name}{placing.ending_for(path, file_name)}"
         placing.put(path, target)
-        return self._with_company(path, target, offer, wish, Installed(target, name, sha256, False, tuple(agrees), infos[0]))
+        return self._with_sidecars(path, target, offer, options, Installed(target, name, sha256, False, tuple(agrees), info))
 
-    def _expected(self, offer: Offer, wish: Wish) -> Mapping[str, str]:
-        given = {"hash": wish.digest} if wish.digest else {}
+    def _expected(self, offer: Offer, options: InstallOptions) -> Mapping[str, str]:
+        given = {"hash": options.digest} if options.digest else {}
         return {**{kind: digits for kind, digits in offer.hashes.items() if digits}, **given}
 
-    def _with_company(self, path: Path, target: Path, offer: Offer, wish: Wish, installed: Installed) -> Installed:
+    def _with_sidecars(self, path: Path, target: Path, offer: Offer, options: InstallOptions, installed: Installed) -> Installed:
         """Keep what is known of a file beside it."""
         remarks = [offer.remark, about_name(installed.name)]
         if not offer.address:
             written = beside.copy_sidecars(path, target)
         else:
             written = beside.keep_facts(target, offer, installed.info.family, installed.sha256)
-            if wish.picture:
+            if options.picture:
                 pictures, why = beside.keep_picture(self.web, target, offer)
                 written += pictures
                 remarks.append(why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -96,14 +97,14 @@ def _on_civitai(web: Web, source: CivitaiModel) -> Offer:
         address,
         name=_line(file.get("name")),
         title=title,
-        hashes={kind: digest for kind in ("SHA256", "AutoV2") if (digest := _line(_object(file.get("hashes")).get(kind)))},
+        hashes={kind: digest for kind in ("SHA256", "AutoV2") if (digest := _digest(_object(file.get("hashes")).get(kind)))},
         words=_words(version.get("trainedWords")),
         base_model=_line(version.get("baseModel")),
         page=f"{source.base}/models/{model_id}?modelVersionId={number}" if model_id else "",
         pictures=_pictures(version.get("images")),
         record=version,
         remark=f"It comes with {', '.join(others)}, which can be installed from its page." if others else "",
-        token=source.token,
+        token=source.token if web.site_of(address) == "civitai" else "",
     )
 
 
@@ -153,7 +154,7 @@ def _on_the_hub(web: Web, place: HubPlace) -> Offer:
     files = {_line(_object(file).get("rfilename"), 1000): _object(file) for file in _list(facts.get("siblings"))}
     path = place.path if place.is_file else _embedding_in(place, files)
     name = place.repo.rpartition("/")[2]
-    digest = _line(_object(_object(files.get(path)).get("lfs")).get("sha256"))
+    digest = _digest(_object(_object(files.get(path)).get("lfs")).get("sha256"))
     pictures = sorted(file for file in files if file.lower().endswith((".png", ".jpg", ".jpeg", ".webp")) and file != path)
     base = _object(facts.get("cardData")).get("base_model")
     return Offer(
@@ -228,6 +229,12 @@ def _whole(value: object) -> int | None:
 
 def _line(value: object, most: int = 300) -> str:
     return " ".join(value.split())[:most] if isinstance(value, str) else ""
+
+
+def _digest(value: object) -> str:
+    """8 to 64 hex digits; empty where a site gives something else."""
+    digits = _line(value)
+    return digits if re.fullmatch(r"[0-9a-fA-F]{8,64}", digits) else ""
 
 
 def _words(value: object) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -29,10 +29,15 @@ _BUSY = (429, 500, 502, 503, 504)
 _TRIES = 3
 _LONGEST_WAIT = 60.0  # seconds that a server's wish to wait is followed
 _MOST_SAID = 200  # letters of a server's own words in a message
+_SLICE = 0.5  # seconds between two looks at `should_stop` while waiting
+_LONGEST_SMALL = 120.0  # seconds that a small answer may take
 _MOST_JSON = 32 * 2**20
 _MOST_WORDS = 2**16
 _TOKENS = {"civitai": ("CIVITAI_API_TOKEN", "CIVITAI_TOKEN", "CIVITAI_API_KEY"), "hub": ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
 _SITE_NAMES = {"civitai": "Civitai", "hub": "Hugging Face"}
+
+
+_Place = tuple[str, "int | None"]  # host and port
 
 
 def tokens_from_environment() -> dict[str, str]:
@@ -90,6 +95,7 @@ class Web:
         trusts_typed: whether an address that the user typed may lie on this computer or in its own network. Others never may.
         wait: waits for so many seconds.
         timeout: seconds without a byte.
+        should_stop: ends waits and small answers.
     """
 
     sites: Sites = field(default_factory=Sites)
@@ -97,6 +103,7 @@ class Web:
     trusts_typed: bool = True
     wait: Callable[[float], None] = time.sleep
     timeout: float = _TIMEOUT
+    should_stop: Callable[[], bool] = lambda: False
     _secrets: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -113,23 +120,23 @@ class Web:
         Raises:
             InstallError: the address may not be asked, the server cannot be reached or refuses, or there is nothing.
         """
-        own_hosts = {host_of(self.sites.civitai), host_of(self.sites.hub)}
-        trusted = own_hosts | ({host_of(address)} if typed and self.trusts_typed else set())
-        site = self._site_of(address)
+        own_places = {_place_of(self.sites.civitai), _place_of(self.sites.hub)}
+        trusted = own_places | ({_place_of(address)} if typed and self.trusts_typed else set())
+        site = self.site_of(address)
         token = (token or self.tokens.get(site, "")) if site else ""
         self._secrets |= {token} - {""}
         first, now = origin_of(address), address
         for _ in range(_MOST_REDIRECTS):
             _check_hop(now, trusted)
             with_token = (
-                {"Authorization": f"Bearer {token}"} if token and origin_of(now) == first and _is_private_line(now, own_hosts) else {}
+                {"Authorization": f"Bearer {token}"} if token and origin_of(now) == first and _is_private_line(now, own_places) else {}
             )
             with closing(self._send(now, {**(headers or {}), **with_token}, trusted, site)) as raw:
                 if raw.status not in _REDIRECTS:
                     yield Answer(now, raw.status, raw.headers, raw)
                     return
                 now = _next_address(now, raw.headers.get("Location", ""))
-                if "login" in urlsplit(now).path.lower().split("/"):
+                if urlsplit(now).path.lower().rstrip("/").endswith("/login"):
                     raise InstallError(f"{shown(address)} is for users who have logged in{self._about_token(site)}.")
                 if origin_of(now) != first:
                     token = ""  # for the rest of the way, also where that leads back
@@ -145,18 +152,33 @@ class Web:
 
     def small(self, address: str, most: int, *, token: str = "", headers: Mapping[str, str] | None = None) -> bytes:
         """A whole answer of at most `most` bytes; raises `InstallError` as `open`, and where it is larger or cut."""
-        data = bytearray()
+        data, end = bytearray(), time.monotonic() + _LONGEST_SMALL
         with self.open(address, token=token, headers=headers) as answer:
             try:
                 while block := answer.read(_MOST_WORDS):
                     data += block
+                    self._check_stop()
+                    if time.monotonic() > end:
+                        raise InstallError(f"{shown(address)} took longer than {_LONGEST_SMALL:.0f} seconds; try again later.")
                     if len(data) > most:
                         raise InstallError(f"{shown(address)} gave more than {most >> 20} MB.")
             except (OSError, http.client.HTTPException) as error:
                 raise InstallError(f"{shown(address)} could not be read to its end ({reason_of(error)}); try again.") from error
         return bytes(data)
 
-    def _send(self, address: str, headers: Mapping[str, str], trusted: Collection[str], site: str) -> Any:
+    def pause(self, seconds: float) -> None:
+        """Wait; raises `InstallError` when the user stops it."""
+        while seconds > 0:
+            self._check_stop()
+            self.wait(min(seconds, _SLICE))
+            seconds -= _SLICE
+        self._check_stop()
+
+    def _check_stop(self) -> None:
+        if self.should_stop():
+            raise InstallError("The installation was stopped; start it again to go on.")
+
+    def _send(self, address: str, headers: Mapping[str, str], trusted: Collection[_Place], site: str) -> Any:
         """The answer to one request; servers that are busy are asked again."""
         opener = _opener(trusted)
         for attempt in range(1, _TRIES + 1):
@@ -170,7 +192,7 @@ class Web:
                     pause = _pause(error, attempt)
                     if pause is None or attempt == _TRIES:
                         raise InstallError(self._refusal(address, error, site)) from None  # its request has the token
-                self.wait(pause)
+                self.pause(pause)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise InstallError(f"{shown(address)} cannot be reached: {self._hidden(reason_of(error))}.") from None
         raise AssertionError("the last try returns or raises")
@@ -180,7 +202,7 @@ class Web:
         said = self._hidden(_own_words(error))
         quoted = f" (it says: {said})" if said else ""
         if error.code in (401, 403):
-            return f"{shown(address)} is not given to everybody{quoted}{self._about_token(site)}."
+            return f"{shown(address)} needs a login or permission{quoted}{self._about_token(site)}."
         if error.code in (404, 410):
             hidden = f", or it is not public{self._about_token(site)}" if site else ""
             return f"There is nothing at {shown(address)}{hidden}."
@@ -198,7 +220,7 @@ class Web:
             return f"; the API token of {_SITE_NAMES[site]} that is set ({name}) does not open it"
         return f"; set an API token of {_SITE_NAMES[site]} ({name})"
 
-    def _site_of(self, address: str) -> str:
+    def site_of(self, address: str) -> str:
         """The site that an address belongs to; empty for others."""
         if self.sites.civitai == Sites.civitai and origin_of(address)[0] == "https" and host_of(address) in CIVITAI_HOSTS:
             return "civitai"
@@ -244,7 +266,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class _Http(urllib.request.HTTPHandler):
     """Connects to hosts that are allowed only."""
 
-    def __init__(self, trusted: Collection[str]) -> None:
+    def __init__(self, trusted: Collection[_Place]) -> None:
         super().__init__()
         self._trusted = trusted
 
@@ -256,7 +278,7 @@ class _Http(urllib.request.HTTPHandler):
 class _Https(urllib.request.HTTPSHandler):
     """The same, encrypted; the system's certificates are checked."""
 
-    def __init__(self, trusted: Collection[str]) -> None:
+    def __init__(self, trusted: Collection[_Place]) -> None:
         super().__init__()
         self._trusted = trusted
 
@@ -265,28 +287,46 @@ class _Https(urllib.request.HTTPSHandler):
         return self.do_open(partial(_connection, http.client.HTTPSConnection, self._trusted), request)  # type: ignore[arg-type]
 
 
-def _opener(trusted: Collection[str]) -> urllib.request.OpenerDirector:
-    proxies = {host_of(address if "//" in address else f"//{address}") for address in urllib.request.getproxies().values()}
-    allowed = {*trusted, *proxies}
+def _opener(trusted: Collection[_Place]) -> urllib.request.OpenerDirector:
+    allowed = {*trusted, *_proxies()}
     return urllib.request.build_opener(_NoRedirect(), _Http(allowed), _Https(allowed))
 
 
-def _connection(kind: type[http.client.HTTPConnection], trusted: Collection[str], host: str, **keywords: Any) -> http.client.HTTPConnection:
+def _proxies() -> set[_Place]:
+    """Where the user's proxies are; one that is no address is left out, and the request that needs it fails with a message."""
+    places: set[_Place] = set()
+    given = urllib.request.getproxies()
+    for address in (given[kind] for kind in ("http", "https", "all") if given.get(kind)):
+        with suppress(ValueError):
+            parts = urlsplit(address if "//" in address else f"//{address}")
+            ports = (parts.port,) if parts.port else (80, 443)  # without a port, http.client takes that of the request
+            places |= {((parts.hostname or "").rstrip("."), port) for port in ports}
+    return places
+
+
+def _place_of(address: str) -> _Place:
+    """Host and port."""
+    return origin_of(address)[1:]
+
+
+def _connection(
+    kind: type[http.client.HTTPConnection], trusted: Collection[_Place], host: str, **keywords: Any
+) -> http.client.HTTPConnection:
     connection = kind(host, **keywords)
     # The address is looked up once, judged, and used: a name that is looked up twice may give another address the second time.
     connection._create_connection = partial(_connect, trusted)  # type: ignore[attr-defined]
     return connection
 
 
-def _connect(trusted: Collection[str], address: tuple[str, int], timeout: float, source_address: Any = None) -> socket.socket:
+def _connect(trusted: Collection[_Place], address: tuple[str, int], timeout: float, source_address: Any = None) -> socket.socket:
     """A connection to the first address of a host that answers; refuses hosts in the computer's own network that are not trusted."""
     host, port = address
-    if host.lower().rstrip(".") in trusted:
+    if (host.lower().rstrip("."), port) in trusted:
         return socket.create_connection(address, timeout, source_address)
     places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     numbers = [str(place[4][0]) for place in places]
     if not numbers or not all(map(_is_public, numbers)):
-        raise _PrivateAddressError(f"{host} lies on this computer or in its own network, where nobody sent you")
+        raise _PrivateAddressError(f"{host} lies on this computer or in its own network")
     failed: OSError | None = None
     for number in numbers:
         try:
@@ -308,10 +348,10 @@ def _is_public(number: str) -> bool:
     return address.is_global and not address.is_multicast
 
 
-def _check_hop(address: str, trusted: Collection[str]) -> None:
+def _check_hop(address: str, trusted: Collection[_Place]) -> None:
     """Refuse hosts that are numbers or names of the own network; other names are judged by `_connect`, unless a proxy looks them up."""
     host = host_of(address)
-    if host in trusted:
+    if _place_of(address) in trusted:
         return
     try:
         private = not _is_public(host)
@@ -323,10 +363,10 @@ def _check_hop(address: str, trusted: Collection[str]) -> None:
         raise InstallError(sentence, setting="address")
 
 
-def _is_private_line(address: str, own_hosts: Collection[str]) -> bool:
+def _is_private_line(address: str, own_places: Collection[_Place]) -> bool:
     """Whether a token may be sent there: encrypted, or to a mirror on this computer that the user has set."""
-    host = host_of(address)
-    return urlsplit(address).scheme == "https" or (host in own_hosts and host in ("127.0.0.1", "localhost", "::1"))
+    place = _place_of(address)
+    return urlsplit(address).scheme == "https" or (place in own_places and place[0] in ("127.0.0.1", "localhost", "::1"))
 
 
 def _next_address(now: str, location: str) -> str:
@@ -343,7 +383,7 @@ def _next_address(now: str, location: str) -> str:
     except ValueError:
         allowed = False
     if not allowed:
-        raise InstallError(f"{shown(now)} leads to what is no web address.")
+        raise InstallError(f"{shown(now)} leads to something that is not a web address.")
     if urlsplit(now).scheme == "https" and parts.scheme == "http":
         raise InstallError(f"{shown(now)} leads from an encrypted connection to {shown(following)}, which is none; that is not followed.")
     return quote(following, safe="%/:=&?~#+!$,;'@()*[]").partition("#")[0]

@@ -35,6 +35,7 @@ TABLES = (
 ROW_ENDINGS = (".csv", ".tsv", ".jsonl")
 MOST_CAPTION_BYTES = 64 * 2**10  # a prompt of that size already takes hundreds of chunks of tokens
 _MOST_BYTES = 64 * 2**20  # of a table
+_MOST_UNNAMED = 16  # tables of any name in a folder that are looked into
 _MOST_NEIGHBOURS = 100  # caption files that are looked at for their encoding
 _KEYS = ("file_name", "image", "image_file_name", "image_path", "image_file", "file", "path", "filename", "img")
 _TEXTS = ("caption", "text", "main_prompt", "prompt", "captions", "txt")
@@ -99,8 +100,9 @@ def companion_names(folder: Path) -> frozenset[str]:
 
 def tables_for(folder: Path) -> list[Path]:
     """The tables that may hold captions for the pictures in `folder`: inside it, and in the folder above; inside it of any name."""
+    others = [folder / name for name in files_ending_in(folder, ROW_ENDINGS) if name.lower() not in TABLES]
     named = [table for place in (folder, folder.parent) for name in TABLES if (table := file_in(place, name))]
-    return named + [folder / name for name in files_ending_in(folder, ROW_ENDINGS) if name.lower() not in TABLES]
+    return named + others[:_MOST_UNNAMED]
 
 
 def is_table(name: str) -> bool:
@@ -290,7 +292,7 @@ def _table(file: Path) -> _Table:
     return _parsed(file, FileStamp.of(file))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # more than the tables of a folder and of the one above, which are asked again for each picture
 def _parsed(file: Path, stamp: FileStamp | None) -> _Table:
     """The table; empty where it is no such table."""
     table = _Table(file.parent)

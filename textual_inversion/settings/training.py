@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from textual_inversion.errors import ConfigError
 from textual_inversion.settings.generation import CLIP_SKIP, GUIDANCE, SAMPLER, SAMPLER_STEPS, SEED, SIDE
+from textual_inversion.settings.previews import check_prompts
 from textual_inversion.settings.schedule import CosineSchedule, LearningRateSchedule, Schedule
 from textual_inversion.settings.schema import AUTO, Settings, colour, setting, setting_of
 
@@ -431,6 +432,7 @@ class TrainingConfig(Settings):
         help="prompts of the previews, one a line, at most six; a line may end with a negative prompt and a seed of its own, as in"
         " `a cat --n blurry --d 7`; empty = a prompt from the template, `[name]` is filled in",
         kind="lines",
+        rule=check_prompts,
         saved=False,
     )
     preview_negative_prompt: str = _output(

@@ -42,7 +42,7 @@ def add_options() -> None:
         option = shared.OptionInfo(default, label, section=SECTION)
         if name in TOKENS.values():
             option.component_args = {"type": "password"}
-            option.restrict_api = True  # where a WebUI has this: its API does not show it
+            option.restrict_api = True  # where a WebUI has this: its API cannot change it
         option.category_id = CATEGORY  # no argument, as older WebUIs have none
         shared.opts.add_option(PREFIX + name, option.info(info) if info else option)
 
