@@ -59,7 +59,7 @@
             tabs: el("div", { class: "ti-switch", role: "group", "aria-label": "Curve" }), readout: el("span", { class: "ti-readout" }), chart: el("div", { class: "ti-curve" }),
             image: el("img", { class: "ti-preview", alt: "" }), caption: el("div", { class: "ti-caption" }),
             range: el("input", { type: "range", min: 0, max: 0, step: 1, class: "ti-range", "aria-label": "Previews by step", oninput: picked }),
-            remarks: el("ul", { class: "ti-remarks", role: "status", "aria-live": "polite" }),
+            remarks: el("div", { class: "ti-remarks", role: "status", "aria-live": "polite" }, el("ul", {})),
             other: el("img", { class: "ti-preview ti-other", alt: "", hidden: true }),
             against: el("select", { class: "ti-against", "aria-label": "Compare with another step", onchange: compared }),
             split: el("input", { type: "range", min: 0, max: 100, value: 50, class: "ti-split", "aria-label": "Where the two pictures meet", oninput: splitted }),
@@ -164,9 +164,10 @@
         const box = view.parts.film, kept = state.job + "|" + (state.previews || []).length;
         if (box.dataset.kept !== kept) {
             box.dataset.kept = kept;
-            const left = box.scrollLeft;
+            const left = box.scrollLeft, focused = [...box.children].indexOf(document.activeElement);
             box.replaceChildren(...all.map((preview, at) => column(state, preview.step, at)));
             box.scrollLeft = left;
+            if (focused >= 0 && box.children[focused]) box.children[focused].focus({ preventScroll: true });
         }
         [...box.children].forEach((frame, at) => {
             frame.setAttribute("aria-pressed", String(at === index));
@@ -281,7 +282,10 @@
         const texts = state.remarks || [], shown = texts.slice(0, MOST_REMARKS), more = texts.length - shown.length;
         view.parts.remarks.hidden = !texts.length;
         if (more) shown.push("and " + more + " more in the messages");
-        view.parts.remarks.replaceChildren(...shown.map((text) => el("li", {}, text)));
+        const list = view.parts.remarks.firstChild, kept = JSON.stringify(shown);
+        if (list.dataset.kept === kept) return; // a screen reader says a list again whenever it is made anew
+        list.dataset.kept = kept;
+        list.replaceChildren(...shown.map((text) => el("li", {}, text)));
     }
 
     function messages(state) {

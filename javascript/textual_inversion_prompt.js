@@ -7,12 +7,13 @@
 
     const FIELDS = "#ti_txt2img_prompt textarea, #ti_txt2img_negative_prompt textarea";
     const STEP = 0.1, MOST = 8;
+    const WEIGHT = /^(?::\s*(\d+(?:\.\d*)?|\.\d+)\s*)?\)/, TAG = /^(?::\s*(\d+(?:\.\d*)?|\.\d+)\s*)?>/;
     const list = { node: null, field: null, names: [], at: 0 };
 
     // The word at the cursor, or the part that is marked, as [start, end].
     function part(text, start, end) {
         if (start !== end) return [start, end];
-        const ends = (at) => at < 0 || at >= text.length || /[\s,:()<>[\]]/.test(text[at]);
+        const ends = (at) => at < 0 || at >= text.length || /[\s,:()<>[\]\\]/.test(text[at]);
         while (!ends(start - 1)) start -= 1;
         while (!ends(end)) end += 1;
         return [start, end];
@@ -22,10 +23,11 @@
     ti.emphasised = function (text, start, end, by) {
         [start, end] = part(text, start, end);
         if (start === end) return null;
-        const before = /\($/.test(text.slice(0, start)), weight = /^:\s*([0-9.]+)\s*\)/.exec(text.slice(end));
-        const tag = /<$/.test(text.slice(0, start)) ? /^(?::\s*([0-9.]+)\s*)?>/.exec(text.slice(end)) : null;
-        const inside = before && weight, inner = text.slice(start, end);
-        const now = tag ? Number(tag[1] || 1) : inside ? Number(weight[1]) : 1;
+        const before = /(?<!\\)\($/.test(text.slice(0, start)), opened = /<$/.test(text.slice(0, start));
+        const weight = before ? WEIGHT.exec(text.slice(end)) : null, tag = opened ? TAG.exec(text.slice(end)) : null;
+        if ((opened && !tag) || (before && !weight && /^:/.test(text.slice(end)))) return null; // begun, or with what is no number
+        const inside = weight, inner = text.slice(start, end);
+        const now = tag ? Number(tag[1] || 1) : inside ? Number(weight[1] || 1.1) : 1; // (word) alone is 1.1
         const next = Math.round(Math.max(0, now + by) * 100) / 100;
         if (tag) return [text.slice(0, end) + (next === 1 ? "" : ":" + next) + ">" + text.slice(end + tag[0].length), start, end];
         const head = text.slice(0, inside ? start - 1 : start), tail = text.slice(inside ? end + weight[0].length : end);

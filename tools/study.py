@@ -133,7 +133,8 @@ def run(trial: Trial) -> dict[str, Any]:
         seconds = time.monotonic() - begun
         scores = {}
         for step in trial.judged_at:
-            word = formats.load(path if step == trial.steps else folder / "log" / f"{WORD}-{step}.safetensors")
+            copy = folder / "log" / f"{WORD}-{step}.safetensors"  # of a run that has not ended before
+            word = formats.load(copy if step < trial.steps and copy.exists() else path)
             found = judge(model, WORD, {WORD: word}, concept, settings_for(concept))
             scores[step] = (found.concept, found.prompt_following)
         norm = float(torch.cat(list(word.vectors.values()), dim=1).norm(dim=1).mean()) / model.word_norm
@@ -160,7 +161,7 @@ def config_of(trial: Trial) -> TrainingConfig:
 
 
 def words_of(trial: Trial) -> str:
-    """The initial words of a trial: where its true ones are wanted, as many as there are vectors, the shape first."""
+    """The initial words of a trial. Of the true ones as many as there are vectors: the shape is always kept, and written last."""
     return " ".join(list(reversed(trial.concept[: trial.vectors]))) if trial.words == "true" else trial.words
 
 
@@ -199,7 +200,7 @@ def table(trials: list[Trial], results: dict[str, dict[str, Any]]) -> str:
             concepts, follows = zip(*(row["scores"][step] for row in rows))
             low = sum(value < 0.85 for value in concepts)
             figures = f"{mean(concepts):.3f} | {min(concepts):.2f} | {mean(follows):.3f} | {min(follows):.2f} | {low}"
-            ended, norm = mean(row["ended"] for row in rows), mean(row["norm"] for row in rows)
+            ended, norm = mean(row.get("ended", int(step)) for row in rows), mean(row["norm"] for row in rows)
             lines.append(f"| {way} | {batch} | {vectors} | {words} | {len(rows)} | {ended:.0f} | {step} | {figures} | {norm:.2f} |")
     return "\n".join(lines)
 

@@ -95,6 +95,7 @@ def test_each_picture_has_its_own_seed_and_name(page: _Page) -> None:
 def test_the_last_pictures_are_shown_again(restarted: bool, page: _Page) -> None:
     drawn(page, prompt="a dog", count=1, seed="1")
     _, _, texts = drawn(page, prompt="a cat", count=2, seed="5")
+    (page.folder / "favourites").mkdir()  # the user's own, beside those of the days
     later = _Page(page.engine, Drawing(), page.keys) if restarted else page
     files, note, restored = later.restore()
     assert restored[-2:] == texts

@@ -63,6 +63,9 @@ def broken(kept: dict[str, Any], tmp_path: Path) -> list[Any]:
         {**kept, "state": {**kept["state"], "messages": 3}},
         {**kept, "points": [["x"]]},
         {**kept, "copies": 1},
+        *({**kept, "state": {**kept["state"], "previews": rows}} for rows in (None, [1], [{"step": "1"}])),
+        {**kept, "state": {**kept["state"], "loss": float("nan")}},
+        {**kept, "state": {**kept["state"], "name": None}},
     ]
 
 

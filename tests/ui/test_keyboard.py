@@ -120,6 +120,11 @@ EMPHASIS = [  # the text, the marked part, by how much, and the result
     ("a <cat> b", 4, 4, 0.1, "a <cat:1.1> b"),
     ("a <cat:1.1> b", 4, 4, -0.1, "a <cat> b"),
     ("a , b", 2, 2, 0.1, None),
+    ("a (cat), b", 4, 4, 0.1, "a (cat:1.2), b"),
+    (r"a \(cat\), b", 5, 5, 0.1, r"a \((cat:1.1)\), b"),
+    ("a (cat:1..2)", 4, 4, 0.1, None),
+    ("a <cat:1.2.3>", 4, 4, 0.1, None),
+    ("a <cat", 4, 4, 0.1, None),
 ]
 
 

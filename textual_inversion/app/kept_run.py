@@ -15,6 +15,8 @@ from textual_inversion.files import read_regular, replace_file
 
 NAME = "last-run.json"
 _MAX_BYTES = 4 * 2**20
+_PREVIEW: Mapping[str, type] = {"step": int, "file": str, "prompt": str, "seed": int, "row": int}
+_COPY: Mapping[str, type] = {"step": int, "file": str}
 _OVER = ("finished", "interrupted", "failed")
 
 Points = list[list[float | None]]
@@ -55,7 +57,7 @@ def read_kept(path: Path, empty: Mapping[str, Any]) -> KeptRun | None:
         empty: the state without a job, whose keys and types the kept state must have.
     """
     try:
-        kept = json.loads(read_regular(path, _MAX_BYTES).decode("ascii"))
+        kept = json.loads(read_regular(path, _MAX_BYTES).decode("ascii"), parse_constant=_no_number)
         state, folder = kept["state"], Path(kept["folder"])
         if path.parent.resolve() not in folder.resolve().parents or not _is_state(state, empty):
             return None
@@ -71,4 +73,15 @@ def _is_state(state: Any, empty: Mapping[str, Any]) -> bool:
     """Whether a value is the state of a run that is over."""
     if not isinstance(state, dict) or state.keys() != empty.keys() or state["phase"] not in _OVER:
         return False
-    return all(value is None or empty[key] is None or isinstance(value, type(empty[key])) for key, value in state.items())
+    if not all(empty[key] is None or isinstance(value, type(empty[key])) for key, value in state.items()):
+        return False
+    return _are(state["previews"], _PREVIEW) and _are(state["copies"], _COPY)
+
+
+def _are(rows: Any, kinds: Mapping[str, type]) -> bool:
+    """Whether each row is an object with these values in it."""
+    return all(isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in kinds.items()) for row in rows)
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")

@@ -45,9 +45,10 @@ def _improve(fit: WordFit, ids: list[int], place: int, best: float) -> tuple[lis
     vectors = fit.vectors_of(ids)
     promised = (fit.words - vectors[place]) @ fit.gradient(vectors)[place]  # change of the loss, to first order
     chosen = ids
-    for index in fit.vocabulary[promised.argsort()[: _TRIED + 1]].tolist():
-        if index == ids[place] or fit.budget.should_stop():
-            continue
+    promising = fit.vocabulary[promised.argsort()[: _TRIED + 1]].tolist()
+    for index in [index for index in promising if index != ids[place]][:_TRIED]:
+        if fit.budget.should_stop():
+            break
         tried = [*ids[:place], index, *ids[place + 1 :]]
         loss = float((fit.losses(fit.vectors_of(tried)) / fit.reference).mean())
         if loss < best:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import shutil
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from textual_inversion.app.engine import Engine
 
 #: Values where the host suggests none; the slider offers fewer pictures than the settings allow.
+_log = logging.getLogger(__name__)
 _USUAL: dict[str, Any] = {"seed": -1, "count": 4, "count_options": {"maximum": 16}}
 _GALLERY: dict[str, Any] = {
     "show_label": False,
@@ -100,6 +102,7 @@ def _build_cards(engine: Engine) -> Any:
     return gr.HTML(f'<section class="ti-library">{_CARD_BAR}{shelf}</section>', elem_id="ti_cards")
 
 
+_DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"  # name of a folder of pictures
 _EMPTY = '<div class="ti-note ti-note-hint">Pictures appear here. A click on a card below puts its word into the prompt.</div>'
 
 
@@ -139,11 +142,16 @@ class _Page:
 
     def restore(self) -> Any:
         """What `generate` returns, for a page that was opened just now: the last pictures, as far as their files are there."""
-        files = [path for path in (latest_in(self.folder) if self.last is None else self.last) if path.is_file()]
-        if not files:
-            return compat.update(), compat.update(), compat.update()
-        texts = [_parameters_or_nothing(path) for path in files]
-        return self._copies_of(files), self._made(texts, 0), texts
+        nothing = compat.update(), compat.update(), compat.update()
+        try:
+            files = [path for path in (latest_in(self.folder) if self.last is None else self.last) if path.is_file()]
+            if not files:
+                return nothing
+            texts = [_parameters_or_nothing(path) for path in files]
+            return self._copies_of(files), self._made(texts, 0), texts
+        except OSError:
+            _log.exception("The last pictures cannot be shown")
+            return nothing
 
     def _copies_of(self, files: list[Path]) -> list[str]:
         """Copies for the page; pages that are opened later get the same ones."""
@@ -221,7 +229,7 @@ def keep(pictures: list[Image.Image], folder: Path, seed: int) -> list[Path]:
 
 def latest_in(folder: Path) -> list[Path]:
     """The newest pictures that were kept in `folder`, at most as many as one click usually draws."""
-    days = sorted(day for day in folder.iterdir() if day.is_dir()) if folder.is_dir() else []
+    days = sorted(folder.glob(_DAY))  # other folders are the user's
     return sorted(days[-1].glob("[0-9]*.png"))[-_USUAL["count"] :] if days else []
 
 
