@@ -16,7 +16,6 @@ from textual_inversion.app.job import JobKind, JobRunningError
 from textual_inversion.errors import EmbeddingError, NameTakenError
 from textual_inversion.files import os_error_text, read_regular, remove_quietly, replace_file
 from textual_inversion.last_run import last_run_file, read_last_run
-from textual_inversion.library.sidecars import PREVIEW_ENDINGS, TEXT_ENDINGS
 from textual_inversion.text import counted
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ _MOST_NOTE = 2**20  # bytes
 _STAMP = "%Y-%m-%d_%H-%M-%S"
 _OWN_FOLDERS = ("training", "shelf", "reviews", "preprocessed", "pictures", "latents", "txt2img")  # below the outputs, for other things
 _OF_THE_FILE = (".optim", ".journal")  # behind the whole file name; the others follow its stem
-_OF_THE_NAME = (".training.json", *PREVIEW_ENDINGS, *TEXT_ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,11 @@ class Shelf:
 
     def _files(self, path: Path) -> Iterator[Path]:
         """The embedding's file first, then the files beside it that belong to it."""
+        from textual_inversion.library.sidecars import PREVIEW_ENDINGS, TEXT_ENDINGS
+
         yield path
-        names = {f"{path.name}{ending}".lower() for ending in _OF_THE_FILE} | {f"{path.stem}{ending}".lower() for ending in _OF_THE_NAME}
+        of_the_name = (".training.json", *PREVIEW_ENDINGS, *TEXT_ENDINGS)
+        names = {f"{path.name}{ending}".lower() for ending in _OF_THE_FILE} | {f"{path.stem}{ending}".lower() for ending in of_the_name}
         yield from sorted(file for file in path.parent.iterdir() if file.name.lower() in names and file != path)
 
     def _logs(self, path: Path) -> list[Path]:
